@@ -1,0 +1,70 @@
+"""CAEM, cross-scale alignment and enhancement, and the decoder that puts a plain head on it."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from e2net.decoders.layers import Fuse, SqueezeExcitation, conv_bn, resize
+from e2net.decoders.pyramid import Pyramid, PyramidName
+from e2net.structures import SegOutput
+
+
+class CAEM(nn.Module):
+    """Aligns F1..F4 to one width, fuses them from coarse to fine, and gates their channels.
+
+    F'i = BN(1x1(Fi)), resampled to the pyramid's strides; G4 = F'4, Gi = φ([up(G(i+1)), F'i]); then
+    squeeze-and-excitation on each. Every level stays at its own stride. The published version brings all levels to
+    G1's size first and has no BatchNorm after the 1x1 convolution; the features of DINO's blocks differ in scale by
+    an order of magnitude, which the norm evens out.
+
+    Args:
+        channels: feature channels of F1..F4.
+        strides: strides of F1..F4, in pixels.
+        width: channels of G1..G4.
+        pyramid: ``standard`` or ``simple``, see :class:`~e2net.decoders.pyramid.Pyramid`.
+    """
+
+    def __init__(
+        self, channels: Sequence[int], strides: Sequence[int], width: int, pyramid: PyramidName = "standard"
+    ) -> None:
+        super().__init__()
+        self.lateral = nn.ModuleList(conv_bn(c, width, 1, relu=False) for c in channels)
+        self.pyramid = Pyramid(pyramid, strides)
+        self.fuse = nn.ModuleList(Fuse(width) for _ in range(len(channels) - 1))
+        self.enhance = nn.ModuleList(SqueezeExcitation(width) for _ in channels)
+
+    def forward(self, features: Sequence[Tensor], image_size: Sequence[int]) -> list[Tensor]:
+        """F1..F4 (B, D_i, h_i, w_i) and the image's (H, W) -> G1..G4 (B, width, H/s_i, W/s_i)."""
+        aligned = self.pyramid([conv(f) for conv, f in zip(self.lateral, features, strict=True)], image_size)
+        fused = [aligned[-1]]
+        for fuse, fine in zip(self.fuse, reversed(aligned[:-1]), strict=True):
+            fused.append(fuse(fused[-1], fine))
+        return [enhance(g) for enhance, g in zip(self.enhance, reversed(fused), strict=True)]
+
+
+class CAEMDecoder(nn.Module):
+    """CAEM and a plain head: conv3x3 over G1..G4, BN-ReLU-1x1, at G1's size.
+
+    As in :class:`~e2net.decoders.layers.Fuse`, each level is convolved before it is upsampled.
+
+    Args:
+        channels, strides: of the encoder's maps.
+        width: channels inside the decoder.
+        pyramid: ``standard`` or ``simple``.
+    """
+
+    def __init__(
+        self, channels: Sequence[int], strides: Sequence[int], width: int = 128, pyramid: PyramidName = "simple"
+    ) -> None:
+        super().__init__()
+        self.caem = CAEM(channels, strides, width, pyramid)
+        self.convs = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1, bias=False) for _ in channels)
+        self.head = nn.Sequential(nn.BatchNorm2d(width), nn.ReLU(inplace=True), nn.Conv2d(width, 1, 1))
+
+    def forward(self, features: Sequence[Tensor], image_size: Sequence[int]) -> SegOutput:
+        """F1..F4 (B, D_i, h_i, w_i) -> logits (B, 1, *image_size)."""
+        maps = self.caem(features, image_size)
+        size = maps[0].shape[-2:]
+        fused = torch.stack([resize(conv(g), size) for conv, g in zip(self.convs, maps, strict=True)]).sum(0)
+        return SegOutput(resize(self.head(fused), image_size))

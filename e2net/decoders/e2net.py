@@ -1,0 +1,137 @@
+"""The E2Net ("Eagle Eye") decoder: CAEM, then search (LFSM), zoom (CFZM) and confirm (CCM)."""
+
+from collections.abc import Sequence
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from e2net.decoders.caem import CAEM
+from e2net.decoders.layers import Fuse, TransformerBlock, attention, conv_bn, resize
+from e2net.decoders.pyramid import PyramidName
+from e2net.structures import SegOutput
+
+
+class LFSM(nn.Module):
+    """Lateral fovea search: where in the whole scene might the object be?
+
+    Transformer blocks on the coarsest level's tokens, then 1x1-BN-ReLU-1x1. Positions need no encoding of their own:
+    the encoder's features carry them.
+
+    Args:
+        width: channels.
+        depth: transformer blocks.
+        heads: attention heads; must divide ``width``.
+    """
+
+    def __init__(self, width: int, depth: int = 1, heads: int = 8) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*(TransformerBlock(width, heads) for _ in range(depth)))
+        self.head = nn.Sequential(conv_bn(width, width, 1), nn.Conv2d(width, 1, 1))
+
+    def forward(self, g4: Tensor) -> Tensor:
+        """G4 (B, C, h, w) -> coarse logits (B, 1, h, w)."""
+        tokens = self.blocks(rearrange(g4, "b c h w -> b (h w) c"))
+        return self.head(rearrange(tokens, "b (h w) c -> b c h w", h=g4.shape[-2]))
+
+
+class CFZM(nn.Module):
+    """Central fovea zoom: G'i = conv3x3-BN-ReLU(Gi·A + Gi) with A = sigmoid(coarse logits), and a 1x1 head on each.
+
+    Args:
+        width: channels.
+        levels: number of maps.
+    """
+
+    def __init__(self, width: int, levels: int = 4) -> None:
+        super().__init__()
+        self.zoom = nn.ModuleList(conv_bn(width, width, 3) for _ in range(levels))
+        self.heads = nn.ModuleList(nn.Conv2d(width, 1, 1) for _ in range(levels))
+
+    def forward(self, maps: Sequence[Tensor], coarse: Tensor) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+        """G1..G4 (B, C, h_i, w_i), coarse logits (B, 1, h, w) -> G'1..G'4 and their logits (B, 1, h_i, w_i)."""
+        attended = coarse.sigmoid()
+        zoomed = [zoom(g * (1 + resize(attended, g.shape[-2:]))) for zoom, g in zip(self.zoom, maps, strict=True)]
+        return zoomed, tuple(head(g) for head, g in zip(self.heads, zoomed, strict=True))
+
+
+class CCM(nn.Module):
+    """Cognitive confirmation: gated cross-attention from fine to coarse, then progressive decoding.
+
+    Q comes from G'1, K and V from G'4 at its own resolution; O is their attention and
+    fused = G'1 + sigmoid(1x1([G'1, O]))·O. Then G'3 and G'2 are fused in, the resolution doubling each time until it
+    reaches stride 4, and conv3x3-BN-ReLU-1x1 gives the logits. The published version goes on doubling past the
+    image's own size, which costs most of its time and adds no information.
+
+    Args:
+        width: channels.
+        heads: attention heads; must divide ``width``.
+    """
+
+    # The logits are decoded at this many pixels a side; finer is left to the final bilinear resize.
+    OUTPUT_STRIDE = 4
+
+    def __init__(self, width: int, heads: int = 8) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm_q = nn.LayerNorm(width)
+        self.norm_kv = nn.LayerNorm(width)
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(width, 2 * width)
+        self.proj = nn.Linear(width, width)
+        self.gate = nn.Linear(2 * width, width)
+        self.fuse = nn.ModuleList(Fuse(width) for _ in range(2))
+        self.head = nn.Sequential(conv_bn(width, width, 3), nn.Conv2d(width, 1, 1))
+
+    def forward(self, maps: Sequence[Tensor], image_size: Sequence[int]) -> Tensor:
+        """G'1..G'4 (B, C, h_i, w_i), the image's (H, W) -> logits (B, 1, h, w) at stride 4."""
+        g1, g2, g3, g4 = maps
+        fine, context = (rearrange(g, "b c h w -> b (h w) c") for g in (g1, g4))
+        k, v = self.kv(self.norm_kv(context)).chunk(2, dim=-1)
+        seen = self.proj(attention(self.q(self.norm_q(fine)), k, v, self.heads))
+        fused = fine + torch.sigmoid(self.gate(torch.cat([fine, seen], dim=-1))) * seen
+        x = rearrange(fused, "b (h w) c -> b c h w", h=g1.shape[-2])
+        limit = [-(-side // self.OUTPUT_STRIDE) for side in image_size]
+        for fuse, g in zip(self.fuse, (g3, g2), strict=True):
+            size = [min(2 * side, most) for side, most in zip(x.shape[-2:], limit, strict=True)]
+            x = fuse(x, g, size)
+        return self.head(x)
+
+
+class E2NetDecoder(nn.Module):
+    """CAEM, LFSM, CFZM and CCM.
+
+    Args:
+        channels, strides: of the encoder's maps.
+        width: channels inside the decoder; published with 128 and 256.
+        pyramid: ``standard`` or ``simple``.
+        search_depth: transformer blocks in LFSM.
+        heads: attention heads in LFSM and CCM.
+
+    Raises:
+        ValueError: ``heads`` does not divide ``width``.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        strides: Sequence[int],
+        width: int = 128,
+        pyramid: PyramidName = "simple",
+        search_depth: int = 1,
+        heads: int = 8,
+    ) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"decoder.width must be a multiple of decoder.heads, found {width} and {heads}")
+        self.caem = CAEM(channels, strides, width, pyramid)
+        self.lfsm = LFSM(width, search_depth, heads)
+        self.cfzm = CFZM(width, len(channels))
+        self.ccm = CCM(width, heads)
+
+    def forward(self, features: Sequence[Tensor], image_size: Sequence[int]) -> SegOutput:
+        """F1..F4 (B, D_i, h_i, w_i) and the image's (H, W) -> logits at the image's size, coarse and refined logits."""
+        maps = self.caem(features, image_size)
+        coarse = self.lfsm(maps[-1])
+        zoomed, refined = self.cfzm(maps, coarse)
+        return SegOutput(resize(self.ccm(zoomed, image_size), image_size), coarse, refined)

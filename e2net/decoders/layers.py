@@ -1,0 +1,98 @@
+"""Building blocks that several decoders share."""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+
+def resize(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Bilinear resampling (``align_corners=False``) of (B, C, h, w) to ``size``; the input itself if it has it."""
+    if x.shape[-2:] == tuple(size):
+        return x
+    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def conv_bn(in_channels: int, out_channels: int, kernel_size: int, relu: bool = True) -> nn.Sequential:
+    """Convolution without bias, BatchNorm and, unless ``relu`` is false, ReLU; keeps height and width."""
+    layers: list[nn.Module] = [
+        nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False),
+        nn.BatchNorm2d(out_channels),
+    ]
+    return nn.Sequential(*layers, nn.ReLU(inplace=True)) if relu else nn.Sequential(*layers)
+
+
+class SqueezeExcitation(nn.Module):
+    """Channel gating from globally pooled features (Hu et al. 2018, eq. 2-4). (B, C, h, w) -> (B, C, h, w)."""
+
+    def __init__(self, channels: int, reduction: int = 16) -> None:
+        super().__init__()
+        hidden = max(channels // reduction, 4)
+        self.gate = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1),
+            nn.Conv2d(channels, hidden, 1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(hidden, channels, 1),
+            nn.Sigmoid(),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gate(x)
+
+
+class Fuse(nn.Module):
+    """φ([up(coarse), fine]): a 3x3 convolution over both maps, BatchNorm and ReLU, at the output's size.
+
+    A convolution over concatenated channels is the sum of one convolution per part. So each part is convolved at its
+    own resolution, and only the result is resampled: the coarse part costs a quarter (or less) of what it would
+    after upsampling.
+
+    Args:
+        channels: of both inputs and of the output.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.coarse = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.fine = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(channels)
+
+    def forward(self, coarse: Tensor, fine: Tensor, size: Sequence[int] | None = None) -> Tensor:
+        """(B, C, h, w) and (B, C, h', w') -> (B, C, *size); ``size`` is the fine map's unless given."""
+        size = tuple(fine.shape[-2:] if size is None else size)
+        return F.relu(self.norm(resize(self.coarse(coarse), size) + resize(self.fine(fine), size)))
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """Multi-head scaled dot-product attention that never holds the whole attention matrix.
+
+    Args:
+        q: (B, N, C); k, v: (B, M, C). M stays what it is: keys and values are not upsampled to the queries' grid.
+        heads: must divide C.
+
+    Returns:
+        (B, N, C).
+    """
+    q, k, v = (rearrange(t, "b n (heads c) -> b heads n c", heads=heads) for t in (q, k, v))
+    return rearrange(F.scaled_dot_product_attention(q, k, v), "b heads n c -> b n (heads c)")
+
+
+class TransformerBlock(nn.Module):
+    """Pre-norm self-attention and MLP (Dosovitskiy et al. 2021, eq. 2-3) on tokens (B, N, C)."""
+
+    def __init__(self, channels: int, heads: int = 8, mlp_ratio: int = 4) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1 = nn.LayerNorm(channels)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.proj = nn.Linear(channels, channels)
+        self.norm2 = nn.LayerNorm(channels)
+        self.mlp = nn.Sequential(
+            nn.Linear(channels, mlp_ratio * channels), nn.GELU(), nn.Linear(mlp_ratio * channels, channels)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norm1(x)).chunk(3, dim=-1)
+        x = x + self.proj(attention(q, k, v, self.heads))
+        return x + self.mlp(self.norm2(x))

@@ -1,0 +1,29 @@
+"""The linear probe: the baseline that every decoder has to beat."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from e2net.decoders.layers import resize
+from e2net.structures import SegOutput
+
+
+class LinearDecoder(nn.Module):
+    """BatchNorm and a 1x1 convolution over all levels, as DINO's linear evaluation does.
+
+    The levels' contributions are added, which is the same as one 1x1 convolution over their concatenation but does
+    not ask them to be of one size.
+
+    Args:
+        channels, strides: of the encoder's maps.
+    """
+
+    def __init__(self, channels: Sequence[int], strides: Sequence[int]) -> None:
+        super().__init__()
+        self.probes = nn.ModuleList(nn.Sequential(nn.BatchNorm2d(c), nn.Conv2d(c, 1, 1)) for c in channels)
+
+    def forward(self, features: Sequence[Tensor], image_size: Sequence[int]) -> SegOutput:
+        """F1..F4 (B, D_i, h_i, w_i) -> logits (B, 1, *image_size)."""
+        finest = max((f.shape[-2:] for f in features), key=lambda size: size[0] * size[1])
+        logits = sum(resize(probe(f), finest) for probe, f in zip(self.probes, features, strict=True))
+        return SegOutput(resize(logits, image_size))

@@ -1,0 +1,122 @@
+"""Checkpoints: plain tensors and the resolved config, without weights that can be read from elsewhere."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from e2net.engine.config import build_model
+from e2net.model import SegmentationModel
+
+BEST, LAST = "best.ckpt", "last.ckpt"
+# The key under which a checkpoint holds what is ours, beside Lightning's own keys.
+KEY = "e2net"
+
+
+def saved_state(model: SegmentationModel) -> dict[str, Tensor]:
+    """The tensors that a checkpoint must hold: all but the weights of a frozen pretrained encoder."""
+    skip = model.encoder.frozen and model.encoder.pretrained
+    return {k: v for k, v in model.state_dict().items() if not (skip and k.startswith("encoder."))}
+
+
+def load_state(model: SegmentationModel, state: dict[str, Tensor]) -> None:
+    """Loads what :func:`saved_state` returned.
+
+    Raises:
+        ValueError: a tensor is missing, unexpected or of another shape; nothing is loaded then.
+    """
+    expected = saved_state(model)
+    faults = [f"{k} is missing" for k in expected.keys() - state.keys()]
+    faults += [f"{k} is unexpected" for k in state.keys() - expected.keys()]
+    faults += [
+        f"{k} has shape {tuple(state[k].shape)}, expected {tuple(expected[k].shape)}"
+        for k in expected.keys() & state.keys()
+        if state[k].shape != expected[k].shape
+    ]
+    if faults:
+        raise ValueError(
+            f"checkpoint does not fit the model: {len(faults)} of {len(expected)} tensors differ "
+            f"({'; '.join(sorted(faults)[:3])}); it was trained with another encoder, decoder or tuning"
+        )
+    model.load_state_dict(state, strict=False)
+
+
+def find_checkpoint(path: str | Path, prefer: str = BEST) -> Path:
+    """The file itself, or a run folder's checkpoint: the one that is preferred, else the other.
+
+    A run without a validation part has no best one, a run that was stopped early no last one.
+
+    Raises:
+        FileNotFoundError: neither.
+    """
+    path = Path(path)
+    candidates = (
+        [path]
+        if path.is_file()
+        else [path / "checkpoints" / name for name in sorted((BEST, LAST), key=lambda name: name != prefer)]
+    )
+    for file in candidates:
+        if file.is_file():
+            return file
+    found = "an empty or other folder" if path.is_dir() else "nothing"
+    raise FileNotFoundError(
+        f"ckpt={path}: expected a checkpoint file or a run folder with checkpoints/{BEST}, found {found}"
+    )
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Reads a checkpoint file, tensors on the CPU, without running any code from it.
+
+    Raises:
+        FileNotFoundError: see :func:`find_checkpoint`.
+        ValueError: the file is no checkpoint of e2net.
+    """
+    file = find_checkpoint(path)
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        raise ValueError(f"{file} is not a readable checkpoint ({str(error).splitlines()[0]})") from error
+    if not isinstance(content, dict) or KEY not in content:
+        raise ValueError(f"{file} was not written by e2net: it holds no '{KEY}' entry with the config")
+    return content
+
+
+def load_model(path: str | Path, encoder_path: str | None = None) -> tuple[SegmentationModel, dict[str, Any]]:
+    """Rebuilds a trained model from its checkpoint alone.
+
+    Args:
+        path: a run folder or a checkpoint file.
+        encoder_path: where the pretrained encoder lies now, if it has moved since training.
+
+    Returns:
+        The model in eval mode on the CPU, and the resolved config it was trained with.
+
+    Raises:
+        FileNotFoundError: no checkpoint there, or the encoder's files are missing.
+        ValueError: the checkpoint does not fit its config, or the frozen encoder's weights are not those of training.
+    """
+    content = read_checkpoint(path)
+    config = content[KEY]["config"]
+    if encoder_path is not None:
+        if "path" not in config["encoder"]:
+            raise ValueError("encoder_path is given, but this checkpoint's encoder was not loaded from files")
+        config["encoder"]["path"] = encoder_path
+    model = build_model(config)
+    expected = content[KEY]["encoder_fingerprint"]
+    if expected is not None and model.encoder.fingerprint() != expected:
+        raise ValueError(
+            f"the encoder's weights in {config['encoder']['path']} are not those of this checkpoint's training; "
+            "give their place with encoder_path=..."
+        )
+    load_state(model, content["state_dict"])
+    return model.eval(), config
+
+
+def inherit_size(config: DictConfig) -> DictConfig:
+    """An evaluation config whose ``size``, where null, is the one that the checkpoint was trained at."""
+    if config.size is None and not OmegaConf.is_missing(config, "ckpt"):
+        config.size = read_checkpoint(config.ckpt)[KEY]["config"]["size"]
+    return config

@@ -1,0 +1,5 @@
+"""Losses: terms as pure functions, and the criterion that weighs and adds them."""
+
+from e2net.losses.criterion import TERMS, Criterion
+
+__all__ = ["TERMS", "Criterion"]

@@ -1,0 +1,52 @@
+"""The containers that pass between data, model, loss and metrics."""
+
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+
+class Sample(NamedTuple):
+    """One image as a data set yields it, resized for the network.
+
+    Attributes:
+        image: (3, H, W) uint8, RGB.
+        mask: (1, H, W) float32, 0 or 1.
+        native_mask: (h, w) bool array at the mask file's own size, for scoring; None in training.
+        name: file stem, unique within its set.
+    """
+
+    image: Tensor
+    mask: Tensor
+    native_mask: np.ndarray | None
+    name: str
+
+
+class Batch(NamedTuple):
+    """Samples stacked for one step.
+
+    Attributes:
+        image: (B, 3, H, W) uint8, RGB. The encoder owns mean and std, so nothing here depends on it.
+        mask: (B, 1, H, W) float32, 0 or 1.
+        native_masks: B bool arrays (h, w), each at its own size; empty in training.
+        names: B file stems.
+    """
+
+    image: Tensor
+    mask: Tensor
+    native_masks: list[np.ndarray]
+    names: list[str]
+
+
+class SegOutput(NamedTuple):
+    """What a decoder says about one batch; everything is a logit, no sigmoid applied.
+
+    Attributes:
+        logits: (B, 1, H, W), at the image's size.
+        coarse: (B, 1, h, w) from the first stage, or None where a decoder has no such stage.
+        refined: deep-supervision maps (B, 1, h_i, w_i), one per level; empty where there are none.
+    """
+
+    logits: Tensor
+    coarse: Tensor | None = None
+    refined: tuple[Tensor, ...] = ()

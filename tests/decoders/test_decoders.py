@@ -1,0 +1,152 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from e2net.decoders import CAEM, CCM, CFZM, LFSM, CAEMDecoder, E2NetDecoder, LinearDecoder, Pyramid
+from e2net.decoders.layers import Fuse, TransformerBlock, attention, resize
+
+PATCHES = {"patch 16": (16, (96, 160)), "patch 14": (14, (84, 126))}
+
+
+def _features(patch, size, channels=24, batch=2):
+    torch.manual_seed(0)
+    return [torch.randn(batch, channels, size[0] // patch, size[1] // patch) for _ in range(4)]
+
+
+@pytest.fixture(params=PATCHES)
+def patch_and_size(request):
+    return PATCHES[request.param]
+
+
+@pytest.mark.parametrize("pyramid", ["standard", "simple"])
+@pytest.mark.parametrize("decoder", [E2NetDecoder, CAEMDecoder])
+def test_logits_have_the_images_size_and_everything_trains(decoder, pyramid, patch_and_size):
+    patch, size = patch_and_size
+    torch.manual_seed(0)
+    module = decoder((24,) * 4, (patch,) * 4, width=64, pyramid=pyramid)
+    output = module(_features(patch, size), size)
+    assert output.logits.shape == (2, 1, *size)
+    maps = [output.logits, *output.refined] + ([] if output.coarse is None else [output.coarse])
+    sum(m.square().mean() for m in maps).backward()
+    assert [n for n, p in module.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_linear_is_one_convolution_over_the_concatenation(patch_and_size):
+    patch, size = patch_and_size
+    module = LinearDecoder((24,) * 4, (patch,) * 4).eval()
+    features = _features(patch, size)
+    weight = torch.cat([p[1].weight for p in module.probes], dim=1)
+    bias = sum(p[1].bias for p in module.probes)
+    normed = torch.cat([p[0](f) for p, f in zip(module.probes, features, strict=True)], dim=1)
+    expected = resize(F.conv2d(normed, weight, bias), size)
+    torch.testing.assert_close(module(features, size).logits, expected)
+
+
+def test_outputs_are_logits_not_probabilities():
+    module = E2NetDecoder((24,) * 4, (16,) * 4, width=16)
+    torch.nn.init.constant_(module.lfsm.head[1].bias, -7.0)
+    torch.nn.init.constant_(module.ccm.head[1].bias, -7.0)
+    for head in module.cfzm.heads:
+        torch.nn.init.constant_(head.bias, -7.0)
+    output = module(_features(16, (64, 64)), (64, 64))
+    assert all(m.max() < 0 for m in (output.logits, output.coarse, *output.refined))
+
+
+def test_standard_pyramid_strides_at_384():
+    features = [torch.randn(1, 8, 24, 24) for _ in range(4)]
+    shapes = [tuple(m.shape[-2:]) for m in Pyramid("standard", (16,) * 4)(features, (384, 384))]
+    assert shapes == [(96, 96), (48, 48), (24, 24), (12, 12)]
+    simple = Pyramid("simple", (16,) * 4)(features, (384, 384))
+    assert all(a is b for a, b in zip(simple, features, strict=True))
+    with pytest.raises(ValueError, match="pyramid must be 'standard' or 'simple', found 'fpn'"):
+        Pyramid("fpn", (16,) * 4)
+
+
+def test_reducing_channels_before_resampling_changes_nothing():
+    """The reason why CAEM resamples after its 1x1 convolutions."""
+    caem = CAEM((24,) * 4, (16,) * 4, 16, "standard").eval()
+    features = _features(16, (96, 160))
+    resampled = caem.pyramid(features, (96, 160))
+    late = [conv(f) for conv, f in zip(caem.lateral, resampled, strict=True)]
+    early = caem.pyramid([conv(f) for conv, f in zip(caem.lateral, features, strict=True)], (96, 160))
+    for a, b in zip(early, late, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+
+def test_caem_fuses_from_coarse_to_fine():
+    caem = CAEM((24,) * 4, (16,) * 4, 16, "simple").eval()
+    features = _features(16, (64, 64))
+    before = caem(features, (64, 64))
+    features[0] = features[0] + 1  # F1 reaches G1 alone
+    changed = [not torch.equal(a, b) for a, b in zip(before, caem(features, (64, 64)), strict=True)]
+    assert changed == [True, False, False, False]
+    features[3] = features[3] + 1  # F4 reaches all
+    assert all(not torch.equal(a, b) for a, b in zip(before, caem(features, (64, 64)), strict=True))
+
+
+def test_fuse_is_a_convolution_over_concatenated_channels():
+    fuse = Fuse(8).eval()
+    coarse, fine = torch.randn(2, 8, 6, 6), torch.randn(2, 8, 6, 6)
+    weight = torch.cat([fuse.coarse.weight, fuse.fine.weight], dim=1)
+    expected = F.relu(fuse.norm(F.conv2d(torch.cat([coarse, fine], 1), weight, padding=1)))
+    torch.testing.assert_close(fuse(coarse, fine), expected)
+    assert fuse(coarse, fine, (12, 9)).shape == (2, 8, 12, 9)
+
+
+def test_attention_equals_the_formula_with_fewer_keys_than_queries():
+    q, k, v = torch.randn(2, 10, 12), torch.randn(2, 4, 12), torch.randn(2, 4, 12)
+    expected = torch.empty_like(q)
+    for head in range(3):
+        part = slice(4 * head, 4 * head + 4)
+        scores = (q[..., part] @ k[..., part].transpose(1, 2) / 2).softmax(-1)
+        expected[..., part] = scores @ v[..., part]
+    torch.testing.assert_close(attention(q, k, v, 3), expected)
+
+
+def test_transformer_block_equals_torchs_own():
+    ours = TransformerBlock(16, heads=4)
+    theirs = torch.nn.TransformerEncoderLayer(16, 4, 64, 0.0, "gelu", batch_first=True, norm_first=True)
+    names = {
+        "self_attn.in_proj_weight": ours.qkv.weight, "self_attn.in_proj_bias": ours.qkv.bias,
+        "self_attn.out_proj.weight": ours.proj.weight, "self_attn.out_proj.bias": ours.proj.bias,
+        "linear1.weight": ours.mlp[0].weight, "linear1.bias": ours.mlp[0].bias,
+        "linear2.weight": ours.mlp[2].weight, "linear2.bias": ours.mlp[2].bias,
+        "norm1.weight": ours.norm1.weight, "norm1.bias": ours.norm1.bias,
+        "norm2.weight": ours.norm2.weight, "norm2.bias": ours.norm2.bias,
+    }  # fmt: skip
+    theirs.load_state_dict({k: v.detach() for k, v in names.items()})
+    x = torch.randn(2, 9, 16)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-5)
+
+
+def test_cfzm_zooms_where_the_coarse_map_is_high():
+    cfzm = CFZM(8).eval()
+    maps = [torch.randn(1, 8, 4, 4) for _ in range(4)]
+    closed, refined = cfzm(maps, torch.full((1, 1, 2, 2), -50.0))
+    opened, _ = cfzm(maps, torch.full((1, 1, 2, 2), 50.0))
+    for i, zoom in enumerate(cfzm.zoom):
+        torch.testing.assert_close(closed[i], zoom(maps[i]))
+        torch.testing.assert_close(opened[i], zoom(2 * maps[i]))
+    assert [tuple(r.shape) for r in refined] == [(1, 1, 4, 4)] * 4
+
+
+def test_lfsm_sees_the_whole_scene():
+    lfsm = LFSM(16).eval()
+    g4 = torch.randn(1, 16, 6, 6)
+    before = lfsm(g4)
+    g4[..., 0, 0] = torch.randn(16)
+    assert (lfsm(g4) - before)[..., -1, -1].abs().item() > 1e-6
+
+
+def test_ccm_stops_doubling_at_stride_4():
+    ccm = CCM(16).eval()
+    maps = [torch.randn(1, 16, 6, 6) for _ in range(4)]
+    assert ccm(maps, (96, 96)).shape[-2:] == (24, 24)
+    fine = [torch.randn(1, 16, s, s) for s in (24, 12, 6, 3)]
+    assert ccm(fine, (96, 96)).shape[-2:] == (24, 24)
+    assert ccm([torch.randn(1, 16, 6, 9)] * 4, (84, 126)).shape[-2:] == (21, 32)
+
+
+def test_heads_must_divide_the_width():
+    with pytest.raises(ValueError, match=r"multiple of decoder.heads, found 20 and 8"):
+        E2NetDecoder((24,) * 4, (16,) * 4, width=20)

@@ -1,0 +1,219 @@
+"""The main job from end to end, on tiny encoders and few pictures."""
+
+import csv
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import ROOT, encoder_config
+from hydra import compose, initialize_config_dir
+
+from e2net.datasets import ProceduralPairs, read_mask
+from e2net.engine import prepare_evaluation, prepare_training, resolve, test, train
+from e2net.engine.checkpoint import read_checkpoint
+from e2net.engine.run import choose_precision
+from e2net.metrics import MapScores, Protocol, score_map
+
+QUICK = [
+    "size=64",
+    "data.n_train=24",
+    "data.n_test=5",
+    "data.num_workers=0",
+    "data.batch_size=4",
+    "data.val_fraction=0.3",
+    "decoder.width=16",
+    "trainer.max_epochs=2",
+    "trainer.accelerator=cpu",
+    "num_samples=2",
+]
+
+
+def _compose(name, *overrides):
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return resolve(compose(name, list(overrides)))
+
+
+def _prepare(folder, *overrides, encoder=None):
+    config = _compose("train", *QUICK, f"run_dir={folder}", *overrides)
+    if encoder is not None:
+        config["encoder"] = encoder
+    return prepare_training(config)
+
+
+def _evaluate(folder, output, *overrides):
+    job = prepare_evaluation(_compose("eval", f"ckpt={folder}", f"output={output}", "accelerator=cpu", *overrides))
+    return test(job)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """One finished default run: its folder and the scores it returned."""
+    folder = tmp_path_factory.mktemp("default") / "run"
+    return folder, train(_prepare(folder))
+
+
+def test_run_folder_holds_what_it_promises(run):
+    folder, scores = run
+    assert yaml.safe_load((folder / "config.yaml").read_text())["size"] == 64
+    assert (folder / "checkpoints" / "best.ckpt").is_file() and (folder / "checkpoints" / "last.ckpt").is_file()
+    rows = list(csv.DictReader((folder / "metrics.csv").open()))
+    assert {"train/loss", "train/final/dice", "train/coarse/bce", "val/S", "val/MAE", "val/wF"} <= set(rows[0])
+    assert list((folder / "tensorboard").glob("events*"))
+    for name in ("val", "test_procedural"):
+        assert cv2.imread(str(folder / "samples" / f"{name}.png")).std() > 10
+    written = json.loads((folder / "test_scores.json").read_text())
+    assert written["scores"] == scores
+    assert written["protocol"] == Protocol().describe()
+    assert set(scores) == {"procedural"}
+
+
+def test_checkpoint_loads_without_running_code(run):
+    content = torch.load(run[0] / "checkpoints" / "last.ckpt", weights_only=True)
+    assert content["e2net"]["config"]["size"] == 64
+    assert content["optimizer_states"]
+
+
+def test_train_then_eval_gives_the_same_numbers(run, tmp_path):
+    folder, scores = run
+    assert _evaluate(folder, tmp_path) == scores
+    assert json.loads((tmp_path / "scores.json").read_text())["scores"] == scores
+    (row,) = csv.DictReader((tmp_path / "scores.csv").open())
+    assert row.pop("test_set") == "procedural"
+    assert {k: float(v) for k, v in row.items()} == scores["procedural"]
+
+
+def test_printed_scores_are_those_of_the_written_maps(run, tmp_path):
+    folder, _ = run
+    scores = _evaluate(folder, tmp_path)["procedural"]
+    pairs = ProceduralPairs(5, 0, yaml.safe_load((folder / "config.yaml").read_text())["data"]["difficulty"], "test")
+    again = MapScores()
+    for i in range(len(pairs)):
+        mask = pairs.read(i)[1]
+        written = cv2.imread(str(tmp_path / "maps" / "procedural" / f"{pairs.name(i)}.png"), cv2.IMREAD_UNCHANGED)
+        assert written.dtype == np.uint8 and written.shape == mask.shape
+        again.add(pairs.name(i), score_map(written, mask, protocol=Protocol()))
+    assert {k: float(v) for k, v in again.compute().items()} == scores
+
+
+def _write_folder(root, count, source):
+    for i in range(count):
+        image, mask = source.read(i)
+        for kind, values in (("Image", image[..., ::-1]), ("GT", mask.astype(np.uint8) * 255)):
+            (root / kind).mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(root / kind / f"{i}.png"), values)
+
+
+def test_folders_with_a_frozen_local_encoder(tmp_path, encoder_folder):
+    """Frozen means bit-equal after training with sanity validation; what trains has moved; the rest is not stored."""
+    for split, seed in (("train", 0), ("test", 1)):
+        _write_folder(tmp_path / "data" / split, 12, ProceduralPairs(12, seed, 0.2, split))
+    encoder = {
+        "_target_": "e2net.encoders.ViTEncoder.from_pretrained",
+        "path": str(encoder_folder("dinov3")),
+    }
+    overrides = [o for o in QUICK if not o.startswith("data.n_")] + ["encoder=local", "encoder.path=x", "data=folder"]
+    config = _compose("train", *overrides, f"data.root={tmp_path}/data", f"run_dir={tmp_path}/run")
+    config["encoder"] = encoder
+    job = prepare_training(config)
+    model = job.module.model
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    scores = train(job)
+    assert job.trainer.num_sanity_val_steps > 0
+    after = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    for name, value in model.state_dict().items():
+        if name.startswith("encoder."):
+            assert torch.equal(value, before[name]), name
+            assert name not in after
+    # BatchNorm counts and every weight; a bias or a 1 may stand still only if nothing reaches it.
+    assert [n for n, v in after.items() if torch.equal(v, before[n])] == []
+    assert _evaluate(tmp_path / "run", tmp_path / "eval") == scores
+    moved = _evaluate(
+        tmp_path / "run", tmp_path / "eval2", "data=folder", f"data.root={tmp_path}/data", "data.test=[train]"
+    )
+    assert set(moved) == {"train"}
+
+
+def test_resume_continues_where_the_run_stopped(tmp_path):
+    """One run of two epochs equals one epoch, stopped, and a second one: weights, optimiser state and rate."""
+    whole = _prepare(tmp_path / "whole", "trainer.max_epochs=2")
+    whole.trainer.fit(whole.module, datamodule=whole.data)
+    first = _prepare(tmp_path / "first", "trainer.max_epochs=2")
+    first.trainer.fit_loop.max_epochs = 1
+    # The schedule's length is that of the whole run.
+    type(first.trainer).estimated_stepping_batches.fget(first.trainer)
+    steps = whole.trainer.global_step
+    first.module.optim.build, build = (lambda model, total: build(model, steps)), first.module.optim.build
+    first.trainer.fit(first.module, datamodule=first.data)
+    second = _prepare(tmp_path / "second", "trainer.max_epochs=2", f"resume={tmp_path}/first")
+    second.trainer.fit(second.module, datamodule=second.data, ckpt_path=second.checkpoint, weights_only=True)
+    assert second.trainer.global_step == steps
+    a, b = (read_checkpoint(tmp_path / name / "checkpoints" / "last.ckpt") for name in ("whole", "second"))
+    assert all(torch.equal(v, b["state_dict"][k]) for k, v in a["state_dict"].items())
+    assert a["lr_schedulers"] == b["lr_schedulers"]
+    for one, other in zip(
+        a["optimizer_states"][0]["state"].values(), b["optimizer_states"][0]["state"].values(), strict=True
+    ):
+        assert all(torch.equal(one[k], other[k]) for k in one)
+
+
+def test_overfits_two_images(tmp_path):
+    _write_folder(tmp_path / "data" / "train", 2, ProceduralPairs(2, 3, 0.3, "train"))
+    config = _compose(
+        "train", "data=folder", f"data.root={tmp_path}/data", "data.test=[train]", "data.val_fraction=0",
+        "data.batch_size=2", "data.num_workers=0", "data.augment=null", "size=96", "decoder.width=32",
+        "trainer.max_epochs=60", "trainer.accelerator=cpu", "optim.lr=3e-3", f"run_dir={tmp_path}/run",
+    )  # fmt: skip
+    scores = train(prepare_training(config))["train"]
+    assert scores["S"] > 0.9 and scores["MAE"] < 0.05
+
+
+def test_same_seed_same_loss(tmp_path):
+    losses = []
+    for i, seed in enumerate((0, 0, 1)):
+        job = _prepare(tmp_path / str(i), f"seed={seed}", "trainer.max_epochs=1")
+        job.trainer.fit(job.module, datamodule=job.data)
+        losses.append(job.trainer.callback_metrics["train/loss"].item())
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_size_is_checked_before_training(tmp_path):
+    with pytest.raises(ValueError, match="60x60 .* nearest legal sizes are 56x56 and 64x64"):
+        _prepare(tmp_path / "run", "size=60")
+
+
+def test_checkpoint_of_another_decoder_is_refused(run, tmp_path):
+    with pytest.raises(ValueError, match="trained with another encoder, decoder or tuning"):
+        _prepare(tmp_path / "run", f"resume={run[0]}", "decoder.width=32")
+
+
+@pytest.mark.parametrize(
+    "cuda, bf16, accelerator, expected",
+    [
+        (False, False, "auto", "32-true"),
+        (True, True, "auto", "bf16-mixed"),
+        (True, False, "auto", "16-mixed"),
+        (True, True, "cpu", "32-true"),
+    ],
+)
+def test_precision_follows_the_device(monkeypatch, cuda, bf16, accelerator, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
+    assert choose_precision("auto", accelerator) == expected
+    assert choose_precision("16-mixed", accelerator) == "16-mixed"
+
+
+def test_frozen_tiny_encoder_config_is_stored(tmp_path):
+    """Random weights lie nowhere else: a frozen random encoder must come back from the checkpoint."""
+    encoder = {"_target_": "e2net.encoders.ViTEncoder.from_config", "config": encoder_config("dinov2_registers")}
+    job = _prepare(tmp_path / "run", "tuning=frozen", "size=56", "trainer.max_epochs=1", encoder=encoder)
+    scores = train(job)
+    assert _evaluate(tmp_path / "run", tmp_path / "eval") == scores
+
+
+def test_masks_are_read_at_their_own_size(tmp_path):
+    _write_folder(tmp_path, 1, ProceduralPairs(1, 0, 0.5, "test"))
+    mask = ProceduralPairs(1, 0, 0.5, "test").read(0)[1]
+    assert np.array_equal(read_mask(tmp_path / "GT" / "0.png"), mask)

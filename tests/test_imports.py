@@ -1,0 +1,59 @@
+"""The direction of imports: structures <- encoders, decoders <- model <- engine; losses, datasets <- engine; metrics <- engine."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent.parent / "e2net"
+
+ALLOWED = {
+    "structures": set(),
+    "metrics": set(),
+    "encoders": {"structures"},
+    "decoders": {"structures"},
+    "losses": {"structures"},
+    "datasets": {"structures"},
+    "model": {"structures", "encoders", "decoders"},
+    "engine": {"structures", "metrics", "encoders", "decoders", "losses", "datasets", "model"},
+}
+# Only these may import a plotting, logging or configuration framework.
+FRAMEWORKS = {"hydra": {"engine/config.py"}, "matplotlib": set(), "rich": {"engine/report.py"}}
+
+
+def _imports(file: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            found.add(node.module or "")
+    return found
+
+
+def test_layers_import_only_what_is_below_them():
+    seen = set()
+    for file in PACKAGE.rglob("*.py"):
+        relative = file.relative_to(PACKAGE)
+        layer = relative.parts[0].removesuffix(".py")
+        if layer == "__init__":
+            continue
+        seen.add(layer)
+        for name in _imports(file):
+            parts = name.split(".")
+            if parts[0] == "e2net" and len(parts) > 1 and parts[1] != layer:
+                assert parts[1] in ALLOWED[layer], f"{relative} imports {name}"
+            if parts[0] in FRAMEWORKS:
+                assert str(relative) in FRAMEWORKS[parts[0]], f"{relative} imports {name}"
+    assert seen == set(ALLOWED)
+
+
+def test_importing_the_package_has_no_side_effects():
+    code = (
+        "import sys, e2net.model, e2net.datasets, e2net.losses, e2net.metrics;"
+        "assert 'hydra' not in sys.modules, 'Hydra was imported';"
+        "assert 'matplotlib' not in sys.modules, 'matplotlib was imported';"
+        "assert 'py_sod_metrics' not in sys.modules, 'a test dependency was imported'"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent)

@@ -1,0 +1,28 @@
+"""Trains one model and tests its best checkpoint. See ``python train.py --help``."""
+
+import sys
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from e2net.engine import list_groups, prepare_training, resolve, train, user_errors
+
+# For --help, which is printed before main() runs.
+OmegaConf.register_new_resolver("list_groups", lambda: list_groups(Path(__file__).parent / "conf"))
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+def main(config: DictConfig) -> None:
+    """Composes the config, builds and checks everything, then trains and tests."""
+    with user_errors():
+        job = prepare_training(resolve(config))
+    try:
+        train(job)
+    except KeyboardInterrupt:
+        print(f"interrupted; continue with resume={job.output}", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()
