@@ -3,15 +3,15 @@
 import hydra
 from omegaconf import DictConfig
 
-from e2net.engine import inherit_size, prepare_evaluation, resolve, test, user_errors
+from e2net.engine import evaluate, inherit, prepare_evaluation, resolve, user_errors
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="eval")
 def main(config: DictConfig) -> None:
     """Composes the config, rebuilds the model and checks the data, then tests."""
     with user_errors():
-        job = prepare_evaluation(resolve(inherit_size(config)))
-    test(job)
+        job = prepare_evaluation(resolve(inherit(config)))
+    evaluate(job)
     print(f"maps and scores: {job.output}")
 
 

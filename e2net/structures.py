@@ -14,12 +14,14 @@ class Sample(NamedTuple):
         mask: (1, H, W) float32, 0 or 1.
         native_mask: (h, w) bool array at the mask file's own size, for scoring; None in training.
         name: file stem, unique within its set.
+        position: index within its set; tells repeats apart when several processes score one set.
     """
 
     image: Tensor
     mask: Tensor
     native_mask: np.ndarray | None
     name: str
+    position: int
 
 
 class Batch(NamedTuple):
@@ -30,12 +32,14 @@ class Batch(NamedTuple):
         mask: (B, 1, H, W) float32, 0 or 1.
         native_masks: B bool arrays (h, w), each at its own size; empty in training.
         names: B file stems.
+        positions: B indices within the set.
     """
 
     image: Tensor
     mask: Tensor
     native_masks: list[np.ndarray]
     names: list[str]
+    positions: list[int]
 
 
 class SegOutput(NamedTuple):

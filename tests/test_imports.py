@@ -1,4 +1,4 @@
-"""The direction of imports: structures <- encoders, decoders <- model <- engine; losses, datasets <- engine; metrics <- engine."""
+"""The direction of imports is one: siblings never import each other, and nothing imports the engine."""
 
 import ast
 import subprocess
@@ -53,7 +53,6 @@ def test_importing_the_package_has_no_side_effects():
     code = (
         "import sys, e2net.model, e2net.datasets, e2net.losses, e2net.metrics;"
         "assert 'hydra' not in sys.modules, 'Hydra was imported';"
-        "assert 'matplotlib' not in sys.modules, 'matplotlib was imported';"
         "assert 'py_sod_metrics' not in sys.modules, 'a test dependency was imported'"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent)

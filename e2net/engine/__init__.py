@@ -1,20 +1,20 @@
 """The engine: configs to objects, training, testing, checkpoints and reports."""
 
-from e2net.engine.checkpoint import inherit_size, load_model
+from e2net.engine.checkpoint import inherit, load_model
 from e2net.engine.config import build, build_model, list_groups, resolve, user_errors
-from e2net.engine.run import Job, prepare_evaluation, prepare_training, test, train
+from e2net.engine.run import Job, evaluate, prepare_evaluation, prepare_training, train
 
 __all__ = [
     "Job",
     "build",
     "build_model",
-    "inherit_size",
+    "evaluate",
+    "inherit",
     "list_groups",
     "load_model",
     "prepare_evaluation",
     "prepare_training",
     "resolve",
-    "test",
     "train",
     "user_errors",
 ]

@@ -1,6 +1,5 @@
 """Checkpoints: plain tensors and the resolved config, without weights that can be read from elsewhere."""
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ def load_state(model: SegmentationModel, state: dict[str, Tensor]) -> None:
     ]
     if faults:
         raise ValueError(
-            f"checkpoint does not fit the model: {len(faults)} of {len(expected)} tensors differ "
+            f"checkpoint does not fit the model: {len(faults)} tensors differ "
             f"({'; '.join(sorted(faults)[:3])}); it was trained with another encoder, decoder or tuning"
         )
     model.load_state_dict(state, strict=False)
@@ -77,7 +76,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     file = find_checkpoint(path)
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+    except Exception as error:  # whatever the unpickler trips over, from KeyError to UnpicklingError
         raise ValueError(f"{file} is not a readable checkpoint ({str(error).splitlines()[0]})") from error
     if not isinstance(content, dict) or KEY not in content:
         raise ValueError(f"{file} was not written by e2net: it holds no '{KEY}' entry with the config")
@@ -115,8 +114,12 @@ def load_model(path: str | Path, encoder_path: str | None = None) -> tuple[Segme
     return model.eval(), config
 
 
-def inherit_size(config: DictConfig) -> DictConfig:
-    """An evaluation config whose ``size``, where null, is the one that the checkpoint was trained at."""
-    if config.size is None and not OmegaConf.is_missing(config, "ckpt"):
-        config.size = read_checkpoint(config.ckpt)[KEY]["config"]["size"]
+def inherit(config: DictConfig) -> DictConfig:
+    """Fills an evaluation config from the training it evaluates: ``size`` where null, ``data`` where no root is given."""
+    if not OmegaConf.is_missing(config, "ckpt"):
+        trained = read_checkpoint(config.ckpt)[KEY]["config"]
+        if config.size is None:
+            config.size = trained["size"]
+        if OmegaConf.is_missing(config.data, "root"):
+            config.data = trained["data"]
     return config

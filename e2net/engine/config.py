@@ -26,8 +26,17 @@ def resolve(config: DictConfig) -> dict[str, Any]:
 
 
 def build(config: dict[str, Any], **kwargs: Any) -> Any:
-    """Instantiates a config with a ``_target_``; ``kwargs`` go to the constructor."""
-    return instantiate(config, _convert_="all", **kwargs)
+    """Instantiates a config with a ``_target_``; ``kwargs`` go to the constructor.
+
+    What a constructor raises comes out as it is, not wrapped into Hydra's exception.
+    """
+    try:
+        return instantiate(config, _convert_="all", **kwargs)
+    except InstantiationException as error:
+        cause: BaseException = error
+        while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise cause from None
 
 
 def build_model(config: dict[str, Any]) -> SegmentationModel:
@@ -51,10 +60,7 @@ def user_errors() -> Iterator[None]:
     except (ValueError, TypeError, OSError, InstantiationException, OmegaConfBaseException) as error:
         if os.environ.get("E2NET_TRACEBACK") == "1":
             raise
-        cause: BaseException = error
-        while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
-            cause = cause.__cause__
-        print(f"error: {' '.join(str(cause).split())}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from error
 
 

@@ -47,11 +47,11 @@ class SegmentationModule(L.LightningModule):
         self.criterion = criterion
         self.optim = optim
         self.test_names = test_names
-        self.val_scores = MapScores()
-        self.test_scores = torch.nn.ModuleList(MapScores() for _ in test_names)
+        self.val_scores = MapScores(protocol)
+        self.test_scores = torch.nn.ModuleList(MapScores(protocol) for _ in test_names)
         # Scoring runs beside the next batch: NumPy and OpenCV release the interpreter lock.
         self._pool = ThreadPoolExecutor(max_workers=1)
-        self._pending: list[tuple[str, Future]] = []
+        self._pending: list[tuple[int, str, Future]] = []
         read_elsewhere = model.encoder.frozen and model.encoder.pretrained
         self._fingerprint = model.encoder.fingerprint() if read_elsewhere else None
 
@@ -97,14 +97,16 @@ class SegmentationModule(L.LightningModule):
     def _score(self, batch: Batch) -> list[np.ndarray]:
         """Queues one map per image for scoring, and returns them: uint8 (h, w), as a PNG would hold them."""
         maps = []
-        for name, prob, mask in zip(batch.names, self(batch.image), batch.native_masks, strict=True):
-            maps.append(to_map(prob[0], mask.shape).cpu().numpy())
-            self._pending.append((name, self._pool.submit(score_map, maps[-1], mask, protocol=self.protocol)))
+        probs = self(batch.image)
+        for position, name, prob, mask in zip(batch.positions, batch.names, probs, batch.native_masks, strict=True):
+            native = self.protocol.resize_map(prob[0], mask.shape).cpu()
+            self._pending.append((position, name, self._pool.submit(score_map, native, mask, protocol=self.protocol)))
+            maps.append(native.numpy() if native.dtype == torch.uint8 else to_map(native, mask.shape).numpy())
         return maps
 
     def _drain(self, scores: MapScores) -> None:
-        for name, future in self._pending:
-            scores.add(name, future.result())
+        for position, name, future in self._pending:
+            scores.add(position, future.result(), name)
         self._pending.clear()
 
     def _collect(self, scores: MapScores) -> dict[str, Tensor]:

@@ -43,7 +43,7 @@ def _ramp(progress: float, start: float) -> float:
 class AdamW:
     """AdamW over the parameters that train, with one schedule for all of them.
 
-    Biases, norms and other vectors are not decayed. The encoder's learning rate is scaled by ``tuning.lr_scale``.
+    Biases, norms, special tokens and position embeddings are not decayed. The encoder's learning rate is scaled by ``tuning.lr_scale``.
 
     Args:
         lr: peak learning rate.
@@ -60,19 +60,24 @@ class AdamW:
         """Parameter groups with a ``name``, ``lr`` and ``weight_decay``; every trainable parameter is in one."""
         groups = []
         for part, lr in (("encoder", self.lr * model.tuning.lr_scale), ("decoder", self.lr)):
-            trained = [p for p in getattr(model, part).parameters() if p.requires_grad]
-            for kind, decay, members in (
-                ("decay", self.weight_decay, [p for p in trained if p.ndim > 1]),
-                ("no_decay", 0.0, [p for p in trained if p.ndim <= 1]),
-            ):
-                if members:
-                    groups.append({"name": f"{part}/{kind}", "params": members, "lr": lr, "weight_decay": decay})
+            members: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+            for name, parameter in getattr(model, part).named_parameters():
+                if parameter.requires_grad:
+                    members[_decays(name, parameter)].append(parameter)
+            for decays, parameters in members.items():
+                if parameters:
+                    kind, decay = ("decay", self.weight_decay) if decays else ("no_decay", 0.0)
+                    groups.append({"name": f"{part}/{kind}", "params": parameters, "lr": lr, "weight_decay": decay})
         return groups
 
     def build(self, model: SegmentationModel, total_steps: int) -> tuple[Optimizer, LambdaLR]:
         """The optimiser and a scheduler to be stepped after each of ``total_steps`` optimiser steps."""
         optimizer = torch.optim.AdamW(self.groups(model), fused=_on_cuda(model))
         return optimizer, LambdaLR(optimizer, lambda step: self.schedule(step / max(total_steps, 1)))
+
+
+def _decays(name: str, parameter: nn.Parameter) -> bool:
+    return parameter.ndim > 1 and not name.endswith(("_token", "_tokens", "position_embeddings"))
 
 
 def _on_cuda(model: nn.Module) -> bool:

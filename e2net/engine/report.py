@@ -5,22 +5,24 @@ import json
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 Scores = dict[str, dict[str, float]]
 
 
-def print_scores(title: str, scores: Scores, protocol: dict[str, Any]) -> None:
-    """Prints one row per test set; scores are fractions."""
-    console = Console()
-    table = Table(title=title, caption=", ".join(f"{k}: {v}" for k, v in protocol.items()))
-    table.add_column("test set")
+def print_scores(scores: Scores, protocol: dict[str, Any]) -> None:
+    """Prints one row per test set, no wider than 80 columns for names of up to 14 letters; scores are fractions."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("test set", no_wrap=True)
     for column in next(iter(scores.values())):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     for name, row in scores.items():
-        table.add_row(name, *(f"{value:.3f}" for value in row.values()))
+        table.add_row(name, *(f"{value:.3f}".removeprefix("0") for value in row.values()))
+    console = Console()
     console.print(table)
+    console.print(", ".join(f"{k}: {v}" for k, v in protocol.items()), style="dim")
 
 
 def write_scores(stem: Path, scores: Scores, about: dict[str, Any]) -> None:

@@ -57,7 +57,7 @@ def prepare_training(config: dict[str, Any]) -> Job:
     validated = data.val_fraction > 0
     trainer = build(
         {**config["trainer"], "precision": choose_precision(**_pick(config["trainer"], "precision", "accelerator"))},
-        logger=[CSVLogger(output, name="", version=""), TensorBoardLogger(output, name="", version="tensorboard")],
+        logger=[CSVLogger(output, name="", version=""), TensorBoardLogger(output, name="tensorboard", version="")],
         callbacks=[
             ModelCheckpoint(
                 output / "checkpoints",
@@ -96,7 +96,7 @@ def train(job: Job) -> Scores:
         raise KeyboardInterrupt
     job.checkpoint = find_checkpoint(job.output)
     load_state(job.module.model, read_checkpoint(job.checkpoint)["state_dict"])
-    scores = test(job, "test_scores")
+    scores = evaluate(job, "test_scores")
     print(f"run folder: {job.output}")
     return scores
 
@@ -105,14 +105,14 @@ def prepare_evaluation(config: dict[str, Any]) -> Job:
     """Rebuilds the model of a checkpoint and checks the test sets.
 
     Args:
-        config: a resolved ``conf/eval.yaml``. ``data``, ``size`` and ``seed`` that are null are those of training.
+        config: a resolved ``conf/eval.yaml``, see :func:`~e2net.engine.checkpoint.inherit`.
 
     Raises:
         ValueError, FileNotFoundError: see :func:`prepare_training`.
     """
     checkpoint = find_checkpoint(config["ckpt"])
     model, trained = load_model(checkpoint, config["encoder_path"])
-    data: SegmentationData = build(config["data"] or trained["data"])
+    data: SegmentationData = build(config["data"])
     model.encoder.check_size(*data.size)
     data.check("test")
     output = Path(config["output"])
@@ -133,7 +133,7 @@ def prepare_evaluation(config: dict[str, Any]) -> Job:
     return Job(module, data, trainer, output, checkpoint)
 
 
-def test(job: Job, name: str = "scores") -> Scores:
+def evaluate(job: Job, name: str = "scores") -> Scores:
     """Scores the test sets, prints the table and writes ``<output>/<name>.json`` and ``.csv``.
 
     Returns:

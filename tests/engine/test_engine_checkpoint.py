@@ -6,7 +6,7 @@ from conftest import encoder_config
 from e2net.engine.checkpoint import (
     KEY,
     find_checkpoint,
-    inherit_size,
+    inherit,
     load_model,
     load_state,
     read_checkpoint,
@@ -75,9 +75,7 @@ def test_state_of_another_architecture_is_refused_whole(encoder_folder):
     linear = build_model(_config(encoder))
     before = {k: v.clone() for k, v in linear.state_dict().items()}
     caem = {"_target_": "e2net.decoders.CAEMDecoder", "width": 16}
-    with pytest.raises(
-        ValueError, match=r"does not fit the model: \d+ of 16 tensors differ .* another encoder, decoder"
-    ):
+    with pytest.raises(ValueError, match=r"does not fit the model: \d+ tensors differ .* another encoder, decoder"):
         load_state(linear, saved_state(build_model(_config(encoder, decoder=caem))))
     small = {k: v[:1] if v.ndim else v for k, v in saved_state(linear).items()}
     with pytest.raises(ValueError, match=r"has shape \(1,\), expected \(32,\)"):
@@ -107,10 +105,11 @@ def test_config_in_a_checkpoint_survives_yaml(encoder_folder, tmp_path):
     assert yaml.safe_load(yaml.safe_dump(read_checkpoint(tmp_path)[KEY]["config"])) == config
 
 
-def test_evaluation_inherits_the_size(encoder_folder, tmp_path):
+def test_evaluation_inherits_what_it_is_not_given(encoder_folder, tmp_path):
     from omegaconf import OmegaConf
 
-    _save(_config(_local(encoder_folder("dinov2"))), tmp_path)
-    config = OmegaConf.create({"ckpt": str(tmp_path), "size": None})
-    assert inherit_size(config).size == 64
-    assert inherit_size(OmegaConf.create({"ckpt": str(tmp_path), "size": 32})).size == 32
+    _save(_config(_local(encoder_folder("dinov2"))) | {"data": {"root": "trained"}}, tmp_path)
+    config = inherit(OmegaConf.create({"ckpt": str(tmp_path), "size": None, "data": {"root": "???"}}))
+    assert config.size == 64 and config.data.root == "trained"
+    config = inherit(OmegaConf.create({"ckpt": str(tmp_path), "size": 32, "data": {"root": "given"}}))
+    assert config.size == 32 and config.data.root == "given"

@@ -1,0 +1,419 @@
+"""Lightning data modules: which pairs are for training, validation and test, and how they become batches."""
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+import torch.distributed
+from lightning import LightningDataModule
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from e2net.datasets.io import some
+from e2net.datasets.pairs import FolderPairs, Source
+from e2net.datasets.procedural import ProceduralPairs
+from e2net.datasets.transforms import Augment, Resize, Size
+from e2net.structures import Batch, Sample
+
+_STAGES = (None, "fit", "validate", "test", "predict")
+
+
+def in_validation(stem: str, fraction: float) -> bool:
+    """Whether a training image is held out for validation.
+
+    Depends on the stem alone (a SHA-256 of it), so the split is the same on every machine, in every run and
+    for every seed, and stays as it is for the old images when new ones are added.
+
+    Args:
+        stem: the image's stem.
+        fraction: of the images to hold out, 0 to below 1, on average.
+    """
+    digest = hashlib.sha256(stem.encode()).digest()
+    return int.from_bytes(digest[:8], "big") < fraction * 2**64
+
+
+def collate(samples: list[Sample]) -> Batch:
+    """Stack samples of one size; native masks, of any sizes, stay a list (empty in training)."""
+    # torch.stack starts as many threads as there are cores: on a busy machine, 100 ms for a copy of 2 MB
+    return Batch(
+        image=torch.from_numpy(np.stack([sample.image.numpy() for sample in samples])),
+        mask=torch.from_numpy(np.stack([sample.mask.numpy() for sample in samples])),
+        native_masks=[sample.native_mask for sample in samples if sample.native_mask is not None],
+        names=[sample.name for sample in samples],
+        positions=[sample.position for sample in samples],
+    )
+
+
+def _sample(image: np.ndarray, mask: np.ndarray, native_mask: np.ndarray | None, name: str, position: int) -> Sample:
+    return Sample(
+        image=torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
+        mask=torch.from_numpy(mask.astype(np.float32)[None]),
+        native_mask=native_mask,
+        name=name,
+        position=position,
+    )
+
+
+class EvalSet(Dataset[Sample]):
+    """Pairs resized for the network, with their masks at native size.
+
+    Args:
+        source: where pairs come from.
+        indices: which of them, in which order.
+        size: (H, W) in pixels.
+    """
+
+    def __init__(self, source: Source, indices: Sequence[int], size: Size) -> None:
+        self.source, self.indices = source, list(indices)
+        self.resize = Resize(size)
+
+    def __len__(self) -> int:
+        """How many pairs there are."""
+        return len(self.indices)
+
+    def __getitem__(self, position: int) -> Sample:
+        """The sample at a position, the same every time."""
+        index = self.indices[position]
+        native_image, native_mask = self.source.read(index)
+        image, mask = self.resize(native_image, native_mask)
+        return _sample(image, mask, native_mask, self.source.name(index), index)
+
+
+class TrainSet(Dataset[Sample]):
+    """Pairs augmented for training, without native masks.
+
+    What is drawn depends on seed, epoch and position and on nothing else: neither on the number of workers or
+    processes nor on what was read before, so a resumed run sees what the uninterrupted one would have seen.
+
+    Args:
+        source: where pairs come from.
+        indices: which of them.
+        size: (H, W) in pixels.
+        augment: None only resizes.
+        seed: for the augmentation.
+    """
+
+    def __init__(self, source: Source, indices: Sequence[int], size: Size, augment: Augment | None, seed: int) -> None:
+        self.source, self.indices, self.size = source, list(indices), size
+        self.augment, self.seed = augment, seed
+
+    def __len__(self) -> int:
+        """How many pairs there are."""
+        return len(self.indices)
+
+    def __getitem__(self, key: tuple[int, int] | int) -> Sample:
+        """The sample of (epoch, position); a position alone, as from a foreign sampler, means epoch 0."""
+        epoch, position = key if isinstance(key, tuple) else (0, key)
+        index = self.indices[position]
+        image, mask = self.source.read(index)
+        if self.augment is None:
+            image, mask = Resize(self.size)(image, mask)
+        else:
+            rng = np.random.default_rng([self.seed, epoch, position])
+            image, mask = self.augment(image, mask, self.size, rng)
+        return _sample(image, mask, None, self.source.name(index), index)
+
+
+class EpochSampler(DistributedSampler[tuple[int, int]]):
+    """A new order for every epoch, in (epoch, position) pairs that tell the data set which epoch it is.
+
+    Persistent workers keep the data set they were started with, so an epoch set on the data set would never
+    reach them; with the index it does. Lightning calls `set_epoch`; in a plain loop every pass is the next
+    epoch. Each process gets its share, and it is a DistributedSampler so that Lightning does not replace it.
+
+    Args:
+        dataset: what to sample.
+        seed: for the order.
+    """
+
+    def __init__(self, dataset: Dataset[Any], seed: int) -> None:
+        ready = torch.distributed.is_available() and torch.distributed.is_initialized()
+        world, rank = (torch.distributed.get_world_size(), torch.distributed.get_rank()) if ready else (1, 0)
+        super().__init__(dataset, num_replicas=world, rank=rank, shuffle=True, seed=seed)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        """This process's share of the epoch's order."""
+        epoch, self.epoch = self.epoch, self.epoch + 1
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.dataset))  # type: ignore[arg-type]
+        # processes must take equally many steps, so the order wraps around to fill the last one
+        share = np.resize(order, self.total_size)[self.rank :: self.num_replicas]
+        return iter([(epoch, int(position)) for position in share])
+
+
+def _single_thread_opencv(_worker: int = 0) -> None:
+    """Turn off OpenCV's own threads: the workers are the parallelism, the images are small.
+
+    Called before workers are forked, not only in them: a forked process inherits OpenCV's thread pool without
+    its threads, and there even this call now and then waits for them for ever (seen with OpenCV 4.14).
+    """
+    if cv2.getNumThreads() != 1:
+        cv2.setNumThreads(1)
+
+
+def _cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class SegmentationData(LightningDataModule):
+    """Training, validation and test pairs as batches.
+
+    Validation images are held out of the training set; a test set is never used to choose anything. A
+    subclass says where pairs come from: `test_names`, `train_source` and `test_source`.
+
+    Args:
+        size: of the network's input, pixels: a number (square) or [H, W].
+        batch_size: images per step and process, in training and evaluation.
+        num_workers: processes that read images, for each loader; 0 reads in the main process, None takes one
+            less than the usable CPU cores, 8 at most.
+        val_fraction: of the training images, held out for validation, 0 to below 1; 0 means no validation.
+        augment: None only resizes.
+        seed: for order and augmentation; the split does not depend on it.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    test_names: list[str]
+
+    def __init__(
+        self,
+        size: int | Sequence[int],
+        batch_size: int = 8,
+        num_workers: int | None = None,
+        val_fraction: float = 0.1,
+        augment: Augment | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        sides = (size, size) if isinstance(size, int) else tuple(size)
+        if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+            raise ValueError(f"expected size as a positive number of pixels or [H, W], got {size}")
+        if batch_size < 1:
+            raise ValueError(f"expected batch_size of at least 1, got {batch_size}")
+        if num_workers is not None and num_workers < 0:
+            raise ValueError(f"expected num_workers of 0 or more, or null (by CPU cores), got {num_workers}")
+        if not 0 <= val_fraction < 1:
+            raise ValueError(f"expected val_fraction from 0 (no validation) to below 1, got {val_fraction}")
+        if seed < 0:
+            raise ValueError(f"expected a seed of 0 or more, got {seed}")
+        self.size: Size = (sides[0], sides[1])
+        self.batch_size, self.val_fraction = batch_size, val_fraction
+        self.num_workers = min(8, max(1, _cpus() - 1)) if num_workers is None else num_workers
+        self.augment, self.seed = augment, seed
+        self._sources: dict[tuple[str, str], Source] = {}
+        self._checked: set[tuple[str, str]] = set()
+
+    def train_source(self) -> Source:
+        """The pairs that training and validation share."""
+        raise NotImplementedError
+
+    def test_source(self, name: str) -> Source:
+        """The pairs of one test set.
+
+        Args:
+            name: one of `test_names`.
+        """
+        raise NotImplementedError
+
+    def _source(self, kind: str, name: str = "") -> Source:
+        if (kind, name) not in self._sources:
+            self._sources[kind, name] = self.train_source() if kind == "train" else self.test_source(name)
+        return self._sources[kind, name]
+
+    def _needed(self, stage: str | None) -> list[tuple[str, str]]:
+        if stage not in _STAGES:
+            raise ValueError(f"expected a stage out of {', '.join(map(str, _STAGES))}, got {stage!r}")
+        tests = [("test", name) for name in self.test_names]
+        if stage in ("test", "predict") and not tests:
+            raise ValueError("no test sets are named: name at least one with data.test=[NAME].")
+        train = [("train", "")] if stage in (None, "fit", "validate") else []
+        return train + (tests if stage in (None, "test", "predict") else [])
+
+    def _split(self) -> tuple[list[int], list[int]]:
+        source = self._source("train")
+        held_out = [in_validation(source.name(index), self.val_fraction) for index in range(len(source))]
+        train = [index for index, held in enumerate(held_out) if not held]
+        val = [index for index, held in enumerate(held_out) if held]
+        for part, indices in (("training", train), ("validation", val if self.val_fraction else train)):
+            if not indices:
+                raise ValueError(
+                    f"val_fraction={self.val_fraction} of {len(source)} training images leaves none for"
+                    f" {part}: change data.val_fraction (0: train without validation) or add images."
+                )
+        return train, val
+
+    def check(self, stage: str | None = None) -> None:
+        """Read everything a stage needs once, before any time goes into training; done once per set.
+
+        Args:
+            stage: "fit", "validate", "test" or "predict", or None for everything. Only fit and validate need
+                the training set, only test and predict the test sets.
+
+        Raises:
+            FileNotFoundError: a folder is missing.
+            ValueError: something about the files is wrong, or the split leaves a part empty.
+        """
+        self.setup(stage)
+        for key in self._needed(stage):
+            if key not in self._checked:
+                self._source(*key).check()
+                self._checked.add(key)
+
+    def prepare_data(self) -> None:
+        """Lightning's hook, once per machine: `check` for the stage at hand."""
+        state = self.trainer.state.fn if self.trainer is not None else None
+        self.check(state.value if state is not None else None)
+
+    def setup(self, stage: str | None = None) -> None:
+        """List the files a stage needs and split them; for the arguments and errors, see `check`."""
+        for key in self._needed(stage):
+            self._source(*key)
+        if stage not in ("test", "predict"):
+            self._split()
+
+    def train_names(self) -> list[str]:
+        """Stems of the training images, without those held out."""
+        return [self._source("train").name(index) for index in self._split()[0]]
+
+    def val_names(self) -> list[str]:
+        """Stems of the images held out for validation."""
+        return [self._source("train").name(index) for index in self._split()[1]]
+
+    def _loader(self, dataset: Dataset[Sample], keep_workers: bool, **kwargs: Any) -> DataLoader[Sample]:
+        _single_thread_opencv()
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            collate_fn=collate,
+            worker_init_fn=_single_thread_opencv,  # for workers that are not forked
+            persistent_workers=keep_workers and self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            **kwargs,
+        )
+
+    def train_dataloader(self) -> DataLoader[Sample]:
+        """Batches in random order; a last, smaller batch is dropped unless it is the only one."""
+        dataset = TrainSet(self._source("train"), self._split()[0], self.size, self.augment, self.seed)
+        sampler: Any = EpochSampler(dataset, self.seed)  # of pairs, which DataLoader's types do not foresee
+        return self._loader(dataset, True, sampler=sampler, drop_last=len(sampler) > self.batch_size)
+
+    def val_dataloader(self) -> DataLoader[Sample] | list[DataLoader[Sample]]:
+        """The held-out images, in the order of their stems; an empty list where val_fraction is 0."""
+        indices = self._split()[1]
+        return self._loader(EvalSet(self._source("train"), indices, self.size), True) if indices else []
+
+    def test_dataloader(self) -> list[DataLoader[Sample]]:
+        """One loader for each of `test_names`, in that order."""
+        sources = [self._source("test", name) for name in self.test_names]
+        return [self._loader(EvalSet(source, range(len(source)), self.size), False) for source in sources]
+
+
+class FolderData(SegmentationData):
+    """Image and mask folders on disk; for one's own data and for the published COD sets.
+
+    Args:
+        root: folder that the others are relative to.
+        size: see `SegmentationData`, as are all arguments not listed here.
+        train: folder of the training set under root, holding Image/ and GT/.
+        test: test sets under root/test_folder: a list of folders, each known by the last part of its path, or
+            a mapping of names to folders.
+        test_folder: between root and the test sets; empty where they lie in root itself.
+
+    Raises:
+        ValueError: two test sets have one name, or an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        size: int | Sequence[int],
+        train: str = "train",
+        test: Sequence[str] | Mapping[str, str] = ("test",),
+        test_folder: str = "",
+        batch_size: int = 8,
+        num_workers: int | None = None,
+        val_fraction: float = 0.1,
+        augment: Augment | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(size, batch_size, num_workers, val_fraction, augment, seed)
+        self.root, self.train, self.test_folder = Path(root), train, test_folder
+        if isinstance(test, str):
+            raise ValueError(f"expected test as a list of folders, got the text {test!r}: write [{test}]")
+        pairs = test.items() if isinstance(test, Mapping) else [(Path(path).name, path) for path in test]
+        # names become log keys and folders of predictions, so they must be one plain path component
+        odd = [path for name, path in pairs if name in ("", ".", "..") or "/" in name or "\\" in name]
+        if odd:
+            raise ValueError(f"test: {some(odd)} gives no plain name. Write a mapping, {{NAME: {odd[0]}}}.")
+        self.test_names = [name for name, _ in pairs]
+        twice = sorted({name for name in self.test_names if self.test_names.count(name) > 1})
+        if twice:
+            raise ValueError(
+                f"test: more than one set named {some(twice)}. Remove one, or name them by a mapping,"
+                " {NAME: FOLDER, OTHER: FOLDER}."
+            )
+        self._test_paths = dict(pairs)
+
+    def train_source(self) -> Source:
+        """See the base class."""
+        return FolderPairs(self.root / self.train)
+
+    def test_source(self, name: str) -> Source:
+        """See the base class."""
+        return FolderPairs(self.root / self.test_folder / self._test_paths[name])
+
+
+class ProceduralData(SegmentationData):
+    """Generated camouflage (`ProceduralPairs`): needs no files, for first runs, tests and demonstrations.
+
+    Args:
+        size: see `SegmentationData`, as are all arguments not listed here.
+        n_train: images in training and validation together.
+        n_test: images in each test set.
+        difficulty: of the training images, 0 (obvious) to 1 (nearly invisible).
+        sides: smallest and largest side of the images, pixels.
+        test: names of test sets and the difficulty of each; None is one set, "procedural", as difficult as
+            the training set.
+        data_seed: for the images themselves; kept apart from `seed` so that runs of several seeds are scored
+            on the same images.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        size: int | Sequence[int],
+        n_train: int = 400,
+        n_test: int = 100,
+        difficulty: float = 0.5,
+        sides: Sequence[int] = (96, 192),
+        test: Mapping[str, float] | None = None,
+        data_seed: int = 0,
+        batch_size: int = 8,
+        num_workers: int | None = None,
+        val_fraction: float = 0.1,
+        augment: Augment | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(size, batch_size, num_workers, val_fraction, augment, seed)
+        self._test = {"procedural": difficulty} if test is None else dict(test)
+        self.test_names = list(self._test)
+        low, high = sides
+        self._train = ProceduralPairs(n_train, data_seed, difficulty, "train", (low, high))
+        self._tests = {
+            name: ProceduralPairs(n_test, data_seed, value, "test", (low, high)) for name, value in self._test.items()
+        }
+
+    def train_source(self) -> Source:
+        """See the base class."""
+        return self._train
+
+    def test_source(self, name: str) -> Source:
+        """See the base class."""
+        return self._tests[name]

@@ -1,0 +1,162 @@
+"""Images and masks in two folders, paired by file stem, and the protocol that every source follows."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from tqdm import tqdm
+
+from e2net.datasets.io import EXTENSIONS, find_by_stem, read_image, read_mask, some, verify_image
+
+IMAGE_FOLDERS = ("Image", "Imgs", "Images", "img")
+MASK_FOLDERS = ("GT", "Mask", "Masks")
+
+_BAR_FROM = 500  # files; fewer are checked before a progress bar is worth its line
+
+
+class Source(Protocol):
+    """Pairs of image and mask, by position."""
+
+    def __len__(self) -> int:
+        """How many pairs there are."""
+        ...
+
+    def name(self, index: int) -> str:
+        """The stem of pair `index`, unique within the source."""
+        ...
+
+    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Pair `index`: image (h, w, 3) uint8 RGB and mask (h, w) bool, of the same size."""
+        ...
+
+    def check(self) -> None:
+        """Verify every pair now, so that training does not stop at one of them an hour later.
+
+        Raises:
+            ValueError: something is wrong with some of the pairs; one line says what, where and the remedy.
+        """
+        ...
+
+
+def _find_folder(root: Path, names: tuple[str, ...], what: str) -> Path:
+    wanted = [name.lower() for name in names]
+    inside = sorted(path.name for path in root.iterdir() if path.is_dir())
+    matches = [name for name in inside if name.lower() in wanted]
+    if not matches:
+        files = sum(path.is_file() for path in root.iterdir())
+        there = f"the folders {some(inside, 6)}" if inside else f"no folders and {files} files"
+        raise FileNotFoundError(f"{root}: no folder of {what} ({' or '.join(names)}), found {there}.")
+    if len(matches) > 1:
+        raise ValueError(f"{root}: expected one folder of {what}, found {' and '.join(matches)}. Keep one of them.")
+    return root / matches[0]
+
+
+class FolderPairs:
+    """Images and masks in two folders under one root, paired by stem.
+
+    The images lie in ``Image``, ``Imgs``, ``Images`` or ``img``, the masks in ``GT``, ``Mask`` or ``Masks``
+    (in any case). Folders and stems are checked at once; `check` reads the files as well.
+
+    Args:
+        root: the folder that holds both folders.
+
+    Raises:
+        FileNotFoundError: the root or one of the two folders is missing.
+        ValueError: no image at all, an image without mask or a mask without image, or a stem used twice.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        if not self.root.is_dir():
+            parent = self.root.parent
+            if parent.is_dir():
+                there = sorted(path.name for path in parent.iterdir() if path.is_dir())
+                seen = f"{parent} holds " + (f"the folders {some(there, 6)}" if there else "no folders")
+            else:
+                seen = f"{parent} is missing as well"
+            raise FileNotFoundError(
+                f"no folder {self.root} ({seen}). It should hold {IMAGE_FOLDERS[0]}/ and {MASK_FOLDERS[0]}/;"
+                " see data/README.md for the layout and where data sets come from."
+            )
+        image_folder = _find_folder(self.root, IMAGE_FOLDERS, "images")
+        mask_folder = _find_folder(self.root, MASK_FOLDERS, "masks")
+        images, masks = find_by_stem(image_folder), find_by_stem(mask_folder)
+        for folder, found in ((image_folder, images), (mask_folder, masks)):
+            if not found:
+                others = sorted(path.name for path in folder.iterdir())
+                extensions, seen = ", ".join(EXTENSIONS), some(others) if others else "nothing"
+                raise ValueError(f"{folder}: no file ends in {extensions}; found {seen}.")
+        no_mask = [path.name for stem, path in images.items() if stem not in masks]
+        no_image = [path.name for stem, path in masks.items() if stem not in images]
+        if no_mask or no_image:
+            parts = []
+            if no_mask:
+                parts.append(f"{len(no_mask)} of {len(images)} images without mask ({some(no_mask)})")
+            if no_image:
+                parts.append(f"{len(no_image)} of {len(masks)} masks without image ({some(no_image)})")
+            raise ValueError(
+                f"{self.root}: {', '.join(parts)}. Image and mask must have the same stem: add or"
+                f" remove files in {image_folder.name}/ and {mask_folder.name}/ until they match."
+            )
+        self._names = list(images)
+        self._pairs = [(images[stem], masks[stem]) for stem in self._names]
+
+    def __len__(self) -> int:
+        """How many pairs there are."""
+        return len(self._names)
+
+    def name(self, index: int) -> str:
+        """The stem of pair `index`; pairs are sorted by it."""
+        return self._names[index]
+
+    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Read pair `index`.
+
+        Returns:
+            Image (h, w, 3) uint8 RGB and mask (h, w) bool.
+
+        Raises:
+            ValueError: a file cannot be decoded, is no binary mask, or the two sizes differ.
+        """
+        image_path, mask_path = self._pairs[index]
+        image, mask = read_image(image_path), read_mask(mask_path)
+        if image.shape[:2] != mask.shape:
+            raise ValueError(_size_fault(image_path, image.shape[:2], mask_path, mask.shape))
+        return image, mask
+
+    def check(self) -> None:
+        """Decode every file once, in threads, and compare the sizes.
+
+        Shows a progress bar where there are more than 500 files.
+
+        Raises:
+            ValueError: files that are unreadable, truncated or no binary masks, or masks of another size than
+                their image; the line names up to three and the count.
+        """
+        with ThreadPoolExecutor() as pool:
+            results = pool.map(_fault, self._pairs)
+            files = 2 * len(self)
+            bar = tqdm(results, total=len(self), desc=f"checking {self.root}", disable=files <= _BAR_FROM)
+            faults = [fault for fault in bar if fault]
+        if faults:
+            more = f" And {len(faults) - 3} more." if len(faults) > 3 else ""
+            first = " ".join(faults[:3])
+            raise ValueError(f"{self.root}: {len(faults)} of {len(self)} pairs cannot be used. {first}{more}")
+
+
+def _size_fault(image_path: Path, image_size: tuple[int, ...], mask_path: Path, mask_size: tuple[int, ...]) -> str:
+    return (
+        f"{mask_path}: the mask has {mask_size[1]}x{mask_size[0]} pixels, its image {image_path.name}"
+        f" {image_size[1]}x{image_size[0]}; export the mask at the size of the image."
+    )
+
+
+def _fault(pair: tuple[Path, Path]) -> str | None:
+    image_path, mask_path = pair
+    try:
+        image_size = verify_image(image_path)
+        mask_size = read_mask(mask_path).shape
+    except (ValueError, OSError) as error:
+        return str(error)
+    return None if image_size == mask_size else _size_fault(image_path, image_size, mask_path, mask_size)

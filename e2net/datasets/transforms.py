@@ -1,0 +1,229 @@
+"""Resizing and augmentation of an image together with its mask, in OpenCV."""
+
+import math
+
+import cv2
+import numpy as np
+
+Size = tuple[int, int]  # (height, width) in pixels
+
+
+def _reduce(image: np.ndarray, factor: int) -> np.ndarray:
+    """Average blocks of about factor x factor pixels; 1 leaves the image alone."""
+    if factor < 2:
+        return image
+    height, width = image.shape[:2]
+    small = (max(1, round(width / factor)), max(1, round(height / factor)))
+    return cv2.resize(image, small, interpolation=cv2.INTER_AREA)
+
+
+def _warp(image: np.ndarray, matrix: np.ndarray, size: Size, factor: int) -> np.ndarray:
+    """Sample an image along an affine map.
+
+    Args:
+        image: (h, w) or (h, w, 3) uint8.
+        matrix: (2, 3), from output to input, both in continuous coordinates: (0, 0) is the upper left CORNER
+            of the image and (w, h) the lower right one, so that sizes scale without half-pixel terms.
+        size: of the output.
+        factor: how many input pixels go into one output pixel; whole multiples are averaged first, since
+            bilinear sampling looks at four pixels only.
+
+    Returns:
+        (*size) or (*size, 3) uint8. Outside of the image it is mirrored.
+    """
+    height, width = image.shape[:2]
+    image = _reduce(image, factor)
+    scale = np.array([[image.shape[1] / width], [image.shape[0] / height]])
+    inverse = matrix * scale
+    inverse[:, 2] += 0.5 * inverse[:, :2].sum(axis=1) - 0.5  # corners -> OpenCV's pixel centres
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return cv2.warpAffine(image, inverse, size[::-1], flags=flags, borderMode=cv2.BORDER_REFLECT_101)
+
+
+class Resize:
+    """Resize image and mask to one size, changing the aspect ratio where needed: for evaluation.
+
+    Bilinear; where both sides shrink to half or less, blocks of whole pixels are averaged first (as OpenCV's
+    INTER_AREA does), since bilinear sampling alone would skip pixels and alias fine texture, which is what
+    camouflage is made of. `Augment` with everything off samples in the same way, so the network sees the
+    same kind of picture in training and evaluation.
+
+    Args:
+        size: (H, W) in pixels.
+    """
+
+    def __init__(self, size: Size) -> None:
+        self.size = size
+
+    def __call__(self, image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Resize one pair.
+
+        Args:
+            image: (h, w, 3) uint8.
+            mask: (h, w) bool.
+
+        Returns:
+            Image (H, W, 3) uint8 and mask (H, W) bool (more than half of a pixel's area is object).
+        """
+        factor = int(min(image.shape[0] / self.size[0], image.shape[1] / self.size[1]))
+        out = self.size[::-1]
+        image = cv2.resize(_reduce(image, factor), out, interpolation=cv2.INTER_LINEAR)
+        grey = _reduce(mask.astype(np.uint8) * 255, factor)
+        return image, cv2.resize(grey, out, interpolation=cv2.INTER_LINEAR) > 127
+
+
+class Augment:
+    """Random changes of an image and its mask, ending at the training size.
+
+    Crop, flip, rotation and resizing are one affine map, hence one interpolation. Colour is one affine map of
+    RGB, hence one rounding. Zero (or ``scale=(1, 1)``) switches a knob off. The defaults are mild in colour:
+    a camouflaged object differs from its surroundings by little else than slight colour and texture.
+
+    A crop should keep at least half of the object's area. Where the first, free draw does not, crops around a
+    random point of the object are drawn, the best of them is taken, and the whole image if even those lose it
+    (by rotation). A crop without object would teach "answer nothing", a habit that
+    costs far more in this task, where every image has its object, than rare borders gain.
+
+    Args:
+        flip: probability of a left-right flip, 0 to 1.
+        scale: range of the crop's area as a fraction of the image's, above 0 to 1. The crop's aspect ratio
+            varies by up to `ASPECT` around the image's own, as far as the area leaves room for it.
+        rotate: largest rotation to either side, degrees, 0 to 180. The corners are filled by mirroring.
+        colour: strength, 0 to 1: brightness, contrast and saturation are multiplied by 1 - colour to
+            1 + colour, the hue is turned by up to 60 * colour degrees.
+        noise: largest standard deviation of the added Gaussian noise, as a fraction of the range, 0 to 1.
+
+    Raises:
+        ValueError: a knob is outside of its range.
+    """
+
+    ASPECT = 4 / 3
+    KEEP = 0.5  # of the object's area
+    TRIES = 6
+
+    def __init__(
+        self,
+        flip: float = 0.5,
+        scale: tuple[float, float] = (0.5, 1.0),
+        rotate: float = 15.0,
+        colour: float = 0.2,
+        noise: float = 0.02,
+    ) -> None:
+        for name, value, top in (
+            ("flip", flip, 1),
+            ("rotate", rotate, 180),
+            ("colour", colour, 1),
+            ("noise", noise, 1),
+        ):
+            if not 0 <= value <= top:
+                raise ValueError(f"augment: expected {name} between 0 (off) and {top}, got {value}")
+        if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
+            raise ValueError(
+                f"augment: expected scale as [lo, hi] with 0 < lo <= hi <= 1 (fractions of the image's area;"
+                f" [1, 1] is off), got {list(scale)}"
+            )
+        self.flip, self.rotate, self.colour, self.noise = flip, rotate, colour, noise
+        self.scale = (scale[0], scale[1])
+
+    def __call__(
+        self, image: np.ndarray, mask: np.ndarray, size: Size, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Change one pair; the same state of `rng` gives the same result.
+
+        Args:
+            image: (h, w, 3) uint8, RGB.
+            mask: (h, w) bool.
+            size: (H, W) of the results, pixels.
+            rng: where all randomness comes from.
+
+        Returns:
+            Image (H, W, 3) uint8 and mask (H, W) bool.
+        """
+        image, mask = self._move(image, mask, size, rng)
+        if self.colour:
+            image = self._recolour(image, rng)
+        if self.noise:
+            sigma = 255 * self.noise * rng.random()
+            grain = rng.standard_normal(image.shape, dtype=np.float32) * np.float32(sigma)
+            # astype cuts off instead of rounding, so half a level is added
+            image = np.clip(image + grain + np.float32(0.5), 0, 255).astype(np.uint8)
+        return image, mask
+
+    def _move(
+        self, image: np.ndarray, mask: np.ndarray, size: Size, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        height, width = mask.shape
+        grey = mask.astype(np.uint8) * 255
+        total = int(np.count_nonzero(mask))
+        flipped = rng.random() < self.flip
+        moving = self.scale != (1, 1) or self.rotate > 0
+        if not moving and not flipped:
+            return Resize(size)(image, mask)
+
+        best: tuple[float, np.ndarray, int, np.ndarray] | None = None
+        object_at = np.empty(0, np.int64)
+        for attempt in range(self.TRIES + 1 if moving else 1):
+            whole = attempt == self.TRIES  # nothing kept the object: fall back to the whole image
+            point = None
+            if attempt > 0:
+                object_at = object_at if object_at.size else np.flatnonzero(mask)
+                y, x = divmod(int(rng.choice(object_at)), width)
+                point = (x + 0.5, y + 0.5)
+            matrix, factor = self._draw(width, height, size, flipped, whole, point, rng)
+            warped = _warp(grey, matrix, size, factor) > 127
+            area = abs(float(np.linalg.det(matrix[:, :2])))  # input pixels in one output pixel
+            kept = np.count_nonzero(warped) * area / total if total else 1.0
+            if best is None or kept > best[0]:
+                best = (kept, matrix, factor, warped)
+            if kept >= self.KEEP or (attempt == self.TRIES - 1 and best[0] > 0):
+                break
+        assert best is not None  # the loop runs at least once
+        return _warp(image, best[1], size, best[2]), best[3]
+
+    def _draw(
+        self,
+        width: int,
+        height: int,
+        size: Size,
+        flipped: bool,
+        whole: bool,
+        point: tuple[float, float] | None,
+        rng: np.random.Generator,
+    ) -> tuple[np.ndarray, int]:
+        """Draw a crop, around a point if there is one, and a rotation.
+
+        Returns:
+            The affine map (2, 3) from output to input in continuous coordinates, and its factor of reduction.
+        """
+        area = 1.0 if whole else rng.uniform(*self.scale)
+        # neither side may exceed the image's: the closer to the whole image, the less the aspect can vary
+        bound = max(0.0, min(math.log(self.ASPECT), -math.log(area)))
+        stretch = math.exp(rng.uniform(-bound, bound) / 2)
+        crop_w, crop_h = width * math.sqrt(area) * stretch, height * math.sqrt(area) / stretch
+        centre = []
+        for side, crop, at in zip((width, height), (crop_w, crop_h), point or (None, None), strict=True):
+            low, high = crop / 2, side - crop / 2
+            if at is not None:
+                low, high = max(low, at - crop / 2), min(high, at + crop / 2)
+            centre.append(low + rng.random() * (high - low))
+        angle = 0.0 if whole else math.radians(rng.uniform(-self.rotate, self.rotate))
+        cos, sin = math.cos(angle), math.sin(angle)
+        # output -> crop (centred, in input pixels) -> turned there, where pixels are square -> moved
+        step_x, step_y = crop_w / size[1] * (-1 if flipped else 1), crop_h / size[0]
+        linear = np.array([[cos * step_x, -sin * step_y], [sin * step_x, cos * step_y]])
+        offset = np.array(centre) - linear @ np.array([size[1] / 2, size[0] / 2])
+        return np.column_stack([linear, offset]), int(min(abs(step_x), step_y))
+
+    def _recolour(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        brightness, contrast, saturation = rng.uniform(1 - self.colour, 1 + self.colour, 3)
+        hue = math.radians(rng.uniform(-60, 60) * self.colour)
+        # Hue is a turn about the grey axis (Rodrigues), saturation a scaling away from the grey of equal
+        # luma, contrast a scaling away from the mean luma, brightness a scaling of everything.
+        cross = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
+        turn = math.cos(hue) * np.eye(3) + math.sin(hue) * cross + (1 - math.cos(hue)) / 3
+        luma = np.array([0.299, 0.587, 0.114])
+        saturate = saturation * np.eye(3) + (1 - saturation) * luma
+        matrix = saturate @ turn
+        mean = float(luma @ matrix @ np.array(cv2.mean(image)[:3]))
+        matrix = brightness * np.column_stack([contrast * matrix, np.full(3, (1 - contrast) * mean)])
+        return cv2.transform(image, matrix)

@@ -1,0 +1,501 @@
+"""torchmetrics classes over the pure functions: accumulate over images, reduce over processes."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchmetrics import Metric
+
+from e2net.metrics.functional import (
+    Prepared,
+    boundary_of,
+    e_from,
+    f_from,
+    f_of,
+    overlap_from,
+    pair,
+    s_from,
+    statistics_of,
+    weighted_f_of,
+)
+from e2net.metrics.geometry import GeometryCache, MaskGeometry
+from e2net.metrics.protocol import Protocol
+from e2net.metrics.scoring import CURVES, DEFAULT_SCORES, ImageScores, check_scores, score_map
+
+Array = NDArray[Any]
+Maps = Tensor | Array | Sequence[Tensor | Array]
+Reduction = Literal["max", "mean", "adaptive"]
+
+# Boundary scores are undefined for masks without a contour; those images are left out of these means only.
+_MAY_BE_NAN = ("bMAE", "bwF")
+# The longest file name that common file systems allow, in bytes.
+_NAME_BYTES = 255
+
+
+def _one_by_one(pred: Maps, mask: Maps) -> list[tuple[Tensor | Array, Tensor | Array]]:
+    """Pair up one map and mask, or equally many of them."""
+    preds, masks = ([x] if getattr(x, "ndim", 3) == 2 else list(x) for x in (pred, mask))
+    if len(preds) != len(masks):
+        raise ValueError(f"expected as many masks as maps, got {len(preds)} maps and {len(masks)} masks")
+    return list(zip(preds, masks, strict=True))
+
+
+class _MeanOverImages(Metric):
+    """Mean over images of a vector of per-image scores.
+
+    Args:
+        width: length of the vector.
+        protocol: what happens to each map first; by default 8-bit and stretched, as published tables.
+    """
+
+    is_differentiable = False
+    full_state_update = False
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, width: int, protocol: Protocol | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.protocol = protocol or Protocol()
+        self.add_state("total", torch.zeros(width, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros(width, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def _scores(self, prepared: Prepared, geometry: MaskGeometry) -> Sequence[float] | NDArray[np.float64]:
+        raise NotImplementedError
+
+    def update(self, pred: Maps, mask: Maps) -> None:
+        """Add one image or several, each of its own size.
+
+        Args:
+            pred: (h, w) uint8 or floating point in [0, 1], or a list (or a (B, h, w) stack) of such.
+            mask: (h, w) bool, or as many of them.
+
+        Raises:
+            TypeError: if a map or a mask has the wrong type.
+            ValueError: if numbers or sizes differ, or a map leaves [0, 1].
+        """
+        for one, other in _one_by_one(pred, mask):
+            scores = self._scores(*pair(one, other, self.protocol, None))
+            values = torch.from_numpy(np.array(scores, dtype=np.float64))
+            defined = ~values.isnan()
+            self.total += values.nan_to_num(0.0).to(self.total.device)
+            self.count += defined.to(self.count)
+
+    def compute(self) -> Tensor:
+        """() float64, mean over the images; NaN if there were none for which the score is defined."""
+        return self._mean()[0]
+
+    def _mean(self) -> Tensor:
+        return self.total / self.count
+
+
+class SMeasure(_MeanOverImages):
+    """Structure measure, mean over images; see ``functional.s_measure``.
+
+    Args:
+        alpha: weight of the object part, in [0, 1].
+        protocol: by default 8-bit and stretched, as published tables.
+
+    Raises:
+        ValueError: if ``alpha`` leaves [0, 1].
+    """
+
+    higher_is_better = True
+
+    def __init__(self, alpha: float = 0.5, protocol: Protocol | None = None, **kwargs: Any) -> None:
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"alpha: expected a weight in [0, 1], got {alpha}")
+        super().__init__(1, protocol, **kwargs)
+        self.alpha = alpha
+
+    def _scores(self, prepared: Prepared, geometry: MaskGeometry) -> Sequence[float]:
+        return [s_from(statistics_of(prepared, geometry), self.alpha)]
+
+
+class WeightedFMeasure(_MeanOverImages):
+    """Weighted F-measure, mean over images; see ``functional.weighted_f_measure``.
+
+    Args:
+        beta2: beta², the weight of precision; 1 in the field.
+        protocol: by default 8-bit and stretched, as published tables.
+
+    Raises:
+        ValueError: if ``beta2`` is not positive.
+    """
+
+    higher_is_better = True
+
+    def __init__(self, beta2: float = 1.0, protocol: Protocol | None = None, **kwargs: Any) -> None:
+        if not beta2 > 0:
+            raise ValueError(f"beta2: expected a positive weight (beta squared), got {beta2}")
+        super().__init__(1, protocol, **kwargs)
+        self.beta2 = beta2
+
+    def _scores(self, prepared: Prepared, geometry: MaskGeometry) -> Sequence[float]:
+        return [weighted_f_of(prepared, geometry, self.beta2)]
+
+
+class MapAbsoluteError(_MeanOverImages):
+    """Mean absolute error per image, mean over images (every image counts alike, whatever its size).
+
+    Args:
+        protocol: by default 8-bit and stretched, as published tables.
+    """
+
+    higher_is_better = False
+
+    def __init__(self, protocol: Protocol | None = None, **kwargs: Any) -> None:
+        super().__init__(1, protocol, **kwargs)
+
+    def _scores(self, prepared: Prepared, geometry: MaskGeometry) -> Sequence[float]:
+        s = statistics_of(prepared, geometry)
+        return [s.absolute_error / s.size]
+
+
+class _Overlap(_MeanOverImages):
+    _which: int
+
+    def __init__(self, protocol: Protocol | None = None, **kwargs: Any) -> None:
+        super().__init__(1, protocol, **kwargs)
+
+    def _scores(self, prepared: Prepared, geometry: MaskGeometry) -> Sequence[float]:
+        return [overlap_from(statistics_of(prepared, geometry))[self._which]]
+
+
+class IoU(_Overlap):
+    """Intersection over union of the decision at 0.5, mean over images; see ``functional.iou``.
+
+    Args:
+        protocol: by default 8-bit and stretched, as published tables.
+    """
+
+    higher_is_better = True
+    _which = 0
+
+
+class Dice(_Overlap):
+    """Dice coefficient of the decision at 0.5, mean over images; see ``functional.dice``.
+
+    Args:
+        protocol: by default 8-bit and stretched, as published tables.
+    """
+
+    higher_is_better = True
+    _which = 1
+
+
+class BalancedErrorRate(_Overlap):
+    """Balanced error rate of the decision at 0.5, a fraction, mean over images; see ``functional.ber``.
+
+    Args:
+        protocol: by default 8-bit and stretched, as published tables.
+    """
+
+    higher_is_better = False
+    _which = 2
+
+
+class BoundaryMeasure(_MeanOverImages):
+    """MAE and weighted F within 15 px of the contour, over the images that have one; see
+    ``functional.boundary_scores``.
+
+    Args:
+        protocol: by default 8-bit and stretched, as published tables.
+    """
+
+    def __init__(self, protocol: Protocol | None = None, **kwargs: Any) -> None:
+        super().__init__(2, protocol, **kwargs)
+
+    def _scores(self, prepared: Prepared, geometry: MaskGeometry) -> Sequence[float]:
+        return boundary_of(prepared, geometry)
+
+    def compute(self) -> dict[str, Tensor]:  # type: ignore[override]
+        """() float64 each, under the names "bMAE" and "bwF"."""
+        error, weighted = self._mean()
+        return {"bMAE": error, "bwF": weighted}
+
+
+class _OverThresholds(_MeanOverImages):
+    """A 256-point curve and an adaptive value per image."""
+
+    higher_is_better = True
+
+    def __init__(self, reduction: Reduction, protocol: Protocol | None, **kwargs: Any) -> None:
+        if reduction not in ("max", "mean", "adaptive"):
+            raise ValueError(f"reduction: expected 'max', 'mean' or 'adaptive', got {reduction!r}")
+        super().__init__(257, protocol, **kwargs)
+        self.reduction = reduction
+
+    def compute(self) -> Tensor:
+        """() float64: greatest value or mean of the images' mean curve, or mean of their adaptive scores."""
+        mean = self._mean()
+        if self.reduction == "adaptive":
+            return mean[256]
+        return mean[:256].max() if self.reduction == "max" else mean[:256].mean()
+
+
+class FMeasure(_OverThresholds):
+    """F-measure of a data set; see ``functional.f_measure``.
+
+    Args:
+        reduction: "max" or "mean" of the mean F curve over images, or mean of the "adaptive" F.
+        beta2: beta²; 0.3 in the field.
+        protocol: by default 8-bit and stretched, as published tables.
+
+    Raises:
+        ValueError: if ``reduction`` is unknown or ``beta2`` not positive.
+    """
+
+    def __init__(
+        self,
+        reduction: Reduction = "max",
+        beta2: float = 0.3,
+        protocol: Protocol | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not beta2 > 0:
+            raise ValueError(f"beta2: expected a positive weight (beta squared), got {beta2}")
+        super().__init__(reduction, protocol, **kwargs)
+        self.beta2 = beta2
+
+    def _scores(self, prepared: Prepared, geometry: MaskGeometry) -> NDArray[np.float64]:
+        curve, _, _, adaptive = f_from(statistics_of(prepared, geometry), self.beta2)
+        return np.append(curve, adaptive)
+
+
+class EMeasure(_OverThresholds):
+    """E-measure of a data set; see ``functional.e_measure``.
+
+    Args:
+        reduction: "max" or "mean" of the mean E curve over images, or mean of the "adaptive" E.
+        protocol: by default 8-bit and stretched, as published tables.
+
+    Raises:
+        ValueError: if ``reduction`` is unknown.
+    """
+
+    def __init__(self, reduction: Reduction = "max", protocol: Protocol | None = None, **kwargs: Any) -> None:
+        super().__init__(reduction, protocol, **kwargs)
+
+    def _scores(self, prepared: Prepared, geometry: MaskGeometry) -> NDArray[np.float64]:
+        return np.append(*e_from(statistics_of(prepared, geometry)))
+
+
+class MapScores(Metric):
+    """All scores of a data set, with a row per image.
+
+    An image is identified by its index in the data set. Images that several processes have scored, as
+    happens when a distributed sampler pads its last round with repeats, count once. Use one instance per
+    data set.
+
+    Scores are either computed here (``update``) or elsewhere, say in a pool of processes (``score_map``), and
+    collected (``add``).
+
+    Args:
+        protocol: by default 8-bit and stretched, as published tables.
+        scores: which of ``ALL_SCORES`` to report.
+        cache_bytes: memory for the geometry of masks met before, in bytes; pays off from the second epoch
+            on, at about 3 bytes per pixel and mask. 0 keeps none. Geometries outlive ``reset``.
+
+    Raises:
+        ValueError: if a score is unknown.
+    """
+
+    is_differentiable = False
+    full_state_update = False
+    rows: list[Tensor]
+    curves: list[Tensor]
+    labels: list[Tensor]
+
+    def __init__(
+        self,
+        protocol: Protocol | None = None,
+        scores: Sequence[str] = DEFAULT_SCORES,
+        cache_bytes: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.protocol = protocol or Protocol()
+        self.scores = check_scores(scores)
+        self._geometries = GeometryCache(cache_bytes) if cache_bytes else None
+        self._numbered: bool | None = None
+        self._merged: tuple[Tensor, Tensor, list[str | None]] | None = None
+        # (n, 1 + scores): index, then scores. (n, 4 * 256). (n, 1 + 255): length and bytes of the UTF-8 name.
+        self.add_state("rows", [], dist_reduce_fx="cat")
+        self.add_state("curves", [], dist_reduce_fx="cat")
+        self.add_state("labels", [], dist_reduce_fx="cat")
+
+    @property
+    def _widths(self) -> dict[str, tuple[int, torch.dtype]]:
+        return {
+            "rows": (1 + len(self.scores), torch.float64),
+            "curves": (len(CURVES) * 256, torch.float64),
+            "labels": (1 + _NAME_BYTES, torch.uint8),
+        }
+
+    def update(
+        self,
+        pred: Maps,
+        mask: Maps,
+        index: int | Sequence[int] | Tensor | None = None,
+        name: str | Sequence[str] | None = None,
+    ) -> None:
+        """Score one image or several, each of its own size.
+
+        Args:
+            pred: (h, w) uint8 or floating point in [0, 1], or a list (or a (B, h, w) stack) of such.
+            mask: (h, w) bool, or as many of them.
+            index: of each image in the data set. Without it images are numbered as they come, which can't be
+                told apart from repeats when several processes score.
+            name: of each image, for ``per_image``.
+
+        Raises:
+            TypeError: if a map or a mask has the wrong type.
+            ValueError: if numbers or sizes differ, or a map leaves [0, 1].
+        """
+        pairs = _one_by_one(pred, mask)
+        if isinstance(index, Tensor):
+            index = index.tolist()
+        indices = [None] * len(pairs) if index is None else [index] if isinstance(index, int) else list(index)
+        names = [None] * len(pairs) if name is None else [name] if isinstance(name, str) else list(name)
+        if not len(indices) == len(names) == len(pairs):
+            raise ValueError(
+                f"expected one index and one name per map, got {len(pairs)} maps, {len(indices)} indices, "
+                f"{len(names)} names"
+            )
+        for (one, other), number, label in zip(pairs, indices, names, strict=True):
+            geometry = None
+            if self._geometries is not None and number is not None:
+                geometry = self._geometries.get(int(number), other)
+            scored = score_map(one, other, protocol=self.protocol, geometry=geometry, scores=self.scores)
+            self.add(number, scored, label)
+
+    def add(self, index: int | None, scored: ImageScores, name: str | None = None) -> None:
+        """Collect the scores of one image.
+
+        Args:
+            index: of the image in the data set, at least 0; None to number it.
+            scored: from ``score_map``, under this instance's protocol and with at least its scores.
+            name: of the image, for ``per_image``.
+
+        Raises:
+            ValueError: if scores are missing, the index is negative, the name exceeds 255 bytes, or numbered
+                and unnumbered images are mixed.
+        """
+        missing = [s for s in self.scores if s not in scored.values]
+        if missing:
+            raise ValueError(f"scored: {missing} missing; ask score_map for scores={self.scores}")
+        if self._numbered not in (None, index is None):
+            raise ValueError("index: give it for every image or for none")
+        if index is None:
+            index = sum(part.shape[0] for part in self.rows)
+            numbered = True
+        else:
+            numbered = False
+        if index < 0:
+            raise ValueError(f"index: expected at least 0, got {index}")
+        encoded = (name or "").encode()
+        if len(encoded) > _NAME_BYTES:
+            raise ValueError(f"name: expected at most {_NAME_BYTES} bytes of UTF-8, got {len(encoded)}")
+        label = np.zeros(1 + _NAME_BYTES, dtype=np.uint8)
+        label[0] = len(encoded)
+        label[1 : 1 + len(encoded)] = np.frombuffer(encoded, dtype=np.uint8)
+
+        self._numbered = numbered
+        row = np.array([index, *(scored.values[s] for s in self.scores)], dtype=np.float64)
+        # MPS has no float64; it has no distributed training either, so the states can stay behind.
+        device = torch.device("cpu") if self.device.type == "mps" else self.device
+        self.rows.append(torch.from_numpy(row)[None].to(device))
+        self.curves.append(torch.from_numpy(scored.curves.reshape(1, -1)).to(device))
+        self.labels.append(torch.from_numpy(label)[None].to(device))
+        self._computed = None
+        self._merged = None
+        self._update_count += 1
+
+    def _sync_dist(self, *args: Any, **kwargs: Any) -> None:
+        if self._numbered:
+            raise ValueError("MapScores in several processes needs every image's index, to tell repeats apart")
+        # A process without images must still offer tensors of the others' type and number of dimensions.
+        for name, (width, dtype) in self._widths.items():
+            if not getattr(self, name):
+                setattr(self, name, [torch.zeros((0, width), dtype=dtype, device=self.device)])
+        super()._sync_dist(*args, **kwargs)
+
+    def reset(self) -> None:
+        """Forget all images. Cached geometries stay."""
+        super().reset()
+        self._numbered = None
+        self._merged = None
+
+    def compute(self) -> dict[str, Tensor]:
+        """Scores of the data set; in several processes a collective call with the same result in each.
+
+        Returns:
+            () float64 CPU tensor per score, fractions. Fmax, Fmean, Emax, Emean are taken on the mean curve
+            over images, all others are means over images; bMAE and bwF over those that have a contour.
+
+        Raises:
+            ValueError: if no image was scored.
+        """
+        rows, curves, _ = self._merge()
+        f, e, precision, recall = curves.mean(dim=0)
+        over_curves = {
+            "Fmax": f.max(),
+            "Fmean": f.mean(),
+            "Emax": e.max(),
+            "Emean": e.mean(),
+            "FmaxPR": torch.from_numpy(f_of(precision.numpy(), recall.numpy())).max(),
+        }
+        result = {}
+        for i, name in enumerate(self.scores):
+            values = rows[:, 1 + i]
+            result[name] = over_curves.get(name, values.nanmean() if name in _MAY_BE_NAN else values.mean())
+        return result
+
+    def _merge(self) -> tuple[Tensor, Tensor, list[str | None]]:
+        states = [getattr(self, name) for name in self._widths]
+        rows, curves, labels = (torch.cat(x).cpu() if isinstance(x, list) and x else x for x in states)
+        if len(rows) == 0:
+            raise ValueError("MapScores: no image was scored; call update or add first")
+        rows, curves, labels = rows.cpu(), curves.cpu(), labels.cpu().numpy()
+        _, first = np.unique(rows[:, 0].numpy(), return_index=True)
+        keep = torch.from_numpy(first)
+        names = [bytes(x[1 : 1 + x[0]]).decode() or None for x in labels[first]]
+        self._merged = rows[keep], curves[keep].reshape(-1, len(CURVES), 256), names
+        return self._merged
+
+    def _images(self) -> tuple[Tensor, Tensor, list[str | None]]:
+        if self._merged is None:
+            self._computed = None
+            self.compute()
+        assert self._merged is not None
+        return self._merged
+
+    def per_image(self) -> list[dict[str, Any]]:
+        """One row per image, ordered by index; in several processes a collective call.
+
+        Returns:
+            "index" (int), "name" (str or None), then a float per score. Max and mean scores are those of the
+            image's own curve, so their mean over rows differs from ``compute``.
+
+        Raises:
+            ValueError: if no image was scored.
+        """
+        rows, _, names = self._images()
+        return [
+            {"index": int(row[0]), "name": name, **dict(zip(self.scores, row[1:].tolist(), strict=True))}
+            for row, name in zip(rows, names, strict=True)
+        ]
+
+    def compute_curves(self) -> dict[str, Tensor]:
+        """Mean curves over images; in several processes a collective call.
+
+        Returns:
+            (256,) float64 each under "F", "E", "precision", "recall", for thresholds 0..255.
+
+        Raises:
+            ValueError: if no image was scored.
+        """
+        return dict(zip(CURVES, self._images()[1].mean(dim=0), strict=True))
