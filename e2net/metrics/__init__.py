@@ -1,5 +1,6 @@
 """Scores of the field: pure functions, torchmetrics classes over them, and the protocol behind them."""
 
+from e2net.metrics.context import camouflage_degree, context_measure
 from e2net.metrics.functional import (
     BoundaryScores,
     EScores,
@@ -57,6 +58,8 @@ __all__ = [
     "WeightedFMeasure",
     "ber",
     "boundary_scores",
+    "camouflage_degree",
+    "context_measure",
     "dice",
     "e_measure",
     "f_measure",

@@ -20,6 +20,7 @@ quadrant is empty (see ``s_measure``), and the E-measure of a one-pixel image is
 (see ``e_measure``).
 """
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -287,8 +288,7 @@ def _histogram_statistics(levels: NDArray[np.uint8], table: Float64, geometry: M
             slice(max(rows.start, top), min(rows.stop, bottom)),
             slice(max(columns.start, left), min(columns.stop, right)),
         )
-        if geometry.foreground_by_quadrant[i]:
-            counts[i, 1] = _count_levels(levels[window], mask[window])
+        counts[i, 1] = _count_levels(levels[window], mask[window])
         counts[i, 0] = everything - counts[i, 1]
 
     size = levels.size
@@ -318,9 +318,9 @@ def _histogram_statistics(levels: NDArray[np.uint8], table: Float64, geometry: M
     confident = by_class[:, table > 0.5].sum(axis=1)
 
     flat = np.full(4, np.nan)
-    for i in range(4):
+    for i in np.flatnonzero((number == 0).any(axis=1)):
         seen = np.flatnonzero(counts[i].any(axis=0))
-        if seen.size == 1 and 0 in number[i]:
+        if seen.size == 1:
             flat[i] = _flat_ssim(float(table[seen[0]]), geometry, i)
 
     return MapStatistics(
@@ -446,11 +446,10 @@ def s_from(s: MapStatistics, alpha: float = 0.5) -> float:
     objects += (1 - share) * _object_score(1 - class_mean[0], class_spread[0], per_class[0])
 
     regions = 0.0
-    for i in range(4):
-        n = count[i].sum()
-        if n:
-            score = s.flat[i] if not np.isnan(s.flat[i]) else _ssim(count[i], mean[i], spread[i])
-            regions += score * n / s.size
+    # Plain floats: NumPy's overhead on single numbers would be a tenth of the whole.
+    for n, m, v, score in zip(count.tolist(), mean.tolist(), spread.tolist(), s.flat.tolist(), strict=True):
+        if sum(n):
+            regions += (_ssim(n, m, v) if math.isnan(score) else score) * sum(n) / s.size
     return max(0.0, float(alpha * objects + (1 - alpha) * regions))
 
 
@@ -459,18 +458,18 @@ def _object_score(mean: float, spread: float, count: float) -> float:
     return float(2 * mean / (mean * mean + 1 + deviation + EPS))
 
 
-def _ssim(count: Float64, mean: Float64, spread: Float64) -> float:
+def _ssim(count: list[float], mean: list[float], spread: list[float]) -> float:
     """SSIM without its stabilising constants, from the moments of background and foreground."""
-    n = count.sum()
+    n = count[0] + count[1]
     y = count[1] / n
-    x = (count * mean).sum() / n
-    variance_x = (spread + count * (mean - x) ** 2).sum() / (n - 1 + EPS)
+    x = (count[0] * mean[0] + count[1] * mean[1]) / n
+    variance_x = sum(v + c * (m - x) ** 2 for c, m, v in zip(count, mean, spread, strict=True)) / (n - 1 + EPS)
     variance_y = n * y * (1 - y) / (n - 1 + EPS)
     covariance = count[0] * count[1] / n * (mean[1] - mean[0]) / (n - 1 + EPS)
     numerator = 4 * x * y * covariance
     denominator = (x * x + y * y) * (variance_x + variance_y)
     if numerator != 0:
-        return float(numerator / (denominator + EPS))
+        return numerator / (denominator + EPS)
     return 1.0 if denominator == 0 else 0.0
 
 

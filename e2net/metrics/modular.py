@@ -356,9 +356,9 @@ class MapScores(Metric):
             ValueError: if numbers or sizes differ, or a map leaves [0, 1].
         """
         pairs = _one_by_one(pred, mask)
-        if isinstance(index, Tensor):
-            index = index.tolist()
-        indices = [None] * len(pairs) if index is None else [index] if isinstance(index, int) else list(index)
+        indices: list[int | None] = [None] * len(pairs)
+        if index is not None:
+            indices = np.atleast_1d(index.cpu() if isinstance(index, Tensor) else index).tolist()
         names = [None] * len(pairs) if name is None else [name] if isinstance(name, str) else list(name)
         if not len(indices) == len(names) == len(pairs):
             raise ValueError(
@@ -368,7 +368,7 @@ class MapScores(Metric):
         for (one, other), number, label in zip(pairs, indices, names, strict=True):
             geometry = None
             if self._geometries is not None and number is not None:
-                geometry = self._geometries.get(int(number), other)
+                geometry = self._geometries.get(number, other)
             scored = score_map(one, other, protocol=self.protocol, geometry=geometry, scores=self.scores)
             self.add(number, scored, label)
 
