@@ -1,18 +1,24 @@
-"""Scores a checkpoint on named test sets and writes its maps. See ``python eval.py --help``."""
+"""Scores a checkpoint, or any method's maps, on named test sets. See ``python eval.py --help``."""
 
 import hydra
 from omegaconf import DictConfig
 
 from e2net.engine import evaluate, inherit, prepare_evaluation, resolve, user_errors
+from e2net.engine.predictions import UnusableMapsError, check_task
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="eval")
 def main(config: DictConfig) -> None:
-    """Composes the config, rebuilds the model and checks the data, then tests."""
+    """Composes the config, builds the model or finds the maps, checks the data, then scores."""
     with user_errors():
-        job = prepare_evaluation(resolve(inherit(config)))
-    evaluate(job)
-    print(f"maps and scores: {job.output}")
+        check_task(config)
+        job = prepare_evaluation(resolve(config if config.ckpt is None else inherit(config)))
+    try:
+        evaluate(job)
+    except UnusableMapsError:  # the user's files, not our code: a line says more than a traceback
+        with user_errors():
+            raise
+    print(f"scores: {job.output}")
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ from e2net.datasets.datamodule import (
     collate,
     in_validation,
 )
-from e2net.datasets.io import find_by_stem, read_image, read_mask, write_map
-from e2net.datasets.pairs import FolderPairs, Source
+from e2net.datasets.io import find_by_stem, is_jpeg, read_image, read_map, read_mask, write_map
+from e2net.datasets.pairs import FolderMasks, FolderPairs, Source
 from e2net.datasets.procedural import ProceduralPairs
 from e2net.datasets.transforms import Augment, Resize
 
@@ -21,6 +21,7 @@ __all__ = [
     "Augment",
     "EvalSet",
     "FolderData",
+    "FolderMasks",
     "FolderPairs",
     "ProceduralData",
     "ProceduralPairs",
@@ -31,7 +32,9 @@ __all__ = [
     "collate",
     "find_by_stem",
     "in_validation",
+    "is_jpeg",
     "read_image",
+    "read_map",
     "read_mask",
     "write_map",
 ]

@@ -365,7 +365,15 @@ class FolderData(SegmentationData):
 
     def test_source(self, name: str) -> Source:
         """See the base class."""
-        return FolderPairs(self.root / self.test_folder / self._test_paths[name])
+        return FolderPairs(self.test_root(name))
+
+    def test_root(self, name: str) -> Path:
+        """The folder of one test set, which holds its folders of images and masks.
+
+        Args:
+            name: one of `test_names`.
+        """
+        return self.root / self.test_folder / self._test_paths[name]
 
 
 class ProceduralData(SegmentationData):

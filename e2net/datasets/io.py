@@ -1,7 +1,7 @@
-"""Reading images and masks, writing maps, listing folders.
+"""Reading images, masks and maps, writing maps, listing folders.
 
-Images are decoded by OpenCV (fast), masks by Pillow (which reports palette, alpha and bit depth, all of which
-decide whether a mask means what it seems to mean).
+Images are decoded by OpenCV (fast), masks and maps by Pillow (which reports palette, alpha and bit depth, all of
+which decide whether a file means what it seems to mean).
 """
 
 import uuid
@@ -122,6 +122,47 @@ def verify_image(path: str | Path) -> tuple[int, int]:
     return height, width
 
 
+_HALVES = "Save the object as 255 and everything else as 0, 8-bit grey."
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as file:
+            return ImageOps.exif_transpose(file)
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{path}: truncated, or not an image that can be decoded ({error}).") from error
+
+
+def _channels(picture: Image.Image, path: Path, what: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """Split what Pillow has opened into values (h, w) or (h, w, 3) and alpha (h, w), palettes looked up."""
+    mode = picture.mode
+    if mode == "P":
+        picture = picture.convert("RGBA" if "transparency" in picture.info else "RGB")
+    elif mode == "PA":
+        picture = picture.convert("RGBA")
+    values = np.asarray(picture)
+    if values.dtype.kind == "f":
+        raise ValueError(f"{path}: expected an 8- or 16-bit {what}, found floats. Save it as 8-bit grey.")
+    if picture.mode in ("LA", "RGBA"):
+        colours, alpha = values[..., :-1], values[..., -1]
+        return colours, alpha
+    if picture.mode not in ("1", "L", "RGB") and not mode.startswith("I"):
+        raise ValueError(f"{path}: expected a grey {what}, found colour mode {mode}. Save it as 8-bit grey.")
+    return values, None
+
+
+def _grey(values: np.ndarray, path: Path, what: str, mode: str, remedy: str) -> np.ndarray:
+    """One channel (h, w) out of equal ones."""
+    if values.ndim == 2:
+        return values
+    if (values != values[..., :1]).any():
+        found = "a palette with colours" if mode in ("P", "PA") else "channels that differ"
+        raise ValueError(f"{path}: expected a grey {what}, found {found}: {remedy}")
+    return values[..., 0]
+
+
 def read_mask(path: str | Path) -> np.ndarray:
     """Read a binary mask, refusing files whose meaning would be a guess.
 
@@ -140,43 +181,17 @@ def read_mask(path: str | Path) -> np.ndarray:
             point, or with values that are neither 0/1 nor reach half of the range (a label map).
     """
     path = Path(path)
-    try:
-        with Image.open(path) as file:
-            picture: Image.Image = ImageOps.exif_transpose(file)
-    except FileNotFoundError:
-        raise
-    except Exception as error:
-        raise ValueError(f"{path}: truncated, or not an image that can be decoded ({error}).") from error
-
-    mode = picture.mode
-    if mode == "1":
+    picture = _open(path)
+    if picture.mode == "1":
         return np.array(picture)
-    if mode == "P":
-        picture = picture.convert("RGBA" if "transparency" in picture.info else "RGB")
-    elif mode == "PA":
-        picture = picture.convert("RGBA")
-    values = np.asarray(picture)
-    full = 65535 if mode.startswith("I") else 255
-    if values.dtype.kind == "f":
-        raise ValueError(f"{path}: expected an 8- or 16-bit mask, found floats. Save it as 8-bit grey.")
-
-    if picture.mode in ("LA", "RGBA"):
-        alpha, values = values[..., -1], values[..., :-1]
-        if alpha.min() != alpha.max():
-            raise ValueError(
-                f"{path}: expected a grey mask, found one whose transparency varies ({alpha.min()} to"
-                f" {alpha.max()}): is the object in the colour or in the alpha? Save it as 8-bit grey."
-            )
-    elif picture.mode not in ("L", "RGB") and not mode.startswith("I"):
-        raise ValueError(f"{path}: expected a grey mask, found colour mode {mode}. Save it as 8-bit grey.")
-    if values.ndim == 3:
-        if (values != values[..., :1]).any():
-            what = "a palette with colours" if mode in ("P", "PA") else "channels that differ"
-            raise ValueError(
-                f"{path}: expected a grey mask, found {what}: a label map or an overlay?"
-                " Save the object as 255 and everything else as 0, 8-bit grey."
-            )
-        values = values[..., 0]
+    full = 65535 if picture.mode.startswith("I") else 255
+    values, alpha = _channels(picture, path, "mask")
+    if alpha is not None and alpha.min() != alpha.max():
+        raise ValueError(
+            f"{path}: expected a grey mask, found one whose transparency varies ({alpha.min()} to"
+            f" {alpha.max()}): is the object in the colour or in the alpha? Save it as 8-bit grey."
+        )
+    values = _grey(values, path, "mask", picture.mode, f"a label map or an overlay? {_HALVES}")
 
     largest = int(values.max())
     if largest == 1:
@@ -185,9 +200,70 @@ def read_mask(path: str | Path) -> np.ndarray:
         # thresholding would silently make it empty, and an empty mask still gets plausible scores
         raise ValueError(
             f"{path}: its largest value is {largest}, expected 1 (a 0/1 mask) or more than {full // 2}"
-            " (half of the range). Save the object as 255 and everything else as 0, 8-bit grey."
+            f" (half of the range). {_HALVES}"
         )
     return values > full // 2
+
+
+def is_jpeg(path: str | Path) -> bool:
+    """Whether a file is a JPEG, whatever its name says."""
+    with Path(path).open("rb") as file:
+        return file.read(2) == b"\xff\xd8"
+
+
+def _deep_colours(path: Path) -> np.ndarray | None:
+    # Pillow cuts the channels of a 16-bit colour PNG to their upper bytes; OpenCV keeps them.
+    with path.open("rb") as file:
+        head = file.read(26)
+    if not head.startswith(b"\x89PNG") or head[24:25] != b"\x10" or head[25:26] == b"\x00":
+        return None
+    return cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
+
+
+def read_map(path: str | Path) -> np.ndarray:
+    """Read a prediction map as the 8-bit levels that are scored, refusing files whose meaning would be a guess.
+
+    8-bit grey is the norm. 16 bit becomes 8 bit as ``round(value / 257)``, so that 65535 is 255: the level that
+    an 8-bit file of the same probability would hold. A bilevel file gives 0 and 255. Equal channels, a palette of
+    greys and an opaque alpha are accepted.
+
+    Args:
+        path: a file in one of the formats of `EXTENSIONS`.
+
+    Returns:
+        (h, w) uint8, EXIF orientation applied.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file cannot be decoded, or is no grey map: coloured, transparent anywhere, floating point
+            or of 32-bit integers.
+    """
+    path = Path(path)
+    picture = _open(path)
+    deep = _deep_colours(path)
+    if deep is None:
+        values, alpha = _channels(picture, path, "map")
+    else:
+        values, alpha = (deep[..., :3], deep[..., 3]) if deep.shape[2] == 4 else (deep, None)
+    keyed = "transparency" in picture.info and picture.mode not in ("P", "PA")  # one colour that means "nothing"
+    opaque = alpha is None or int(alpha.min()) == np.iinfo(alpha.dtype).max
+    if keyed or not opaque:
+        raise ValueError(
+            f"{path}: expected a grey map, found one with transparency: is the prediction in the colour or in the"
+            " alpha? Save it as 8-bit grey without alpha."
+        )
+    remedy = "a colour map or an overlay? Save the probability times 255 as 8-bit grey."
+    values = _grey(values, path, "map", picture.mode, remedy)
+    if values.dtype == bool:
+        return values.astype(np.uint8) * 255
+    if values.dtype == np.uint8:
+        return np.array(values, order="C")  # Pillow's own memory is read-only
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError(
+            f"{path}: expected an 8- or 16-bit map, found integers from {values.min()} to {values.max()}."
+            " Save the probability times 255 as 8-bit grey."
+        )
+    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
 def write_map(path: str | Path, values: np.ndarray) -> None:

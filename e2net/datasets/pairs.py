@@ -52,6 +52,28 @@ def _find_folder(root: Path, names: tuple[str, ...], what: str) -> Path:
     return root / matches[0]
 
 
+def _check_root(root: Path) -> None:
+    if root.is_dir():
+        return
+    parent = root.parent
+    if parent.is_dir():
+        there = sorted(path.name for path in parent.iterdir() if path.is_dir())
+        seen = f"{parent} holds " + (f"the folders {some(there, 6)}" if there else "no folders")
+    else:
+        seen = f"{parent} is missing as well"
+    raise FileNotFoundError(
+        f"no folder {root} ({seen}). It should hold {IMAGE_FOLDERS[0]}/ and {MASK_FOLDERS[0]}/;"
+        " see data/README.md for the layout and where data sets come from."
+    )
+
+
+def _check_any(folder: Path, found: dict[str, Path]) -> None:
+    if not found:
+        others = sorted(path.name for path in folder.iterdir())
+        extensions, seen = ", ".join(EXTENSIONS), some(others) if others else "nothing"
+        raise ValueError(f"{folder}: no file ends in {extensions}; found {seen}.")
+
+
 class FolderPairs:
     """Images and masks in two folders under one root, paired by stem.
 
@@ -68,25 +90,12 @@ class FolderPairs:
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
-        if not self.root.is_dir():
-            parent = self.root.parent
-            if parent.is_dir():
-                there = sorted(path.name for path in parent.iterdir() if path.is_dir())
-                seen = f"{parent} holds " + (f"the folders {some(there, 6)}" if there else "no folders")
-            else:
-                seen = f"{parent} is missing as well"
-            raise FileNotFoundError(
-                f"no folder {self.root} ({seen}). It should hold {IMAGE_FOLDERS[0]}/ and {MASK_FOLDERS[0]}/;"
-                " see data/README.md for the layout and where data sets come from."
-            )
+        _check_root(self.root)
         image_folder = _find_folder(self.root, IMAGE_FOLDERS, "images")
         mask_folder = _find_folder(self.root, MASK_FOLDERS, "masks")
         images, masks = find_by_stem(image_folder), find_by_stem(mask_folder)
         for folder, found in ((image_folder, images), (mask_folder, masks)):
-            if not found:
-                others = sorted(path.name for path in folder.iterdir())
-                extensions, seen = ", ".join(EXTENSIONS), some(others) if others else "nothing"
-                raise ValueError(f"{folder}: no file ends in {extensions}; found {seen}.")
+            _check_any(folder, found)
         no_mask = [path.name for stem, path in images.items() if stem not in masks]
         no_image = [path.name for stem, path in masks.items() if stem not in images]
         if no_mask or no_image:
@@ -143,6 +152,49 @@ class FolderPairs:
             more = f" And {len(faults) - 3} more." if len(faults) > 3 else ""
             first = " ".join(faults[:3])
             raise ValueError(f"{self.root}: {len(faults)} of {len(self)} pairs cannot be used. {first}{more}")
+
+
+class FolderMasks:
+    """The masks of one set, with its images only where they are at hand: what prediction maps are scored against.
+
+    The folders are those of `FolderPairs`, but that of the images may be missing, and so may some images.
+
+    Args:
+        root: the folder that holds both folders.
+
+    Raises:
+        FileNotFoundError: the root or the folder of masks is missing.
+        ValueError: no mask at all, or a stem used twice.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        _check_root(self.root)
+        folder = _find_folder(self.root, MASK_FOLDERS, "masks")
+        self._masks = find_by_stem(folder)
+        _check_any(folder, self._masks)
+        self._names = list(self._masks)
+        try:
+            self._images = find_by_stem(_find_folder(self.root, IMAGE_FOLDERS, "images"))
+        except (FileNotFoundError, ValueError):
+            self._images = {}
+
+    def __len__(self) -> int:
+        """How many masks there are."""
+        return len(self._names)
+
+    def name(self, index: int) -> str:
+        """The stem of mask `index`; masks are sorted by it."""
+        return self._names[index]
+
+    def mask(self, index: int) -> np.ndarray:
+        """Mask `index`, (h, w) bool; a ValueError names a file that is none."""
+        return read_mask(self._masks[self._names[index]])
+
+    def image(self, index: int) -> np.ndarray | None:
+        """The image of mask `index`, (h, w, 3) uint8 RGB, or None where there is none."""
+        path = self._images.get(self._names[index])
+        return None if path is None else read_image(path)
 
 
 def _size_fault(image_path: Path, image_size: tuple[int, ...], mask_path: Path, mask_size: tuple[int, ...]) -> str:

@@ -23,13 +23,21 @@ class CAEM(nn.Module):
         strides: strides of F1..F4, in pixels.
         width: channels of G1..G4.
         pyramid: ``standard`` or ``simple``, see :class:`~e2net.decoders.pyramid.Pyramid`.
+        dropout: probability that a channel of F'i is dropped in training.
     """
 
     def __init__(
-        self, channels: Sequence[int], strides: Sequence[int], width: int, pyramid: PyramidName = "standard"
+        self,
+        channels: Sequence[int],
+        strides: Sequence[int],
+        width: int,
+        pyramid: PyramidName = "standard",
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.lateral = nn.ModuleList(conv_bn(c, width, 1, relu=False) for c in channels)
+        self.lateral = nn.ModuleList(
+            nn.Sequential(conv_bn(c, width, 1, relu=False), nn.Dropout2d(dropout)) for c in channels
+        )
         self.pyramid = Pyramid(pyramid, strides)
         self.fuse = nn.ModuleList(Fuse(width) for _ in range(len(channels) - 1))
         self.enhance = nn.ModuleList(SqueezeExcitation(width) for _ in channels)

@@ -16,7 +16,8 @@ class LFSM(nn.Module):
     """Lateral fovea search: where in the whole scene might the object be?
 
     Transformer blocks on the coarsest level's tokens, then 1x1-BN-ReLU-1x1. Positions need no encoding of their own:
-    the encoder's features carry them.
+    the encoder's features carry them. The blocks' output also replaces G4 in the later stages, so that what they
+    confirm against has seen the whole scene.
 
     Args:
         width: channels.
@@ -29,10 +30,11 @@ class LFSM(nn.Module):
         self.blocks = nn.Sequential(*(TransformerBlock(width, heads) for _ in range(depth)))
         self.head = nn.Sequential(conv_bn(width, width, 1), nn.Conv2d(width, 1, 1))
 
-    def forward(self, g4: Tensor) -> Tensor:
-        """G4 (B, C, h, w) -> coarse logits (B, 1, h, w)."""
+    def forward(self, g4: Tensor) -> tuple[Tensor, Tensor]:
+        """G4 (B, C, h, w) -> the searched G4 (B, C, h, w) and coarse logits (B, 1, h, w)."""
         tokens = self.blocks(rearrange(g4, "b c h w -> b (h w) c"))
-        return self.head(rearrange(tokens, "b (h w) c -> b c h w", h=g4.shape[-2]))
+        searched = rearrange(tokens, "b (h w) c -> b c h w", h=g4.shape[-2])
+        return searched, self.head(searched)
 
 
 class CFZM(nn.Module):
@@ -107,6 +109,7 @@ class E2NetDecoder(nn.Module):
         pyramid: ``standard`` or ``simple``.
         search_depth: transformer blocks in LFSM.
         heads: attention heads in LFSM and CCM.
+        dropout: probability that a channel of an aligned map F'i is dropped in training; for small training sets.
 
     Raises:
         ValueError: ``heads`` does not divide ``width``.
@@ -120,11 +123,12 @@ class E2NetDecoder(nn.Module):
         pyramid: PyramidName = "simple",
         search_depth: int = 1,
         heads: int = 8,
+        dropout: float = 0.1,
     ) -> None:
         super().__init__()
         if width % heads:
             raise ValueError(f"decoder.width must be a multiple of decoder.heads, found {width} and {heads}")
-        self.caem = CAEM(channels, strides, width, pyramid)
+        self.caem = CAEM(channels, strides, width, pyramid, dropout)
         self.lfsm = LFSM(width, search_depth, heads)
         self.cfzm = CFZM(width, len(channels))
         self.ccm = CCM(width, heads)
@@ -132,6 +136,6 @@ class E2NetDecoder(nn.Module):
     def forward(self, features: Sequence[Tensor], image_size: Sequence[int]) -> SegOutput:
         """F1..F4 (B, D_i, h_i, w_i) and the image's (H, W) -> logits at the image's size, coarse and refined logits."""
         maps = self.caem(features, image_size)
-        coarse = self.lfsm(maps[-1])
-        zoomed, refined = self.cfzm(maps, coarse)
+        searched, coarse = self.lfsm(maps[-1])
+        zoomed, refined = self.cfzm([*maps[:-1], searched], coarse)
         return SegOutput(resize(self.ccm(zoomed, image_size), image_size), coarse, refined)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from e2net.decoders.layers import resize
@@ -25,5 +26,5 @@ class LinearDecoder(nn.Module):
     def forward(self, features: Sequence[Tensor], image_size: Sequence[int]) -> SegOutput:
         """F1..F4 (B, D_i, h_i, w_i) -> logits (B, 1, *image_size)."""
         finest = max((f.shape[-2:] for f in features), key=lambda size: size[0] * size[1])
-        logits = sum(resize(probe(f), finest) for probe, f in zip(self.probes, features, strict=True))
-        return SegOutput(resize(logits, image_size))
+        logits = [resize(probe(f), finest) for probe, f in zip(self.probes, features, strict=True)]
+        return SegOutput(resize(torch.stack(logits).sum(0), image_size))

@@ -70,6 +70,8 @@ class ViTEncoder(nn.Module):
         self.channels = (self.embed_dim,) * len(self.blocks)
         self.strides = (self.patch_size,) * len(self.blocks)
         # Not in the state dict: they belong to the encoder's files, not to what is trained.
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         # Hugging Face never trains the mask token here, nor the final norm when maps are returned without it. Freezing

@@ -9,7 +9,6 @@ import lightning as L
 import numpy as np
 
 from e2net.datasets import write_map
-from e2net.engine.module import SegmentationModule
 from e2net.structures import Batch
 
 # Height of every panel of a picture, in pixels.
@@ -89,7 +88,7 @@ class SamplePictures(L.Callback):
         self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         if not trainer.sanity_checking:
-            self._add("val", batch, outputs)
+            self._add("val", batch, outputs["maps"])
 
     def on_validation_epoch_end(self, trainer: L.Trainer, module: Any) -> None:
         self._write()
@@ -97,7 +96,7 @@ class SamplePictures(L.Callback):
     def on_test_batch_end(
         self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        self._add(f"test_{module.test_names[dataloader_idx]}", batch, outputs)
+        self._add(f"test_{module.test_names[dataloader_idx]}", batch, outputs["maps"])
 
     def on_test_epoch_end(self, trainer: L.Trainer, module: Any) -> None:
         self._write()
@@ -112,12 +111,12 @@ class MapWriter(L.Callback):
     def on_test_batch_end(
         self,
         trainer: L.Trainer,
-        module: SegmentationModule,
+        module: Any,
         outputs: Any,
         batch: Any,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
         target = self.folder / module.test_names[dataloader_idx]
-        for name, values in zip(batch.names, outputs, strict=True):
+        for name, values in zip(batch.names, outputs["maps"], strict=True):
             write_map(target / f"{name}.png", values)

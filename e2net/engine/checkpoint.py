@@ -115,7 +115,7 @@ def load_model(path: str | Path, encoder_path: str | None = None) -> tuple[Segme
 
 
 def inherit(config: DictConfig) -> DictConfig:
-    """Fills an evaluation config from the training it evaluates: ``size`` where null, ``data`` where no root is given."""
+    """Fills an evaluation config from its checkpoint: ``size`` where null, ``data`` where no root is given."""
     if not OmegaConf.is_missing(config, "ckpt"):
         trained = read_checkpoint(config.ckpt)[KEY]["config"]
         if config.size is None:

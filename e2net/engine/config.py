@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
@@ -20,9 +20,7 @@ def resolve(config: DictConfig) -> dict[str, Any]:
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         raise ValueError(f"config: {missing[0]} has no value; give it as {missing[0]}=...")
-    plain = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(plain, dict)
-    return plain
+    return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
 
 
 def build(config: dict[str, Any], **kwargs: Any) -> Any:

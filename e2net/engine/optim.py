@@ -43,7 +43,8 @@ def _ramp(progress: float, start: float) -> float:
 class AdamW:
     """AdamW over the parameters that train, with one schedule for all of them.
 
-    Biases, norms, special tokens and position embeddings are not decayed. The encoder's learning rate is scaled by ``tuning.lr_scale``.
+    Biases, norms, special tokens and position embeddings are not decayed. The encoder's learning rate is scaled by
+    ``tuning.lr_scale``.
 
     Args:
         lr: peak learning rate.

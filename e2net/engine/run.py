@@ -16,7 +16,18 @@ from e2net.engine.callbacks import MapWriter, SamplePictures
 from e2net.engine.checkpoint import BEST, LAST, find_checkpoint, load_model, load_state, read_checkpoint
 from e2net.engine.config import build, build_model
 from e2net.engine.module import SegmentationModule
-from e2net.engine.report import Scores, print_scores, write_scores
+from e2net.engine.predictions import (
+    MaskDigests,
+    PredictionJob,
+    ReportOptions,
+    binarised,
+    check_task,
+    find_maps,
+    masks_of,
+    prepare_predictions,
+    score_maps,
+)
+from e2net.engine.report import Scores, SetResult, clear_report, report
 from e2net.model import SegmentationModel
 
 log = logging.getLogger(__name__)
@@ -31,6 +42,7 @@ class Job:
     trainer: L.Trainer
     output: Path
     checkpoint: Path | None
+    options: ReportOptions = dataclasses.field(default_factory=ReportOptions)
 
 
 def prepare_training(config: dict[str, Any]) -> Job:
@@ -53,7 +65,7 @@ def prepare_training(config: dict[str, Any]) -> Job:
         resume = find_checkpoint(config["resume"], prefer=LAST)
         load_state(model, read_checkpoint(resume)["state_dict"])
     data.check()
-    module = SegmentationModule(model, config, protocol, criterion, optim, tuple(data.test_names))
+    module = SegmentationModule(model, config, protocol, criterion, optim, tuple(data.test_names), config["flip_test"])
     validated = data.val_fraction > 0
     trainer = build(
         {**config["trainer"], "precision": choose_precision(**_pick(config["trainer"], "precision", "accelerator"))},
@@ -101,8 +113,8 @@ def train(job: Job) -> Scores:
     return scores
 
 
-def prepare_evaluation(config: dict[str, Any]) -> Job:
-    """Rebuilds the model of a checkpoint and checks the test sets.
+def prepare_evaluation(config: dict[str, Any]) -> Job | PredictionJob:
+    """Rebuilds the model of a checkpoint and checks the test sets; or finds the maps that another run has left.
 
     Args:
         config: a resolved ``conf/eval.yaml``, see :func:`~e2net.engine.checkpoint.inherit`.
@@ -110,15 +122,21 @@ def prepare_evaluation(config: dict[str, Any]) -> Job:
     Raises:
         ValueError, FileNotFoundError: see :func:`prepare_training`.
     """
+    check_task(config)
+    if config["predictions"] is not None:
+        return prepare_predictions(config)
+    protocol = build(config["protocol"])
+    options = ReportOptions.of(config, protocol)
     checkpoint = find_checkpoint(config["ckpt"])
     model, trained = load_model(checkpoint, config["encoder_path"])
     data: SegmentationData = build(config["data"])
     model.encoder.check_size(*data.size)
     data.check("test")
     output = Path(config["output"])
-    module = SegmentationModule(model, trained, build(config["protocol"]), test_names=tuple(data.test_names))
+    flip = trained["flip_test"] if config["flip_test"] is None else config["flip_test"]
+    module = SegmentationModule(model, trained, protocol, test_names=tuple(data.test_names), flip=flip)
     trainer = L.Trainer(
-        precision=choose_precision(config["precision"], config["accelerator"]),
+        precision=choose_precision(config["precision"], config["accelerator"]),  # type: ignore[arg-type]
         accelerator=config["accelerator"],
         devices=1,
         logger=False,
@@ -130,22 +148,71 @@ def prepare_evaluation(config: dict[str, Any]) -> Job:
         enable_checkpointing=False,
         enable_model_summary=False,
     )
-    return Job(module, data, trainer, output, checkpoint)
+    return Job(module, data, trainer, output, checkpoint, options)
 
 
-def evaluate(job: Job, name: str = "scores") -> Scores:
-    """Scores the test sets, prints the table and writes ``<output>/<name>.json`` and ``.csv``.
+def evaluate(job: Job | PredictionJob, name: str = "scores") -> Scores:
+    """Scores the test sets, prints the table and writes the report, ``<output>/<name>.json`` last.
+
+    A score file of an earlier evaluation in the same folder is removed first.
 
     Returns:
-        {test set: {score: value}}, fractions.
+        {test set: {score: value}}, fractions; also "<test set> (binarised)" where that was asked for.
+
+    Raises:
+        UnusableMapsError: a map on disk cannot be read.
     """
+    if isinstance(job, PredictionJob):
+        clear_report(job.output, name)
+        about = {"predictions": str(job.folder)}
+        return report(job.output, job.score(), job.method, about, job.options.bootstrap_seed, name)
     log.info("testing %s", job.checkpoint)
-    job.trainer.test(job.module, datamodule=job.data, verbose=False)
-    scores = job.module.test_results()
-    protocol = job.module.protocol.describe()
-    write_scores(job.output / name, scores, {"checkpoint": str(job.checkpoint), "protocol": protocol})
-    print_scores(scores, protocol)
-    return scores
+    if job.trainer.is_global_zero:
+        clear_report(job.output, name)
+    results = _test(job)
+    if not job.trainer.is_global_zero:
+        return {r.label: r.values() for r in results}
+    about = {"checkpoint": str(job.checkpoint)}
+    return report(job.output, results, _method(job), about, job.options.bootstrap_seed, name)
+
+
+def _test(job: Job) -> list[SetResult]:
+    """Runs the model over the test sets; every process gets the scores of all."""
+    digests = MaskDigests()
+    callbacks: list[L.Callback] = job.trainer.callbacks  # type: ignore[attr-defined]
+    maps = next((c.folder for c in callbacks if isinstance(c, MapWriter)), None)
+    callbacks.append(digests)
+    try:
+        job.trainer.test(job.module, datamodule=job.data, verbose=False)
+    except Exception:
+        if maps is not None and maps.is_dir():
+            log.error("stopped; eval.py predictions=%s allow_missing=true scores the maps written so far", maps)
+        raise
+    finally:
+        callbacks.remove(digests)
+    job.module.test_results()  # from here on the scores of all processes are in each
+    results = []
+    for name, scores in zip(job.module.test_names, job.module.test_scores, strict=True):
+        masks = masks_of(job.data, name)
+        stems = [masks.name(i) for i in range(len(masks))]
+        result = SetResult(name, scores, stems, job.module.protocol.describe(), digests.hash(name, stems))
+        results.append(result)
+        if maps is not None and job.trainer.is_global_zero:
+            found = find_maps(maps, name, masks)
+            result.picture = found.picture
+            if job.options.binarised_too:
+                again = binarised(job.module.protocol)
+                (second,), _ = score_maps(found, [again], job.options.num_workers)
+                results.append(dataclasses.replace(second, binarised=True, problems={}, picture=None))
+    return results
+
+
+def _method(job: Job) -> str:
+    """The name of a checkpoint's row in tables: that of its run."""
+    if job.options.method is not None or job.checkpoint is None:
+        return job.options.method or job.output.name
+    path = job.checkpoint.resolve()
+    return path.parent.parent.name if path.parent.name == "checkpoints" else path.stem
 
 
 def choose_precision(precision: str, accelerator: str) -> str:

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from e2net.datasets.io import find_by_stem, read_image, read_mask, verify_image, write_map
+from e2net.datasets.io import find_by_stem, is_jpeg, read_image, read_map, read_mask, verify_image, write_map
 
 
 @pytest.fixture
@@ -243,3 +243,99 @@ def test_find_by_stem_refuses_twins(tmp_path):
         (tmp_path / name).touch()
     with pytest.raises(ValueError, match=r"the same stem twice: a\.jpg and a\.png\. Keep one"):
         find_by_stem(tmp_path)
+
+
+# prediction maps
+
+
+LEVELS = np.array([[0, 1, 127, 128, 254, 255]], np.uint8)
+
+
+def test_read_map_8_bit_grey(tmp_path):
+    for name in ("a.png", "a.bmp", "a.tif"):
+        values = read_map(save(tmp_path / name, LEVELS))
+        assert values.dtype == np.uint8 and values.flags.writeable
+        np.testing.assert_array_equal(values, LEVELS)
+
+
+def test_read_map_equal_channels_and_opaque_alpha(tmp_path):
+    full = np.full_like(LEVELS, 255)
+    for channels in ([LEVELS] * 3, [LEVELS] * 3 + [full], [LEVELS, full]):
+        np.testing.assert_array_equal(read_map(save(tmp_path / "a.png", np.stack(channels, 2))), LEVELS)
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+@pytest.mark.parametrize("alpha", [[255, 254], [9, 9]])
+def test_read_map_with_transparency_is_refused(tmp_path, channels, alpha):
+    values = np.full((1, 2, channels), 200, np.uint8)
+    values[..., -1] = alpha
+    with pytest.raises(ValueError, match=r"a\.png: expected a grey map, found one with transparency"):
+        read_map(save(tmp_path / "a.png", values))
+
+
+def test_read_map_with_a_transparent_level_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"a\.png: .*transparency"):
+        read_map(save(tmp_path / "a.png", LEVELS, transparency=127))
+
+
+def test_read_map_colour_is_refused(tmp_path):
+    values = np.stack([LEVELS, LEVELS, LEVELS // 2], 2)
+    with pytest.raises(ValueError, match=r"a\.png: expected a grey map, found channels that differ.*Save"):
+        read_map(save(tmp_path / "a.png", values))
+
+
+@pytest.mark.parametrize("extension", ["png", "tiff"])
+def test_read_map_16_bit_is_the_nearest_level(tmp_path, extension):
+    deep = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    cv2.imwrite(str(tmp_path / f"a.{extension}"), deep)
+    exact = np.round(deep.astype(np.float64) / 65535 * 255).astype(np.uint8)
+    np.testing.assert_array_equal(read_map(tmp_path / f"a.{extension}"), exact)
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_read_map_16_bit_channels(tmp_path, channels):
+    deep = np.repeat(np.array([[128, 129, 40000, 65535]], np.uint16)[..., None], channels, 2)
+    deep[..., 3:] = 65535
+    cv2.imwrite(str(tmp_path / "a.png"), deep)
+    assert read_map(tmp_path / "a.png").tolist() == [[0, 1, 156, 255]]
+    deep[0, 0, 0] = 65535
+    cv2.imwrite(str(tmp_path / "a.png"), deep)
+    with pytest.raises(ValueError, match="channels that differ"):
+        read_map(tmp_path / "a.png")
+    deep[..., 3:] = 65534
+    cv2.imwrite(str(tmp_path / "a.png"), deep)
+    with pytest.raises(ValueError, match="transparency" if channels == 4 else "channels"):
+        read_map(tmp_path / "a.png")
+
+
+def test_read_map_palettes(tmp_path):
+    path = palette_mask(tmp_path / "a.png", [200, 200, 200, 10, 10, 10])
+    assert read_map(path).tolist() == [[200, 10]]
+    with pytest.raises(ValueError, match=r"a\.png: expected a grey map, found a palette with colours"):
+        read_map(palette_mask(tmp_path / "a.png", [0, 0, 0, 128, 0, 0]))
+
+
+def test_read_map_bilevel(tmp_path):
+    Image.fromarray(np.array([[0, 255]], np.uint8)).convert("1").save(tmp_path / "a.png")
+    assert read_map(tmp_path / "a.png").tolist() == [[0, 255]]
+
+
+def test_read_map_jpeg(tmp_path):
+    grey = np.full((16, 16), 90, np.uint8)
+    for values in (grey, np.repeat(grey[..., None], 3, 2)):
+        path = save(tmp_path / "a.jpg", values)
+        np.testing.assert_allclose(read_map(path).astype(int), grey, atol=2)
+        assert is_jpeg(path)
+    assert not is_jpeg(save(tmp_path / "a.png", grey))
+
+
+def test_read_map_floats_wide_integers_and_rubbish_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"a\.tif: expected an 8- or 16-bit map, found floats"):
+        read_map(save(tmp_path / "a.tif", np.ones((4, 4), np.float32)))
+    with pytest.raises(ValueError, match=r"a\.tif: .*found integers from 70000"):
+        read_map(save(tmp_path / "a.tif", np.full((4, 4), 70000, np.int32)))
+    (tmp_path / "a.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"a\.png: truncated"):
+        read_map(tmp_path / "a.png")
+    with pytest.raises(FileNotFoundError):
+        read_map(tmp_path / "none.png")

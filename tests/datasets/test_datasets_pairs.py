@@ -1,8 +1,10 @@
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from e2net.datasets import FolderPairs
+from e2net.datasets import FolderMasks, FolderPairs
 
 
 def write_pair(root, stem, size=(12, 10), image_folder="Image", mask_folder="GT", extension=".jpg"):
@@ -152,3 +154,27 @@ def test_real_photographs(shared):
     assert sorted(mask.shape) == [321, 481]
     assert image.shape[:2] == mask.shape
     assert 0 < mask.mean() < 1
+
+
+def test_masks_need_no_images(root):
+    masks = FolderMasks(root)
+    assert [masks.name(i) for i in range(len(masks))] == ["a", "b", "c"]
+    assert masks.mask(0).sum() == 16
+    assert masks.image(0).shape == (12, 10, 3)
+    (root / "Image" / "a.jpg").unlink()
+    assert FolderMasks(root).image(0) is None
+    shutil.rmtree(root / "Image")
+    alone = FolderMasks(root)
+    assert len(alone) == 3 and alone.image(1) is None
+
+
+def test_masks_that_are_missing(root):
+    for path in (root / "GT").iterdir():
+        path.unlink()
+    with pytest.raises(ValueError, match=r"GT: no file ends in"):
+        FolderMasks(root)
+    (root / "GT").rmdir()
+    with pytest.raises(FileNotFoundError, match="no folder of masks"):
+        FolderMasks(root)
+    with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere"):
+        FolderMasks(root / "nowhere")

@@ -133,9 +133,9 @@ def test_cfzm_zooms_where_the_coarse_map_is_high():
 def test_lfsm_sees_the_whole_scene():
     lfsm = LFSM(16).eval()
     g4 = torch.randn(1, 16, 6, 6)
-    before = lfsm(g4)
+    before = lfsm(g4)[1]
     g4[..., 0, 0] = torch.randn(16)
-    assert (lfsm(g4) - before)[..., -1, -1].abs().item() > 1e-6
+    assert (lfsm(g4)[1] - before)[..., -1, -1].abs().item() > 1e-6
 
 
 def test_ccm_stops_doubling_at_stride_4():
@@ -150,3 +150,17 @@ def test_ccm_stops_doubling_at_stride_4():
 def test_heads_must_divide_the_width():
     with pytest.raises(ValueError, match=r"multiple of decoder.heads, found 20 and 8"):
         E2NetDecoder((24,) * 4, (16,) * 4, width=20)
+
+
+@pytest.mark.parametrize(
+    "option", [{"width": 32}, {"pyramid": "standard"}, {"search_depth": 2}, {"heads": 4}, {"dropout": 0.5}], ids=str
+)
+def test_every_option_changes_the_output(option):
+    def logits(**options):
+        torch.manual_seed(0)
+        module = E2NetDecoder((24,) * 4, (16,) * 4, **({"width": 16, "dropout": 0.0} | options))
+        torch.manual_seed(1)
+        return module(_features(16, (64, 64)), (64, 64)).logits
+
+    assert torch.equal(logits(), logits())
+    assert not torch.equal(logits(), logits(**option))

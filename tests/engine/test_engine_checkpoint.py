@@ -2,6 +2,7 @@ import pytest
 import torch
 import yaml
 from conftest import encoder_config
+from omegaconf import OmegaConf
 
 from e2net.engine.checkpoint import (
     KEY,
@@ -106,8 +107,6 @@ def test_config_in_a_checkpoint_survives_yaml(encoder_folder, tmp_path):
 
 
 def test_evaluation_inherits_what_it_is_not_given(encoder_folder, tmp_path):
-    from omegaconf import OmegaConf
-
     _save(_config(_local(encoder_folder("dinov2"))) | {"data": {"root": "trained"}}, tmp_path)
     config = inherit(OmegaConf.create({"ckpt": str(tmp_path), "size": None, "data": {"root": "???"}}))
     assert config.size == 64 and config.data.root == "trained"

@@ -1,0 +1,113 @@
+"""Figures of a score report: curves, and sheets of the images that went worst and best."""
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from e2net.engine.callbacks import contact_sheet
+
+# Image (h, w, 3) uint8 RGB or None, mask (h, w) bool, map (h, w) uint8.
+Picture = tuple[NDArray[np.uint8] | None, NDArray[np.bool_], NDArray[np.uint8]]
+
+EXTREMES = 12
+# Every picture of a sheet is fitted into a box of this size, pixels.
+_BOX_WIDTH, _BOX_HEIGHT, _CAPTION = 160, 120, 18
+_COLUMNS = 3
+_WHITE = (255, 255, 255)
+
+
+def curve_figure(curves: Mapping[str, Mapping[str, NDArray[np.float64]]]) -> bytes:
+    """Precision over recall, and F over the threshold, one line a set.
+
+    Args:
+        curves: set to curve name ("F", "precision", "recall") to (256,) values, for thresholds 0..255.
+
+    Returns:
+        A PNG file.
+    """
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    for name, values in curves.items():
+        # at threshold 256 nothing would be found; the first threshold that finds nothing is no point of the curve
+        style = "--" if name.endswith("(binarised)") else "-"
+        found = values["recall"] > 0
+        left.plot(values["recall"][found], values["precision"][found], style, label=name)
+        right.plot(np.arange(256), values["F"], style, label=name)
+    left.set(xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(0, 1.01))
+    right.set(xlabel="threshold", ylabel="F-measure (β² = 0.3)", xlim=(0, 255), ylim=(0, 1.01))
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    left.legend(frameon=False, loc="lower left")
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=120)
+    return file.getvalue()
+
+
+def extremes_sheet(scored: Sequence[tuple[float, int, str]], picture: Callable[[int], Picture]) -> bytes:
+    """The 12 worst images of a set, worst first, and below them the 12 best, best first.
+
+    Each with its image (where there is one), mask and map, and its name and score above. A set of fewer than 24
+    images is halved.
+
+    Args:
+        scored: score, position and name of each image; at least one.
+        picture: reads what to show of an image, by its position.
+
+    Returns:
+        A PNG file.
+    """
+    order = sorted(scored)
+    worst = order[: min(EXTREMES, (len(order) + 1) // 2)]
+    best = order[: len(worst) - 1 : -1][:EXTREMES]
+    parts = []
+    for title, chosen in ((f"{len(worst)} worst by S", worst), (f"{len(best)} best by S", best)):
+        if chosen:
+            cells = [_cell(f"{name}  S {score:.3f}", picture(position)) for score, position, name in chosen]
+            sheet = contact_sheet(cells, _COLUMNS)
+            parts += [_text(title, sheet.shape[1], 28, 0.6), sheet]
+    width = max(part.shape[1] for part in parts)
+    padded = [cv2.copyMakeBorder(p, 0, 0, 0, width - p.shape[1], cv2.BORDER_CONSTANT, value=_WHITE) for p in parts]
+    done, data = cv2.imencode(".png", cv2.vconcat(padded)[..., ::-1])
+    if not done:
+        raise ValueError("OpenCV could not encode the sheet as PNG")
+    return data.tobytes()
+
+
+def _cell(caption: str, picture: Picture) -> NDArray[Any]:
+    image, mask, prediction = picture
+    grey = [mask.astype(np.uint8) * 255, prediction]
+    shown = [cv2.cvtColor(x, cv2.COLOR_GRAY2RGB) for x in grey]
+    boxes = [_fit(x) for x in ([image] if image is not None else []) + shown]
+    line = cv2.hconcat(boxes)
+    return cv2.vconcat([_text(caption, line.shape[1], _CAPTION, 0.42), line])
+
+
+def _fit(image: NDArray[Any]) -> NDArray[Any]:
+    """Scaled into a box, in the middle of it, on light grey."""
+    height, width = image.shape[:2]
+    scale = min((_BOX_WIDTH - 4) / width, _BOX_HEIGHT / height)
+    size = (max(1, round(scale * width)), max(1, round(scale * height)))
+    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST)
+    box = np.full((_BOX_HEIGHT, _BOX_WIDTH, 3), 230, np.uint8)
+    box[:, -4:] = 255
+    top, left = (_BOX_HEIGHT - size[1]) // 2, (_BOX_WIDTH - 4 - size[0]) // 2
+    box[top : top + size[1], left : left + size[0]] = small
+    return box
+
+
+def _text(text: str, width: int, height: int, scale: float) -> NDArray[np.uint8]:
+    strip = np.full((height, width, 3), 255, np.uint8)
+    plain = text.encode("ascii", "replace").decode()  # OpenCV's font has no other letters
+    while plain and cv2.getTextSize(plain, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)[0][0] > width - 6:
+        plain = plain[1:]  # the score stands at the end
+    origin = (2, height - round(height / 3))
+    cv2.putText(strip, plain, origin, cv2.FONT_HERSHEY_SIMPLEX, scale, (30, 30, 30), 1, cv2.LINE_AA)
+    return strip

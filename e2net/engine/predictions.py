@@ -1,0 +1,456 @@
+"""Prediction maps on disk: found for each mask, read, checked and scored in worker processes."""
+
+import json
+import logging
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import repeat
+from pathlib import Path
+from typing import Any, Protocol
+
+import cv2
+import lightning as L
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+import e2net.metrics
+from e2net.datasets import FolderData, FolderMasks, SegmentationData, Source, find_by_stem, is_jpeg, read_map
+from e2net.datasets.io import EXTENSIONS, some
+from e2net.engine.config import build
+from e2net.engine.plots import Picture
+from e2net.engine.report import SetResult, clear_report, mask_digest, masks_hash, write_atomically
+from e2net.metrics import ImageScores, MapScores, MaskGeometry, score_map
+
+log = logging.getLogger(__name__)
+
+
+class UnusableMapsError(ValueError):
+    """Maps are missing, or maps or masks cannot be read; every name is in ``problems.json``."""
+
+
+class Masks(Protocol):
+    """Masks of one set by position, and its images where they are at hand; goes to other processes."""
+
+    def __len__(self) -> int:
+        """How many masks there are."""
+        ...
+
+    def name(self, index: int) -> str:
+        """The stem of mask `index`, unique within the set."""
+        ...
+
+    def mask(self, index: int) -> NDArray[np.bool_]:
+        """Mask `index`, (h, w)."""
+        ...
+
+    def image(self, index: int) -> NDArray[np.uint8] | None:
+        """The image of mask `index`, (h, w, 3) RGB, or None."""
+        ...
+
+
+@dataclass(frozen=True)
+class SourceMasks:
+    """The masks of a source of pairs, as ``Masks``."""
+
+    source: Source
+
+    def __len__(self) -> int:
+        """How many masks there are."""
+        return len(self.source)
+
+    def name(self, index: int) -> str:
+        """The stem of mask `index`."""
+        return self.source.name(index)
+
+    def mask(self, index: int) -> NDArray[np.bool_]:
+        """Mask `index`, (h, w)."""
+        return self.source.read(index)[1]
+
+    def image(self, index: int) -> NDArray[np.uint8] | None:
+        """The image of mask `index`, (h, w, 3) RGB."""
+        return self.source.read(index)[0]
+
+
+def masks_of(data: SegmentationData, name: str) -> Masks:
+    """The masks of one test set; those of folders need no images.
+
+    Args:
+        data: where test sets come from.
+        name: one of its ``test_names``.
+
+    Raises:
+        FileNotFoundError, ValueError: a folder is missing, or its files are ambiguous.
+    """
+    return FolderMasks(data.test_root(name)) if isinstance(data, FolderData) else SourceMasks(data.test_source(name))
+
+
+@dataclass(frozen=True)
+class MapFolder:
+    """The maps of one set, found for its masks.
+
+    Attributes:
+        name: of the set.
+        masks: what they are scored against.
+        maps: for each mask, in the masks' order, its map, or None where it is missing.
+        extra: names of files that belong to no mask.
+    """
+
+    name: str
+    masks: Masks
+    maps: list[Path | None]
+    extra: list[str]
+
+    @property
+    def stems(self) -> list[str]:
+        """Of all masks."""
+        return [self.masks.name(i) for i in range(len(self.masks))]
+
+    @property
+    def missing(self) -> list[str]:
+        """Stems of the masks without a map."""
+        return [stem for stem, path in zip(self.stems, self.maps, strict=True) if path is None]
+
+    def picture(self, position: int) -> Picture:
+        """Image, mask and map of one position, for a contact sheet."""
+        path = self.maps[position]
+        assert path is not None
+        return self.masks.image(position), self.masks.mask(position), read_map(path)
+
+
+def find_maps(folder: Path, name: str, masks: Masks) -> MapFolder:
+    """Looks up the map of every mask in ``<folder>/<name>``; any of the image extensions will do.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: two maps have the same stem, or none belongs to any mask.
+    """
+    place = folder / name
+    if not place.is_dir():
+        inside = sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else None
+        loose = sum(p.suffix.lower() in EXTENSIONS for p in folder.iterdir()) if folder.is_dir() else 0
+        found = "no such folder" if inside is None else f"the folders {some(inside, 6)}" if inside else "no folders"
+        found += f" and {loose} maps: move them into {place}" if loose else ""
+        raise FileNotFoundError(
+            f"predictions={folder}: expected the maps of {name} in {place}, found {found}. A set's maps lie in a"
+            " folder of its name."
+        )
+    files = find_by_stem(place)
+    stems = [masks.name(i) for i in range(len(masks))]
+    known = set(stems)
+    if known.isdisjoint(files):
+        seen = some([path.name for path in files.values()]) or "no map"
+        raise ValueError(f"{place}: no map belongs to any of the {len(stems)} masks ({some(stems)}), found {seen}.")
+    extra = [path.name for stem, path in files.items() if stem not in known]
+    return MapFolder(name, masks, [files.get(stem) for stem in stems], extra)
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """What a worker sends back about one mask: scores per protocol, or why there are none."""
+
+    scores: list[ImageScores]
+    digest: str = ""
+    problems: tuple[str, ...] = ()
+    fault: str | None = None
+
+
+def _score_one(masks: Masks, protocols: Sequence[e2net.metrics.Protocol], position: int, path: Path | None) -> _Scored:
+    """Decodes, resizes and scores one map; a file that cannot be used is a result, not an exception."""
+    try:
+        mask = masks.mask(position)
+        levels = None if path is None else read_map(path)
+    except (ValueError, OSError) as error:
+        return _Scored([], fault=str(error))
+    digest = mask_digest(mask)
+    if levels is None or path is None:
+        return _Scored([], digest)
+    flags = {
+        "resized": levels.shape != mask.shape,
+        "lossy": is_jpeg(path),
+        "dark": int(levels.max()) == 1,
+    }
+    geometry = MaskGeometry(mask)
+    scores = []
+    for protocol in protocols:
+        values: Any = levels
+        if levels.shape != mask.shape:
+            values = protocol.resize_map(torch.from_numpy(levels).double() / 255, mask.shape)
+        scores.append(score_map(values, mask, protocol=protocol, geometry=geometry))
+    return _Scored(scores, digest, tuple(kind for kind, found in flags.items() if found))
+
+
+# What every task of a worker shares; sent once, when the worker starts.
+_shared: tuple[Masks, Sequence[e2net.metrics.Protocol]] | None = None
+
+
+def _start_worker(masks: Masks, protocols: Sequence[e2net.metrics.Protocol]) -> None:
+    global _shared  # noqa: PLW0603 - the only way to hand a process pool's workers something once
+    _shared = masks, protocols
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; one of them is to answer it
+    _one_thread()
+
+
+def _one_thread() -> None:
+    # The workers are the parallelism. Also, a forked process inherits thread pools without their threads.
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+
+
+def _work(position: int, path: Path | None) -> _Scored:
+    assert _shared is not None
+    return _score_one(*_shared, position, path)
+
+
+@contextmanager
+def _results(
+    found: MapFolder, protocols: Sequence[e2net.metrics.Protocol], workers: int, start: str | None
+) -> Iterator[Iterator[_Scored]]:
+    """One result per mask, in the masks' order."""
+    tasks = (range(len(found.maps)), found.maps)
+    workers = min(workers, len(found.maps))
+    if workers == 0:
+        yield map(_score_one, repeat(found.masks), repeat(protocols), *tasks)
+        return
+    if start is None:
+        # A forked worker is there at once, a spawned one first imports everything again.
+        start = "fork" if "fork" in multiprocessing.get_all_start_methods() and os.name == "posix" else "spawn"
+    cv2.setNumThreads(1)  # before the fork, see e2net.datasets.datamodule
+    pool = ProcessPoolExecutor(
+        workers, multiprocessing.get_context(start), initializer=_start_worker, initargs=(found.masks, protocols)
+    )
+    try:
+        yield pool.map(_work, *tasks, chunksize=max(1, min(8, len(found.maps) // (4 * workers))))
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def score_maps(
+    found: MapFolder,
+    protocols: Sequence[e2net.metrics.Protocol],
+    num_workers: int | None = None,
+    start_method: str | None = None,
+) -> tuple[list[SetResult], list[str]]:
+    """Scores the maps of one set under each protocol, with a progress bar.
+
+    Args:
+        found: masks and their maps.
+        protocols: each gives a result; from the second on they count as binarised.
+        num_workers: processes; None takes one for each usable core, 0 none but this one.
+        start_method: of the processes; None forks where possible.
+
+    Returns:
+        One result per protocol, and what is wrong with files that cannot be used; where that is not empty, the
+        results are not to be reported.
+    """
+    workers = _cores() if num_workers is None else num_workers
+    collected = [MapScores(protocol) for protocol in protocols]
+    problems: dict[str, list[str]] = {"missing": found.missing, "extra": found.extra}
+    faults: list[str] = []
+    digests: dict[str, str] = {}
+    stems = found.stems
+    with _results(found, protocols, workers, start_method) as results:
+        bar = tqdm(results, total=len(stems), desc=found.name, unit=" images", dynamic_ncols=True)
+        for position, (stem, scored) in enumerate(zip(stems, bar, strict=True)):
+            if scored.fault is not None:
+                faults.append(scored.fault)
+                continue
+            digests[stem] = scored.digest
+            for kind in scored.problems:
+                problems.setdefault(kind, []).append(stem)
+            for scores, one in zip(collected, scored.scores, strict=False):
+                scores.add(position, one, stem)
+    problems = {kind: names for kind, names in problems.items() if names}
+    return [
+        SetResult(
+            name=found.name,
+            scores=scores,
+            stems=stems,
+            protocol=protocol.describe(),
+            masks_sha256=masks_hash(digests),
+            problems=problems,
+            binarised=number > 0,
+            picture=found.picture if number == 0 else None,
+        )
+        for number, (protocol, scores) in enumerate(zip(protocols, collected, strict=True))
+    ], faults
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _refuse(output: Path, faults: dict[str, list[str]], message: Callable[[str], str]) -> None:
+    """Writes all faults to ``<output>/problems.json``, removes an older score file, and raises."""
+    clear_report(output)
+    file = output / "problems.json"
+    write_atomically(file, json.dumps(faults, indent=2, ensure_ascii=False) + "\n")
+    raise UnusableMapsError(message(str(file)))
+
+
+def check_task(config: Any) -> None:
+    """Makes sure that an evaluation is about a checkpoint or about maps.
+
+    Raises:
+        ValueError: both or neither are given.
+    """
+    given = [f"{key}={config[key]}" for key in ("ckpt", "predictions") if config[key] is not None]
+    if len(given) != 1:
+        raise ValueError(
+            f"expected exactly one of ckpt=... (a run or checkpoint) and predictions=... (a folder of maps), found "
+            f"{' and '.join(given) or 'neither'}"
+        )
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """What an evaluation reports beside the scores.
+
+    Attributes:
+        method: its name in the paper's table; None takes that of the folder of maps or of the run.
+        binarised_too: score every map a second time, as its decision at 0.5.
+        bootstrap_seed: of the confidence intervals, at least 0.
+        num_workers: processes that score maps on disk; None: one for each core, 0: none.
+
+    Raises:
+        ValueError: an option is out of its range.
+    """
+
+    method: str | None = None
+    binarised_too: bool = False
+    bootstrap_seed: int = 0
+    num_workers: int | None = None
+
+    def __post_init__(self) -> None:
+        for key, valid, expected in (
+            ("method", self.method is None or str(self.method).strip() != "", "a name, or null"),
+            ("binarised_too", isinstance(self.binarised_too, bool), "true or false"),
+            ("bootstrap_seed", _is_count(self.bootstrap_seed), "a seed of 0 or more"),
+            ("num_workers", self.num_workers is None or _is_count(self.num_workers), "0 or more, or null (by cores)"),
+        ):
+            if not valid:
+                raise ValueError(f"expected {key} as {expected}, found {getattr(self, key)!r}")
+
+    @classmethod
+    def of(cls, config: dict[str, Any], protocol: e2net.metrics.Protocol) -> "ReportOptions":
+        """From a resolved ``conf/eval.yaml``."""
+        if config["binarised_too"] is True and protocol.binarise:
+            raise ValueError("binarised_too=true beside protocol.binarise=true would score the same twice; drop one")
+        keys = ("method", "binarised_too", "bootstrap_seed", "num_workers")
+        return cls(**{key: config[key] for key in keys})
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+@dataclass
+class PredictionJob:
+    """Maps on disk and the masks they belong to, found and checked; nothing is read yet."""
+
+    folder: Path
+    sets: list[MapFolder]
+    protocol: e2net.metrics.Protocol
+    options: ReportOptions
+    output: Path
+
+    @property
+    def method(self) -> str:
+        """The method's name in tables."""
+        return self.options.method or self.folder.resolve().name
+
+    def score(self) -> list[SetResult]:
+        """Scores all sets.
+
+        Raises:
+            UnusableMapsError: a map or a mask cannot be read; all sets were gone through, and nothing is reported.
+        """
+        protocols = [self.protocol]
+        if self.options.binarised_too:
+            protocols.append(binarised(self.protocol))
+        results, faults = [], {}
+        for found in self.sets:
+            scored, wrong = score_maps(found, protocols, self.options.num_workers)
+            results += scored
+            if wrong:
+                faults[found.name] = wrong
+        if faults:
+            flat = [fault for wrong in faults.values() for fault in wrong]
+            _refuse(
+                self.output,
+                faults,
+                lambda file: (
+                    f"{len(flat)} files cannot be used, so nothing is reported. {' '.join(flat[:3])}"
+                    f"{f' And {len(flat) - 3} more.' if len(flat) > 3 else ''} All are named in {file}."
+                ),
+            )
+        return results
+
+
+def binarised(protocol: e2net.metrics.Protocol) -> e2net.metrics.Protocol:
+    """The same protocol, but scoring each map's decision at 0.5."""
+    return e2net.metrics.Protocol(protocol.quantise, protocol.normalize, True)
+
+
+def prepare_predictions(config: dict[str, Any]) -> PredictionJob:
+    """Finds the map of every mask of the test sets.
+
+    Args:
+        config: a resolved ``conf/eval.yaml`` with ``predictions``.
+
+    Raises:
+        FileNotFoundError, ValueError: a setting or a folder is wrong.
+        UnusableMapsError: maps are missing and ``allow_missing`` is not set.
+    """
+    protocol = build(config["protocol"])
+    options = ReportOptions.of(config, protocol)
+    if not isinstance(config["allow_missing"], bool):
+        raise ValueError(f"expected allow_missing as true or false, found {config['allow_missing']!r}")
+    folder, output = Path(config["predictions"]), Path(config["output"])
+    # No network runs here, so there is nothing that its input size could change.
+    data: SegmentationData = build({**config["data"], "size": config["size"] or 1})
+    if not data.test_names:
+        raise ValueError("no test sets are named: name at least one with data.test=[NAME]")
+    if output.resolve() in [(folder / name).resolve() for name in data.test_names]:
+        raise ValueError(f"output={output} is a folder of maps, where pictures would be taken for maps; choose another")
+    sets = [find_maps(folder, name, masks_of(data, name)) for name in data.test_names]
+    missing = {found.name: found.missing for found in sets if found.missing}
+    if missing and not config["allow_missing"]:
+        counts = "; ".join(
+            f"{found.name}: {len(found.missing)} of {len(found.maps)} maps are missing ({some(found.missing)})"
+            for found in sets
+            if found.missing
+        )
+        _refuse(
+            output,
+            missing,
+            lambda file: (
+                f"{counts}. Expected a map of every mask in {folder}/<set>; add them, or score the others with"
+                f" allow_missing=true. All are named in {file}."
+            ),
+        )
+    return PredictionJob(folder, sets, protocol, options, output)
+
+
+class MaskDigests(L.Callback):
+    """Takes the digest of every mask that a test run meets, so that a report can name the data it is about."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, dict[str, str]] = {}
+
+    def on_test_batch_end(
+        self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        digests = self.found.setdefault(module.test_names[dataloader_idx], {})
+        digests.update((name, mask_digest(mask)) for name, mask in zip(batch.names, batch.native_masks, strict=True))
+
+    def hash(self, name: str, stems: Sequence[str]) -> str | None:
+        """Of all masks of a set, see ``masks_hash``; None where this process has not met all of them."""
+        digests = self.found.get(name, {})
+        return masks_hash(digests) if set(digests) == set(stems) else None

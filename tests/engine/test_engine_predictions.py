@@ -1,0 +1,373 @@
+"""Any method's maps against masks: what is found, what is scored, what is said, and what is left behind."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+from conftest import ROOT
+from hydra import compose, initialize_config_dir
+
+from e2net.datasets import ProceduralData, ProceduralPairs
+from e2net.engine import evaluate, predictions, prepare_evaluation, prepare_training, resolve, train, user_errors
+from e2net.engine.checkpoint import inherit
+from e2net.engine.predictions import UnusableMapsError, check_task, find_maps, masks_of, score_maps
+from e2net.engine.report import mask_digest, masks_hash, stems_hash
+from e2net.metrics import MapScores, Protocol, score_map
+
+COUNT = 7
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Masks of a set, two of them of other sizes, and a soft map for each; no images."""
+    _write(tmp_path)
+    return tmp_path
+
+
+def _write(root, name="CAMO", count=COUNT):
+    rng = np.random.default_rng(count)
+    (root / "data" / name / "GT").mkdir(parents=True)
+    (root / "maps" / name).mkdir(parents=True)
+    for i in range(count):
+        mask, levels = _pair(rng, (30 + 4 * i, 40))
+        cv2.imwrite(str(root / "data" / name / "GT" / f"m{i}.png"), mask.astype(np.uint8) * 255)
+        cv2.imwrite(str(root / "maps" / name / f"m{i}.png"), levels)
+
+
+def _pair(rng, shape):
+    field = cv2.GaussianBlur(rng.random(shape), (0, 0), 4)
+    mask = field > np.quantile(field, 0.7)
+    return mask, np.round(20 + 180 * cv2.GaussianBlur(mask.astype(float), (0, 0), 3)).astype(np.uint8)
+
+
+def _config(root, *overrides):
+    defaults = [f"predictions={root}/maps", f"data.root={root}/data", "data.test=[CAMO]", f"output={root}/out"]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return resolve(compose("eval", [*defaults, "num_workers=0", *overrides]))
+
+
+def _run(root, *overrides):
+    return evaluate(prepare_evaluation(_config(root, *overrides)))
+
+
+def _report(root):
+    return json.loads((root / "out" / "scores.json").read_text())
+
+
+def _read(root, i, name="CAMO"):
+    mask = cv2.imread(str(root / "data" / name / "GT" / f"m{i}.png"), cv2.IMREAD_GRAYSCALE) > 127
+    return cv2.imread(str(root / "maps" / name / f"m{i}.png"), cv2.IMREAD_GRAYSCALE), mask
+
+
+def _expected(root, protocol, indices=range(COUNT)):
+    scores = MapScores(protocol)
+    for i in indices:
+        scores.add(i, score_map(*_read(root, i), protocol=protocol))
+    return {k: float(v) for k, v in scores.compute().items()}
+
+
+def test_scores_are_those_of_a_plain_loop(folders):
+    scores = _run(folders)
+    assert scores == {"CAMO": _expected(folders, Protocol())}
+    written = _report(folders)
+    assert written["scores"] == scores and written["method"] == "maps"
+    about = written["sets"]["CAMO"]
+    assert about["maps"] == about["masks"] == COUNT and about["problems"] == {}
+    assert about["file_list_sha256"] == stems_hash([f"m{i}" for i in range(COUNT)])
+    assert about["masks_sha256"] == masks_hash({f"m{i}": mask_digest(_read(folders, i)[1]) for i in range(COUNT)})
+    assert cv2.imread(str(folders / "out" / "worst_best_CAMO.png")) is not None
+
+
+@pytest.mark.parametrize(
+    "overrides, protocol",
+    [
+        (["protocol.normalize=as_is"], Protocol(normalize="as_is")),
+        (["protocol.binarise=true"], Protocol(binarise=True)),
+        (["protocol.quantise=false"], Protocol(quantise=False)),
+    ],
+)
+def test_protocol_is_followed_and_recorded(folders, overrides, protocol):
+    scores = _run(folders, *overrides)["CAMO"]
+    assert scores == _expected(folders, protocol)
+    assert _report(folders)["protocol"] == protocol.describe()
+    # maps that reach from 20 to 200: stretching them, or deciding at 0.5, shows
+    assert (abs(scores["MAE"] - _run(folders)["CAMO"]["MAE"]) > 0.02) == protocol.quantise
+
+
+def test_binarised_too_scores_both_ways(folders, capsys):
+    scores = _run(folders, "binarised_too=true")
+    assert scores == {
+        "CAMO": _expected(folders, Protocol()),
+        "CAMO (binarised)": _expected(folders, Protocol(binarise=True)),
+    }
+    assert "binarised" in capsys.readouterr().out
+    written = _report(folders)
+    assert written["sets"]["CAMO (binarised)"]["protocol"] == Protocol(binarise=True).describe()
+    assert set(written["intervals"]) == set(scores)
+    assert [row["test_set"] for row in csv.DictReader((folders / "out" / "scores.csv").open())] == list(scores)
+    assert len(list(csv.DictReader((folders / "out" / "per_image.csv").open()))) == 2 * COUNT
+    assert "(binarised)" in (folders / "out" / "table.tex").read_text()
+    with pytest.raises(ValueError, match="would score the same twice"):
+        _run(folders, "binarised_too=true", "protocol.binarise=true")
+
+
+@pytest.mark.parametrize("workers, start", [(1, None), (2, None), (2, "spawn")])
+def test_processes_change_nothing(folders, workers, start):
+    (folders / "maps" / "CAMO" / "m3.png").unlink()
+    (folders / "maps" / "CAMO" / "m4.png").write_bytes(b"")
+    data = prepare_evaluation(_config(folders, "allow_missing=true")).sets[0]
+    protocols = [Protocol(), Protocol(binarise=True)]
+    alone, alone_faults = score_maps(data, protocols, 0)
+    shared, faults = score_maps(data, protocols, workers, start)
+    assert faults == alone_faults and len(faults) == 1
+    for one, other in zip(alone, shared, strict=True):
+        assert one.scores.per_image() == other.scores.per_image()
+        assert (one.masks_sha256, one.problems, one.label) == (other.masks_sha256, other.problems, other.label)
+    assert [row["index"] for row in shared[0].scores.per_image()] == [0, 1, 2, 5, 6]
+
+
+def test_several_sets_and_their_names(folders):
+    _write(folders, "other/place", count=3)
+    (folders / "maps" / "other" / "place").rename(folders / "maps" / "mine")
+    config = _config(folders, "method=Ours")
+    config["data"]["test"] = {"CAMO": "CAMO", "mine": "other/place"}
+    scores = evaluate(prepare_evaluation(config))
+    assert list(scores) == ["CAMO", "mine"]
+    assert _report(folders)["sets"]["mine"]["maps"] == 3
+    assert (folders / "out" / "table.md").read_text().splitlines()[-1].startswith("| Ours |")
+
+
+def test_missing_maps_are_an_error_that_names_them(folders):
+    (folders / "out").mkdir()
+    (folders / "out" / "scores.json").write_text("of an earlier evaluation")
+    for i in range(5):
+        (folders / "maps" / "CAMO" / f"m{i}.png").unlink()
+    with pytest.raises(UnusableMapsError, match=r"5 of 7 maps are missing \(m0, m1, m2 and 2 more\).*allow_missing"):
+        _run(folders)
+    assert not (folders / "out" / "scores.json").exists()
+    assert json.loads((folders / "out" / "problems.json").read_text()) == {"CAMO": [f"m{i}" for i in range(5)]}
+
+
+def test_missing_maps_are_allowed_and_counted(folders, capsys):
+    (folders / "maps" / "CAMO" / "m2.png").unlink()
+    scores = _run(folders, "allow_missing=true")
+    assert scores["CAMO"] == _expected(folders, Protocol(), [0, 1, 3, 4, 5, 6])
+    shown = capsys.readouterr().out
+    assert "6/7" in shown and "1 of 7 missing" in shown and "m2" in shown
+    about = _report(folders)["sets"]["CAMO"]
+    assert (about["maps"], about["masks"], about["problems"]) == (6, 7, {"missing": ["m2"]})
+    # the data set is the same one, whatever was scored of it
+    assert about["masks_sha256"] == masks_hash({f"m{i}": mask_digest(_mask(folders, i)) for i in range(COUNT)})
+    assert "6 of 7 maps" in (folders / "out" / "table.tex").read_text()
+
+
+def _mask(root, i):
+    return cv2.imread(str(root / "data" / "CAMO" / "GT" / f"m{i}.png"), cv2.IMREAD_GRAYSCALE) > 127
+
+
+def test_extra_maps_are_reported_only(folders):
+    before = _run(folders)
+    cv2.imwrite(str(folders / "maps" / "CAMO" / "stranger.png"), np.zeros((4, 4), np.uint8))
+    assert _run(folders) == before
+    assert _report(folders)["sets"]["CAMO"]["problems"] == {"extra": ["stranger.png"]}
+
+
+def test_maps_of_another_size_are_resized_and_reported(folders, capsys):
+    levels, mask = _read(folders, 1)
+    small = cv2.resize(levels, (20, 20))
+    cv2.imwrite(str(folders / "maps" / "CAMO" / "m1.png"), small)
+    _run(folders)
+    row = list(csv.DictReader((folders / "out" / "per_image.csv").open()))[1]
+    # bilinear as in the protocol; OpenCV's agrees with it, being another implementation, to a level
+    resized = np.round(cv2.resize(small.astype(np.float64), mask.shape[::-1])).astype(np.uint8)
+    assert float(row["S"]) == pytest.approx(score_map(resized, mask).values["S"], abs=2e-3)
+    assert _report(folders)["sets"]["CAMO"]["problems"] == {"resized": ["m1"]}
+    assert "1 resized" in capsys.readouterr().out
+
+
+def test_jpegs_and_maps_of_zeros_and_ones_are_reported(folders):
+    levels, _ = _read(folders, 0)
+    (folders / "maps" / "CAMO" / "m0.png").unlink()
+    cv2.imwrite(str(folders / "maps" / "CAMO" / "m0.jpg"), levels)
+    cv2.imwrite(str(folders / "maps" / "CAMO" / "m1.png"), (_read(folders, 1)[1]).astype(np.uint8))
+    _run(folders)
+    assert _report(folders)["sets"]["CAMO"]["problems"] == {"lossy": ["m0"], "dark": ["m1"]}
+
+
+@pytest.mark.parametrize("where", ["maps/CAMO", "data/CAMO/GT"])
+def test_unreadable_files_are_an_error_whatever_is_allowed(folders, where):
+    _run(folders)
+    for i in (2, 4):
+        (folders / where / f"m{i}.png").write_bytes(b"no image")
+    with pytest.raises(UnusableMapsError, match=r"2 files cannot be used.*m2\.png: truncated.*problems\.json"):
+        _run(folders, "allow_missing=true")
+    assert not (folders / "out" / "scores.json").exists()
+    faults = json.loads((folders / "out" / "problems.json").read_text())["CAMO"]
+    assert len(faults) == 2 and "m4.png" in faults[1]
+
+
+def test_coloured_map_is_refused_by_name(folders):
+    colours = np.zeros((30, 40, 3), np.uint8)
+    colours[..., 2] = 200
+    cv2.imwrite(str(folders / "maps" / "CAMO" / "m0.png"), colours)
+    with pytest.raises(UnusableMapsError, match=r"m0\.png: expected a grey map, found channels that differ"):
+        _run(folders)
+
+
+def test_two_maps_with_one_stem_are_refused(folders):
+    cv2.imwrite(str(folders / "maps" / "CAMO" / "m0.bmp"), _read(folders, 0)[0])
+    with pytest.raises(ValueError, match=r"the same stem twice: m0\.bmp and m0\.png"):
+        _run(folders)
+
+
+def test_folders_that_do_not_fit(folders):
+    with pytest.raises(FileNotFoundError, match=r"expected the maps of CAMO in .*nowhere.CAMO, found no such folder"):
+        _run(folders, f"predictions={folders}/nowhere")
+    with pytest.raises(FileNotFoundError, match=r"found no folders and 7 maps: move them into"):
+        _run(folders, f"predictions={folders}/maps/CAMO")
+    with pytest.raises(FileNotFoundError, match=r"no folder .*NC4K .*holds the folders CAMO"):
+        _run(folders, "data.test=[NC4K]")
+    with pytest.raises(ValueError, match="choose another"):
+        _run(folders, f"output={folders}/maps/CAMO")
+    for i in range(COUNT):
+        (folders / "maps" / "CAMO" / f"m{i}.png").rename(folders / "maps" / "CAMO" / f"m{i}_pred.png")
+    with pytest.raises(ValueError, match=r"no map belongs to any of the 7 masks \(m0, .*found m0_pred\.png"):
+        _run(folders, "allow_missing=true")
+
+
+def test_options_are_checked(folders):
+    for override in ("num_workers=-1", "bootstrap_seed=x", "binarised_too=2", "allow_missing=maybe", "method=' '"):
+        with pytest.raises(ValueError, match=override.split("=")[0]):
+            _run(folders, override)
+    with pytest.raises(ValueError, match="no test sets are named"):
+        _run(folders, "data.test=[]")
+
+
+def test_one_thing_is_evaluated_at_a_time(capsys):
+    with pytest.raises(ValueError, match=r"exactly one of ckpt=.* found neither"):
+        check_task({"ckpt": None, "predictions": None})
+    with pytest.raises(SystemExit), user_errors():
+        check_task({"ckpt": "a", "predictions": "b"})
+    assert capsys.readouterr().err.startswith("error: expected exactly one") and not check_task(
+        {"ckpt": None, "predictions": "b"}
+    )
+
+
+def test_interruption_leaves_no_score_file(folders, monkeypatch):
+    _run(folders)
+    seen = []
+
+    def interrupted(*args, **kwargs):
+        seen.append(1)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return score_map(*args, **kwargs)
+
+    monkeypatch.setattr(predictions, "score_map", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        _run(folders)
+    assert not (folders / "out" / "scores.json").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a patch reaches forked processes only")
+def test_killed_worker_ends_the_run_without_a_score_file(folders, monkeypatch):
+    _run(folders)
+    monkeypatch.setattr(predictions, "score_map", lambda *args, **kwargs: os._exit(9))
+    with pytest.raises(RuntimeError):
+        _run(folders, "num_workers=2")
+    assert not (folders / "out" / "scores.json").exists()
+
+
+def test_masks_of_generated_pairs(folders):
+    masks = masks_of(ProceduralData(size=32, n_test=3, difficulty=0.2), "procedural")
+    pairs = ProceduralPairs(3, 0, 0.2, "test")
+    assert [masks.name(i) for i in range(3)] == [pairs.name(i) for i in range(3)]
+    assert np.array_equal(masks.mask(1), pairs.read(1)[1]) and np.array_equal(masks.image(1), pairs.read(1)[0])
+    with pytest.raises(FileNotFoundError):
+        find_maps(folders / "maps", "procedural", masks)
+
+
+# of a checkpoint
+
+GENERATED = ["data.n_test=4", "data.n_train=8", "data.num_workers=0", "data.batch_size=4", "size=64"]
+
+
+def _compose(name, *overrides):
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose(name, list(overrides))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A short run, its folder, and the scores of its checkpoint evaluated both ways."""
+    folder = tmp_path_factory.mktemp("short") / "run"
+    config = _compose(
+        "train", *GENERATED, "data.val_fraction=0", "decoder.width=16", "trainer.max_epochs=1",
+        "trainer.accelerator=cpu", f"run_dir={folder}", "num_samples=0",
+    )  # fmt: skip
+    trained = train(prepare_training(resolve(config)))
+    config = inherit(_compose("eval", f"ckpt={folder}", f"output={folder}/eval", "accelerator=cpu", "num_workers=0"))
+    config.binarised_too = True
+    return folder, trained, evaluate(prepare_evaluation(resolve(config)))
+
+
+def test_training_writes_the_same_report(run):
+    folder, trained, _ = run
+    written = json.loads((folder / "test_scores.json").read_text())
+    assert written["scores"] == trained and written["sets"]["procedural"]["masks_sha256"]
+    for name in ("test_scores.csv", "test_per_image.csv", "test_table.tex", "test_curves.png"):
+        assert (folder / name).stat().st_size > 0
+
+
+def test_checkpoint_report_and_its_maps_agree(run, tmp_path):
+    """The numbers of a checkpoint are those of the maps it wrote, scored as anyone's maps."""
+    folder, trained, scores = run
+    assert scores["procedural"] == trained["procedural"]
+    config = _compose(
+        "eval", f"predictions={folder}/eval/maps", "data=procedural", "data.n_test=4", f"output={tmp_path}",
+        "binarised_too=true", "num_workers=2",
+    )  # fmt: skip
+    assert evaluate(prepare_evaluation(resolve(config))) == scores
+    of_model, of_maps = (json.loads((f / "scores.json").read_text()) for f in (folder / "eval", tmp_path))
+    assert of_model["method"] == "run" and of_maps["method"] == "maps"
+    for key in ("sets", "intervals", "protocol", "bootstrap", "e2net"):
+        assert of_model[key] == of_maps[key], key
+    names = {path.name for path in (folder / "eval").iterdir()} - {"maps", "samples"}
+    assert names == {path.name for path in tmp_path.iterdir()} and "worst_best_procedural.png" in names
+    per_image = [(f / "per_image.csv").read_text() for f in (folder / "eval", tmp_path)]
+    assert per_image[0] == per_image[1]
+
+
+# the command
+
+
+def _cli(*overrides):
+    command = [sys.executable, ROOT / "eval.py", *overrides]
+    environment = {**os.environ, "COLUMNS": "80"}
+    return subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT, env=environment)
+
+
+def test_command(folders):
+    result = _cli(
+        f"predictions={folders}/maps", f"data.root={folders}/data", "data.test=[CAMO]", f"output={folders}/out",
+        "num_workers=2", f"hydra.run.dir={folders}/hydra",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert _report(folders)["scores"] == {"CAMO": _expected(folders, Protocol())}
+    assert f"{_expected(folders, Protocol())['S']:.3f}"[1:] in result.stdout and "images/s" in result.stderr
+
+
+def test_command_says_in_one_line_what_is_wrong(folders):
+    (folders / "maps" / "CAMO" / "m1.png").write_bytes(b"")
+    result = _cli(
+        f"predictions={folders}/maps", f"data.root={folders}/data", "data.test=[CAMO]", f"output={folders}/out",
+        f"hydra.run.dir={folders}/hydra",
+    )  # fmt: skip
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert "m1.png: truncated" in line

@@ -1,0 +1,219 @@
+"""Intervals, rows for papers, and files that are whole or not there."""
+
+import csv
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from e2net.engine.plots import extremes_sheet
+from e2net.engine.report import (
+    SetResult,
+    bootstrap_intervals,
+    clear_report,
+    latex_rows,
+    markdown_rows,
+    mask_digest,
+    masks_hash,
+    print_scores,
+    report,
+    stems_hash,
+    write_atomically,
+)
+from e2net.metrics import ALL_SCORES, ImageScores, MapScores, Protocol, score_map
+
+RNG = np.random.default_rng(0)
+
+
+def _image(seed):
+    rng = np.random.default_rng(seed)
+    mask = cv2.GaussianBlur(rng.random((20, 24)), (0, 0), 3) > 0.5
+    return rng.integers(0, 256, mask.shape, dtype=np.uint8), mask
+
+
+def _result(name="set", count=5, binarised=False, seed=0, **kwargs):
+    protocol = Protocol(binarise=binarised)
+    scores = MapScores(protocol)
+    for i in range(count):
+        scores.add(i, score_map(*_image(seed + i), protocol=protocol), f"n{i}")
+    stems = [f"n{i}" for i in range(count)]
+    return SetResult(name, scores, stems, protocol.describe(), binarised=binarised, **kwargs)
+
+
+def _scored(names, count):
+    scores = MapScores(scores=names)
+    for i in range(count):
+        level_map, mask = _image(i)
+        if i == 2:
+            mask = np.zeros_like(mask)  # boundary scores are undefined there
+        scores.add(i, score_map(level_map, mask, scores=names))
+    rows, curves, _ = scores._images()
+    return scores, rows[:, 1:].numpy(), curves.numpy()
+
+
+def test_bootstrap_equals_a_loop_over_the_drawn_images():
+    scores, rows, curves = _scored(ALL_SCORES, 7)
+    found = bootstrap_intervals(ALL_SCORES, rows, curves, seed=3, resamples=130)
+    drawn = {name: [] for name in ALL_SCORES}
+    for draw in np.random.default_rng(3).integers(0, 7, (130, 7)):
+        again = MapScores(scores=ALL_SCORES)
+        for index, image in enumerate(draw):
+            values = dict(zip(ALL_SCORES, rows[image], strict=True))
+            again.add(index, ImageScores(values, curves[image]))
+        for name, value in again.compute().items():
+            drawn[name].append(float(value))
+    for name in ALL_SCORES:
+        np.testing.assert_allclose(found[name], np.nanquantile(drawn[name], [0.025, 0.975]), rtol=0, atol=1e-12)
+    for name, value in scores.compute().items():
+        low, high = found[name]
+        assert low < high and low - 0.05 < float(value) < high + 0.05
+
+
+def test_bootstrap_of_equal_images_has_no_width():
+    image = score_map(*_image(1))
+    rows = np.repeat(np.array([list(image.values.values())]), 40, 0)
+    found = bootstrap_intervals(tuple(image.values), rows, np.repeat(image.curves[None], 40, 0))
+    assert all(low == high == pytest.approx(image.values[name]) for name, (low, high) in found.items())
+
+
+def test_bootstrap_follows_its_seed():
+    _, rows, curves = _scored(("S", "Emax"), 6)
+    one, same, other = (bootstrap_intervals(("S", "Emax"), rows, curves, seed=s) for s in (0, 0, 1))
+    assert one == same != other
+
+
+def test_bootstrap_refuses_what_does_not_fit():
+    with pytest.raises(ValueError, match=r"expected rows \(n, 2\).*at least one image, got \(0, 2\)"):
+        bootstrap_intervals(("S", "MAE"), np.zeros((0, 2)), np.zeros((0, 4, 256)))
+
+
+def test_rows_are_in_the_order_of_papers():
+    results = [_result("CAMO"), _result("A_B", seed=9)]
+    cells = [f"{results[i].values()[k]:.3f}".removeprefix("0") for i in (0, 1) for k in ("S", "Emean", "wF", "MAE")]
+    *comments, row = latex_rows("Ours_50%", results).splitlines()
+    assert row == " & ".join(["Ours\\_50\\%", *cells]) + r" \\"
+    assert comments[1].startswith(r"% CAMO: $S_\alpha\uparrow$ & $E_\phi\uparrow$") and "5 of 5 maps" in comments[1]
+    head, rule, line = markdown_rows("Ours|x", results).splitlines()
+    assert line == "| " + " | ".join(["Ours\\|x", *cells]) + " |"
+    assert head.startswith("| Method | CAMO S ↑ | CAMO E ↑ | CAMO wF ↑ | CAMO MAE ↓ | A_B S ↑")
+    assert head.count("|") == rule.count("|")
+
+
+def test_binarised_maps_have_a_row_of_their_own():
+    results = [_result(), _result(binarised=True)]
+    assert latex_rows("m", results).count("\\\\\n") == 2
+    assert markdown_rows("m", results).splitlines()[-1].startswith("| m (binarised) |")
+
+
+@pytest.mark.parametrize("name", ["CAMO", "a-set-with-a-very-long-name"])
+@pytest.mark.parametrize("partial", [False, True])
+def test_table_fits_the_terminal(capsys, monkeypatch, name, partial):
+    monkeypatch.setenv("COLUMNS", "80")
+    results = [_result(name, problems={"lossy": [f"file{i}" for i in range(90)]}), _result(name, binarised=True)]
+    if partial:
+        results[0].stems = results[1].stems = [f"n{i}" for i in range(4121)]
+    intervals = {r.label: bootstrap_intervals(r.scores.scores, *r.arrays()) for r in results}
+    print_scores(results, intervals)
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80
+    for result in results:
+        assert all(f"{v:.3f}".removeprefix("0") in shown for v in result.values().values())
+    assert all(column in shown for column in results[0].values())
+    assert ("5/4121" in shown) == partial
+    assert "90 lossy" in shown and "file2 and 87 more" in " ".join(shown.split()) and "binarised" in shown
+
+
+def test_all_files(tmp_path, monkeypatch):
+    order = []
+    monkeypatch.setattr("e2net.engine.report.write_atomically", lambda p, c: (order.append(p), write_atomically(p, c)))
+    image, mask = np.full((20, 24, 3), 99, np.uint8), _image(0)[1]
+
+    def picture(position):
+        return (image if position else None), mask, _image(position)[0]
+
+    results = [_result("one", picture=picture), _result("two", count=1, seed=7, problems={"extra": ["x.png"]})]
+    scores = report(tmp_path, results, "method", {"predictions": "maps"})
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {
+        "scores.json", "scores.csv", "intervals.csv", "per_image.csv", "curves.csv", "curves.png", "table.tex",
+        "table.md", "worst_best_one.png",
+    }  # fmt: skip
+    assert order[-1] == tmp_path / "scores.json"
+    for file in ("curves.png", "worst_best_one.png"):
+        assert cv2.imread(str(tmp_path / file)).std() > 5
+    written = json.loads((tmp_path / "scores.json").read_text())
+    assert written["scores"] == scores and set(scores) == {"one", "two"}
+    assert written["protocol"] == Protocol().describe() and written["method"] == "method"
+    assert written["sets"]["one"]["file_list_sha256"] == stems_hash(["n4", "n3", "n2", "n1", "n0"])
+    assert written["sets"]["two"]["problems"] == {"extra": ["x.png"]}
+    assert written["bootstrap"] == {"level": 0.95, "resamples": 1000, "seed": 0, "over": "images"}
+    rows = list(csv.DictReader((tmp_path / "intervals.csv").open()))
+    assert [float(rows[0][k]) for k in ("low", "high")] == written["intervals"]["one"]["S"]
+    per_image = list(csv.DictReader((tmp_path / "per_image.csv").open()))
+    assert len(per_image) == 6 and per_image[0]["name"] == "n0"
+    assert np.mean([float(r["S"]) for r in per_image[:5]]) == pytest.approx(scores["one"]["S"], abs=1e-12)
+    curves = list(csv.DictReader((tmp_path / "curves.csv").open()))
+    assert len(curves) == 512
+    assert max(float(r["F"]) for r in curves[:256]) == pytest.approx(scores["one"]["Fmax"], abs=1e-12)
+
+
+def test_picture_that_fails_does_not_lose_the_scores(tmp_path):
+    def picture(position):
+        raise ValueError("image is gone")
+
+    report(tmp_path, [_result(picture=picture)], "m", {}, name="test_scores")
+    written = json.loads((tmp_path / "test_scores.json").read_text())
+    assert written["sets"]["set"]["problems"] == {"pictures": ["worst_best_set.png: image is gone"]}
+    assert (tmp_path / "test_curves.png").is_file() and not (tmp_path / "test_worst_best_set.png").exists()
+
+
+def test_interrupted_report_has_no_score_file(tmp_path, monkeypatch):
+    def interrupted(values):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("e2net.engine.report.curve_figure", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        report(tmp_path, [_result()], "m", {})
+    assert not (tmp_path / "scores.json").exists()
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "new" / "a.json"
+    write_atomically(path, "old")
+    monkeypatch.setattr("pathlib.Path.replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(path, "new")
+    assert [p.name for p in path.parent.iterdir()] == ["a.json"] and path.read_text() == "old"
+
+
+def test_clear_report_removes_the_score_file_only(tmp_path):
+    for name in ("scores.json", "problems.json", "scores.csv", "test_scores.json"):
+        (tmp_path / name).touch()
+    clear_report(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"scores.csv", "test_scores.json"}
+    clear_report(tmp_path / "nowhere")
+
+
+def test_hashes_name_the_data():
+    mask = _image(0)[1]
+    other = mask.copy()
+    other[0, 0] ^= True
+    assert mask_digest(mask) == mask_digest(mask.copy()) != mask_digest(other)
+    assert mask_digest(np.zeros((2, 8), bool)) != mask_digest(np.zeros((8, 2), bool))
+    assert masks_hash({"a": "1", "b": "2"}) == masks_hash({"b": "2", "a": "1"}) != masks_hash({"a": "2", "b": "1"})
+    assert stems_hash(["a", "b"]) == stems_hash(["b", "a"]) != stems_hash(["a"])
+
+
+def test_sheet_shows_each_image_once():
+    shown = []
+
+    def picture(position):
+        shown.append(position)
+        return None, np.ones((9, 5), bool), np.full((9, 5), 200, np.uint8)
+
+    for count, expected in ((1, [0]), (5, [0, 1, 2, 4, 3]), (30, [*range(12), *range(29, 17, -1)])):
+        shown.clear()
+        extremes_sheet([(i / count, i, f"größe{i}" * 9) for i in range(count)], picture)
+        assert shown == expected
