@@ -126,7 +126,7 @@ def test_collate():
     assert batch.image[1].unique().tolist() == [2]
     assert [mask.shape for mask in batch.native_masks] == [(5, 7), (3, 7)]
     assert batch.names == ["n1", "n2"]
-    assert batch.indices == [1, 2]
+    assert batch.positions == [1, 2]
     assert collate([sample._replace(native_mask=None) for sample in samples]).native_masks == []
 
 
