@@ -6,7 +6,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from e2net.engine import list_groups, prepare_training, resolve, train, user_errors
+from e2net.engine import OutOfMemoryError, list_groups, prepare_training, resolve, train, user_errors
 
 # For --help, which is printed before main() runs.
 OmegaConf.register_new_resolver("list_groups", lambda: list_groups(Path(__file__).parent / "conf"))
@@ -22,6 +22,9 @@ def main(config: DictConfig) -> None:
     except KeyboardInterrupt:
         print(f"interrupted; continue with resume={job.output}", file=sys.stderr)
         raise SystemExit(130) from None
+    except OutOfMemoryError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 The usual loop is one process: cv2.imread of map and mask, then a step of each of the five scorers. On the other side
 is what eval.py predictions=... runs, worker processes and their start included. Both score the same files in turn; the
 ratio is the median of the pairwise ratios, and the scores are compared on the way. On a machine that is busy with other
-things the processor seconds, summed over all processes, tell more than the clock.
+things the processor seconds, summed over all processes, tell more than the clock: the second ratio is theirs, times the
+number of workers, as if each had a core of its own.
 
     python benchmarks/folder.py --maps 200 --workers 2 --rounds 3 --json folder.json
 """
@@ -113,12 +114,14 @@ def main() -> None:
         "pysodmetrics_cpu_s": statistics.median(a for a, _ in cpu),
         "e2net_cpu_s": statistics.median(b for _, b in cpu),
         "ratio": statistics.median(a / b for a, b in times),
+        "cpu_ratio": options.workers * statistics.median(a / b for a, b in cpu),
     }
     print(
         f"{options.maps} maps of {options.size[1]}x{options.size[0]}, {options.workers} workers: "
         f"PySODMetrics {figures['pysodmetrics_s']:.2f} s, e2net {figures['e2net_s']:.2f} s, "
         f"ratio {figures['ratio']:.1f} (of {', '.join(f'{a / b:.1f}' for a, b in times)}); processor seconds "
-        f"{figures['pysodmetrics_cpu_s']:.2f} and {figures['e2net_cpu_s']:.2f}"
+        f"{figures['pysodmetrics_cpu_s']:.2f} and {figures['e2net_cpu_s']:.2f}, "
+        f"ratio by them and {options.workers} workers {figures['cpu_ratio']:.1f}"
     )
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2) + "\n")

@@ -15,6 +15,8 @@ class Sample(NamedTuple):
         native_mask: (h, w) bool array at the mask file's own size, for scoring; None in training.
         name: file stem, unique within its set.
         position: index within its set; tells repeats apart when several processes score one set.
+        features: F1..F4 from the feature cache, each (V, D_i, h_i, w_i): of the image, and as a second view of its
+            mirror image where scores average both; empty without a cache. In training the image is then empty too.
     """
 
     image: Tensor
@@ -22,6 +24,7 @@ class Sample(NamedTuple):
     native_mask: np.ndarray | None
     name: str
     position: int
+    features: tuple[Tensor, ...] = ()
 
 
 class Batch(NamedTuple):
@@ -33,6 +36,7 @@ class Batch(NamedTuple):
         native_masks: B bool arrays (h, w), each at its own size; empty in training.
         names: B file stems.
         positions: B indices within the set.
+        features: F1..F4, each (B, V, D_i, h_i, w_i), see :class:`Sample`; empty without a feature cache.
     """
 
     image: Tensor
@@ -40,6 +44,7 @@ class Batch(NamedTuple):
     native_masks: list[np.ndarray]
     names: list[str]
     positions: list[int]
+    features: list[Tensor] = []  # noqa: RUF012 - never changed in place
 
 
 class SegOutput(NamedTuple):

@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -13,6 +13,7 @@ import torch.distributed
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from e2net.datasets.cached import CachedEvalSet, CachedTrainSet, FeatureStore, ViewSet
 from e2net.datasets.io import some
 from e2net.datasets.pairs import FolderPairs, Source
 from e2net.datasets.procedural import ProceduralPairs
@@ -45,6 +46,7 @@ def collate(samples: list[Sample]) -> Batch:
         native_masks=[sample.native_mask for sample in samples if sample.native_mask is not None],
         names=[sample.name for sample in samples],
         positions=[sample.position for sample in samples],
+        features=[torch.stack(level) for level in zip(*(sample.features for sample in samples), strict=True)],
     )
 
 
@@ -109,10 +111,10 @@ class TrainSet(Dataset[Sample]):
         """The sample of (epoch, position); a position alone, as from a foreign sampler, means epoch 0."""
         epoch, position = key if isinstance(key, tuple) else (0, key)
         index = self.indices[position]
-        image, mask = self.source.read(index)
         if self.augment is None:
-            image, mask = Resize(self.size)(image, mask)
+            image, mask = Resize(self.size)(*self.source.read(index))
         else:
+            image, mask = self.source.read(index, self.augment.needs(self.size))
             rng = np.random.default_rng([self.seed, epoch, position])
             image, mask = self.augment(image, mask, self.size, rng)
         return _sample(image, mask, None, self.source.name(index), index)
@@ -158,6 +160,13 @@ def _cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+class _Cache(NamedTuple):
+    store: FeatureStore
+    views: int
+    first_val: int
+    mirrored: bool
+
+
 class SegmentationData(LightningDataModule):
     """Training, validation and test pairs as batches.
 
@@ -192,8 +201,8 @@ class SegmentationData(LightningDataModule):
         sides = (size, size) if isinstance(size, int) else tuple(size)
         if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
             raise ValueError(f"expected size as a positive number of pixels or [H, W], got {size}")
-        if batch_size < 1:
-            raise ValueError(f"expected batch_size of at least 1, got {batch_size}")
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"expected batch_size of at least 1 (or auto, which train.py knows), got {batch_size}")
         if num_workers is not None and num_workers < 0:
             raise ValueError(f"expected num_workers of 0 or more, or null (by CPU cores), got {num_workers}")
         if not 0 <= val_fraction < 1:
@@ -204,8 +213,10 @@ class SegmentationData(LightningDataModule):
         self.batch_size, self.val_fraction = batch_size, val_fraction
         self.num_workers = min(8, max(1, _cpus() - 1)) if num_workers is None else num_workers
         self.augment, self.seed = augment, seed
+        self._first_epoch = 0
         self._sources: dict[tuple[str, str], Source] = {}
         self._checked: set[tuple[str, str]] = set()
+        self._cache: _Cache | None = None
 
     def train_source(self) -> Source:
         """The pairs that training and validation share."""
@@ -283,29 +294,81 @@ class SegmentationData(LightningDataModule):
         """Stems of the images held out for validation."""
         return [self._source("train").name(index) for index in self._split()[1]]
 
-    def _loader(self, dataset: Dataset[Sample], keep_workers: bool, **kwargs: Any) -> DataLoader[Sample]:
+    def _loader(
+        self, dataset: Dataset[Sample], keep_workers: bool, num_workers: int | None = None, **kwargs: Any
+    ) -> DataLoader[Sample]:
         _single_thread_opencv()
+        num_workers = self.num_workers if num_workers is None else num_workers
         return DataLoader(
             dataset,
             batch_size=self.batch_size,
-            num_workers=self.num_workers,
+            num_workers=num_workers,
             collate_fn=collate,
             worker_init_fn=_single_thread_opencv,  # for workers that are not forked
-            persistent_workers=keep_workers and self.num_workers > 0,
+            persistent_workers=keep_workers and num_workers > 0,
             pin_memory=torch.cuda.is_available(),
+            # its own: a loader draws a number when it starts, which would move on the generator that dropout uses,
+            # by how much depending on how often loaders were started
+            generator=torch.Generator().manual_seed(self.seed),
             **kwargs,
         )
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """Batches in random order; a last, smaller batch is dropped unless it is the only one."""
-        dataset = TrainSet(self._source("train"), self._split()[0], self.size, self.augment, self.seed)
+        dataset: Dataset[Sample]
+        # Cached records are mapped into memory: to pass them between processes would cost more than to read them.
+        workers = None if self._cache is None else 0
+        if self._cache is None:
+            dataset = TrainSet(self._source("train"), self._split()[0], self.size, self.augment, self.seed)
+        else:
+            flip = self.augment.flip if self.augment is not None else 0.0
+            dataset = CachedTrainSet(self._cache.store, self.train_names(), self._cache.views, flip, self.seed)
         sampler: Any = EpochSampler(dataset, self.seed)  # of pairs, which DataLoader's types do not foresee
-        return self._loader(dataset, True, sampler=sampler, drop_last=len(sampler) > self.batch_size)
+        sampler.set_epoch(self._first_epoch)
+        return self._loader(dataset, True, workers, sampler=sampler, drop_last=len(sampler) > self.batch_size)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Lightning's hook: the epoch that a resumed run begins with, as checkpoints are written at the end of one.
+
+        Lightning sets a sampler's epoch after it has started the loader, whose workers read ahead: without this they
+        would begin every resumed run with the order of epoch 0.
+        """
+        return {"epoch": 0 if self.trainer is None else self.trainer.current_epoch + 1}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Lightning's hook: see `state_dict`."""
+        self._first_epoch = state_dict["epoch"]
 
     def val_dataloader(self) -> DataLoader[Sample] | list[DataLoader[Sample]]:
         """The held-out images, in the order of their stems; an empty list where val_fraction is 0."""
         indices = self._split()[1]
-        return self._loader(EvalSet(self._source("train"), indices, self.size), True) if indices else []
+        if not indices:
+            return []
+        dataset: Dataset[Sample] = EvalSet(self._source("train"), indices, self.size)
+        if self._cache is not None:
+            dataset = CachedEvalSet(dataset, self._cache.store, self._cache.first_val, self._cache.mirrored)
+        return self._loader(dataset, True)
+
+    def view_loader(self, views: int) -> DataLoader[Sample]:
+        """Fixed views of the training images, in order, see :class:`~e2net.datasets.cached.ViewSet`."""
+        dataset = ViewSet(self._source("train"), self._split()[0], self.size, self.augment, views, self.seed)
+        return self._loader(dataset, False)
+
+    def view_key(self, views: int) -> list[Any]:
+        """What the pixels of :meth:`view_loader` and of the validation part depend on, for JSON."""
+        drawn = [vars(self.augment), self.seed] if views > 1 and self.augment is not None else None
+        return [self._source("train").identity(), self.train_names(), self.val_names(), views, drawn]
+
+    def read_features(self, store: FeatureStore, views: int, first_val: int, mirrored: bool) -> None:
+        """From now on training and validation batches hold features from a store.
+
+        Args:
+            store: the training views first, then the validation part.
+            views: of each training image.
+            first_val: the first entry of the validation part.
+            mirrored: whether it has a second entry for each mirror image.
+        """
+        self._cache = _Cache(store, views, first_val, mirrored)
 
     def test_dataloader(self) -> list[DataLoader[Sample]]:
         """One loader for each of `test_names`, in that order."""

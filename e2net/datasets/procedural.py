@@ -3,6 +3,7 @@
 import colorsys
 import hashlib
 import math
+from typing import Any
 
 import cv2
 import numpy as np
@@ -226,11 +227,19 @@ class ProceduralPairs:
         """Split and number, such as ``train_00007``."""
         return f"{self.split}_{index:05d}"
 
+    def identity(self) -> list[Any]:
+        """All arguments: a picture is a function of them."""
+        return [self.n, self.seed, self.difficulty, self._split_key, self.sides]
+
     def check(self) -> None:
         """Nothing can be missing."""
 
-    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+    def read(self, index: int, at_least: tuple[int, int] | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Generate pair `index`.
+
+        Args:
+            index: which.
+            at_least: without effect, as nothing is decoded.
 
         Returns:
             Image (h, w, 3) uint8 RGB and mask (h, w) bool.

@@ -17,7 +17,7 @@ def _reduce(image: np.ndarray, factor: int) -> np.ndarray:
     return cv2.resize(image, small, interpolation=cv2.INTER_AREA)
 
 
-def _warp(image: np.ndarray, matrix: np.ndarray, size: Size, factor: int) -> np.ndarray:
+def _warp(image: np.ndarray, matrix: np.ndarray, size: Size, factor: float, frame: Size) -> np.ndarray:
     """Sample an image along an affine map.
 
     Args:
@@ -27,12 +27,13 @@ def _warp(image: np.ndarray, matrix: np.ndarray, size: Size, factor: int) -> np.
         size: of the output.
         factor: how many input pixels go into one output pixel; whole multiples are averaged first, since
             bilinear sampling looks at four pixels only.
+        frame: (h, w) that the matrix and the factor count in; the image may be a reduced one.
 
     Returns:
         (*size) or (*size, 3) uint8. Outside of the image it is mirrored.
     """
-    height, width = image.shape[:2]
-    image = _reduce(image, factor)
+    height, width = frame
+    image = _reduce(image, int(factor * min(image.shape[0] / height, image.shape[1] / width)))
     scale = np.array([[image.shape[1] / width], [image.shape[0] / height]])
     inverse = matrix * scale
     inverse[:, 2] += 0.5 * inverse[:, :2].sum(axis=1) - 0.5  # corners -> OpenCV's pixel centres
@@ -65,11 +66,11 @@ class Resize:
         Returns:
             Image (H, W, 3) uint8 and mask (H, W) bool (more than half of a pixel's area is object).
         """
+        return self._fit(image), self._fit(mask.astype(np.uint8) * 255) > 127
+
+    def _fit(self, image: np.ndarray) -> np.ndarray:
         factor = int(min(image.shape[0] / self.size[0], image.shape[1] / self.size[1]))
-        out = self.size[::-1]
-        image = cv2.resize(_reduce(image, factor), out, interpolation=cv2.INTER_LINEAR)
-        grey = _reduce(mask.astype(np.uint8) * 255, factor)
-        return image, cv2.resize(grey, out, interpolation=cv2.INTER_LINEAR) > 127
+        return cv2.resize(_reduce(image, factor), self.size[::-1], interpolation=cv2.INTER_LINEAR)
 
 
 class Augment:
@@ -131,7 +132,7 @@ class Augment:
         """Change one pair; the same state of `rng` gives the same result.
 
         Args:
-            image: (h, w, 3) uint8, RGB.
+            image: (h, w, 3) uint8, RGB; or reduced, to not less than :meth:`needs` says.
             mask: (h, w) bool.
             size: (H, W) of the results, pixels.
             rng: where all randomness comes from.
@@ -149,6 +150,12 @@ class Augment:
             image = np.clip(image + grain + np.float32(0.5), 0, 255).astype(np.uint8)
         return image, mask
 
+    def needs(self, size: Size) -> Size:
+        """(h, w) that suffice for an image: two pixels for each of the smallest crop's at ``size``, either way."""
+        crop = math.sqrt(self.scale[0] / self.ASPECT)
+        turned = max(size) if self.rotate else 0  # a turn may exchange the sides
+        return math.ceil(2 * max(size[0], turned) / crop), math.ceil(2 * max(size[1], turned) / crop)
+
     def _move(
         self, image: np.ndarray, mask: np.ndarray, size: Size, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -160,7 +167,7 @@ class Augment:
         if not moving and not flipped:
             return Resize(size)(image, mask)
 
-        best: tuple[float, np.ndarray, int, np.ndarray] | None = None
+        best: tuple[float, np.ndarray, float, np.ndarray] | None = None
         object_at = np.empty(0, np.int64)
         for attempt in range(self.TRIES + 1 if moving else 1):
             whole = attempt == self.TRIES  # nothing kept the object: fall back to the whole image
@@ -170,7 +177,7 @@ class Augment:
                 y, x = divmod(int(rng.choice(object_at)), width)
                 point = (x + 0.5, y + 0.5)
             matrix, factor = self._draw(width, height, size, flipped, whole, point, rng)
-            warped = _warp(grey, matrix, size, factor) > 127
+            warped = _warp(grey, matrix, size, factor, mask.shape) > 127
             area = abs(float(np.linalg.det(matrix[:, :2])))  # input pixels in one output pixel
             kept = np.count_nonzero(warped) * area / total if total else 1.0
             if best is None or kept > best[0]:
@@ -178,7 +185,7 @@ class Augment:
             if kept >= self.KEEP or (attempt == self.TRIES - 1 and best[0] > 0):
                 break
         assert best is not None  # the loop runs at least once
-        return _warp(image, best[1], size, best[2]), best[3]
+        return _warp(image, best[1], size, best[2], mask.shape), best[3]
 
     def _draw(
         self,
@@ -189,7 +196,7 @@ class Augment:
         whole: bool,
         point: tuple[float, float] | None,
         rng: np.random.Generator,
-    ) -> tuple[np.ndarray, int]:
+    ) -> tuple[np.ndarray, float]:
         """Draw a crop, around a point if there is one, and a rotation.
 
         Returns:
@@ -212,7 +219,7 @@ class Augment:
         step_x, step_y = crop_w / size[1] * (-1 if flipped else 1), crop_h / size[0]
         linear = np.array([[cos * step_x, -sin * step_y], [sin * step_x, cos * step_y]])
         offset = np.array(centre) - linear @ np.array([size[1] / 2, size[0] / 2])
-        return np.column_stack([linear, offset]), int(min(abs(step_x), step_y))
+        return np.column_stack([linear, offset]), min(abs(step_x), step_y)
 
     def _recolour(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         brightness, contrast, saturation = rng.uniform(1 - self.colour, 1 + self.colour, 3)

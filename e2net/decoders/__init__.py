@@ -4,8 +4,21 @@ A decoder is built with the encoder's ``channels`` and ``strides`` and called wi
 """
 
 from e2net.decoders.caem import CAEM, CAEMDecoder
+from e2net.decoders.dpt import DPTDecoder
 from e2net.decoders.e2net import CCM, CFZM, LFSM, E2NetDecoder
 from e2net.decoders.linear import LinearDecoder
 from e2net.decoders.pyramid import Pyramid
+from e2net.decoders.upernet import UPerNetDecoder
 
-__all__ = ["CAEM", "CCM", "CFZM", "LFSM", "CAEMDecoder", "E2NetDecoder", "LinearDecoder", "Pyramid"]
+__all__ = [
+    "CAEM",
+    "CCM",
+    "CFZM",
+    "LFSM",
+    "CAEMDecoder",
+    "DPTDecoder",
+    "E2NetDecoder",
+    "LinearDecoder",
+    "Pyramid",
+    "UPerNetDecoder",
+]

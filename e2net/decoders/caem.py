@@ -2,20 +2,22 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
-from e2net.decoders.layers import Fuse, SqueezeExcitation, conv_bn, resize
-from e2net.decoders.pyramid import Pyramid, PyramidName
+from e2net.decoders.layers import Fuse, SqueezeExcitation, add, conv_bn, convolve, resize
+from e2net.decoders.pyramid import Align, Pyramid, PyramidName
 from e2net.structures import SegOutput
 
 
 class CAEM(nn.Module):
     """Aligns F1..F4 to one width, fuses them from coarse to fine, and gates their channels.
 
-    F'i = BN(1x1(Fi)), resampled to the pyramid's strides; G4 = F'4, Gi = φ([up(G(i+1)), F'i]); then
-    squeeze-and-excitation on each. Every level stays at its own stride. The published version brings all levels to
-    G1's size first and has no BatchNorm after the 1x1 convolution; the features of DINO's blocks differ in scale by
+    F'i = BN(1x1(Fi)); G4 = F'4, Gi = φ([up(G(i+1)), F'i]) at the pyramid's strides; then squeeze-and-excitation on
+    each. Every level stays at its own stride, and F'i is convolved by φ before it is upsampled. With ``align``
+    ``unified``, F'1..F'4 are resampled to the pyramid and all brought to G1's size first, as in the published version;
+    the weights are the same, and so are the results where all levels have one size anyway.
+
+    The published version has no BatchNorm after the 1x1 convolution; the features of DINO's blocks differ in scale by
     an order of magnitude, which the norm evens out.
 
     Args:
@@ -24,6 +26,10 @@ class CAEM(nn.Module):
         width: channels of G1..G4.
         pyramid: ``standard`` or ``simple``, see :class:`~e2net.decoders.pyramid.Pyramid`.
         dropout: probability that a channel of F'i is dropped in training.
+        align: ``native`` or ``unified``.
+
+    Raises:
+        ValueError: an unknown ``pyramid`` or ``align``.
     """
 
     def __init__(
@@ -33,8 +39,12 @@ class CAEM(nn.Module):
         width: int,
         pyramid: PyramidName = "standard",
         dropout: float = 0.0,
+        align: Align = "native",
     ) -> None:
         super().__init__()
+        if align not in ("native", "unified"):
+            raise ValueError(f"decoder.align must be 'native' or 'unified', found {align!r}")
+        self.align = align
         self.lateral = nn.ModuleList(
             nn.Sequential(conv_bn(c, width, 1, relu=False), nn.Dropout2d(dropout)) for c in channels
         )
@@ -43,11 +53,15 @@ class CAEM(nn.Module):
         self.enhance = nn.ModuleList(SqueezeExcitation(width) for _ in channels)
 
     def forward(self, features: Sequence[Tensor], image_size: Sequence[int]) -> list[Tensor]:
-        """F1..F4 (B, D_i, h_i, w_i) and the image's (H, W) -> G1..G4 (B, width, H/s_i, W/s_i)."""
-        aligned = self.pyramid([conv(f) for conv, f in zip(self.lateral, features, strict=True)], image_size)
-        fused = [aligned[-1]]
-        for fuse, fine in zip(self.fuse, reversed(aligned[:-1]), strict=True):
-            fused.append(fuse(fused[-1], fine))
+        """F1..F4 (B, D_i, h_i, w_i), the image's (H, W) -> G1..G4 (B, width, H/s_i, W/s_i); unified: all at s_1."""
+        aligned = [conv(f) for conv, f in zip(self.lateral, features, strict=True)]
+        sizes = self.pyramid.sizes(*image_size)
+        if self.align == "unified":
+            aligned = [resize(f, sizes[0]) for f in self.pyramid(aligned, image_size)]
+            sizes = [sizes[0]] * len(aligned)
+        fused = [resize(aligned[-1], sizes[-1])]
+        for fuse, fine, size in zip(self.fuse, aligned[-2::-1], sizes[-2::-1], strict=True):
+            fused.append(fuse(fused[-1], fine, size))
         return [enhance(g) for enhance, g in zip(self.enhance, reversed(fused), strict=True)]
 
 
@@ -60,13 +74,19 @@ class CAEMDecoder(nn.Module):
         channels, strides: of the encoder's maps.
         width: channels inside the decoder.
         pyramid: ``standard`` or ``simple``.
+        align: ``native`` or ``unified``, see :class:`CAEM`.
     """
 
     def __init__(
-        self, channels: Sequence[int], strides: Sequence[int], width: int = 128, pyramid: PyramidName = "simple"
+        self,
+        channels: Sequence[int],
+        strides: Sequence[int],
+        width: int = 128,
+        pyramid: PyramidName = "simple",
+        align: Align = "native",
     ) -> None:
         super().__init__()
-        self.caem = CAEM(channels, strides, width, pyramid)
+        self.caem = CAEM(channels, strides, width, pyramid, align=align)
         self.convs = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1, bias=False) for _ in channels)
         self.head = nn.Sequential(nn.BatchNorm2d(width), nn.ReLU(inplace=True), nn.Conv2d(width, 1, 1))
 
@@ -74,5 +94,5 @@ class CAEMDecoder(nn.Module):
         """F1..F4 (B, D_i, h_i, w_i) -> logits (B, 1, *image_size)."""
         maps = self.caem(features, image_size)
         size = maps[0].shape[-2:]
-        fused = torch.stack([resize(conv(g), size) for conv, g in zip(self.convs, maps, strict=True)]).sum(0)
+        fused = add(convolve(conv, g, size) for conv, g in zip(self.convs, maps, strict=True))
         return SegOutput(resize(self.head(fused), image_size))

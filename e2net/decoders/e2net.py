@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from e2net.decoders.caem import CAEM
 from e2net.decoders.layers import Fuse, TransformerBlock, attention, conv_bn, resize
-from e2net.decoders.pyramid import PyramidName
+from e2net.decoders.pyramid import Align, PyramidName
 from e2net.structures import SegOutput
 
 
@@ -110,9 +110,11 @@ class E2NetDecoder(nn.Module):
         search_depth: transformer blocks in LFSM.
         heads: attention heads in LFSM and CCM.
         dropout: probability that a channel of an aligned map F'i is dropped in training; for small training sets.
+        align: ``native``: every level at its own stride; ``unified``: all at G1's size, as published, for the same
+            weights at many times the cost. It differs where the levels' strides do (``pyramid`` ``standard``).
 
     Raises:
-        ValueError: ``heads`` does not divide ``width``.
+        ValueError: ``heads`` does not divide ``width``; an unknown ``pyramid`` or ``align``.
     """
 
     def __init__(
@@ -124,11 +126,12 @@ class E2NetDecoder(nn.Module):
         search_depth: int = 1,
         heads: int = 8,
         dropout: float = 0.1,
+        align: Align = "native",
     ) -> None:
         super().__init__()
         if width % heads:
             raise ValueError(f"decoder.width must be a multiple of decoder.heads, found {width} and {heads}")
-        self.caem = CAEM(channels, strides, width, pyramid, dropout)
+        self.caem = CAEM(channels, strides, width, pyramid, dropout, align)
         self.lfsm = LFSM(width, search_depth, heads)
         self.cfzm = CFZM(width, len(channels))
         self.ccm = CCM(width, heads)

@@ -1,7 +1,9 @@
 """Building blocks that several decoders share."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import reduce
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
@@ -14,6 +16,22 @@ def resize(x: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
 
 
+def add(maps: Iterable[Tensor]) -> Tensor:
+    """The sum of maps of one shape, without holding them all at once."""
+    return reduce(torch.add, maps)
+
+
+def convolve(conv: nn.Module, x: Tensor, size: Sequence[int]) -> Tensor:
+    """A convolution and a change to ``size``, in the order that costs less: upsampling last, downsampling first.
+
+    For 1x1 kernels (without a ReLU after them) and bilinear weights both orders give the same. For 3x3 kernels they
+    differ: before the upsampling the kernel sees neighbours a whole feature pixel away, not interpolations of one.
+    """
+    if size[0] * size[1] < x.shape[-2] * x.shape[-1]:
+        return conv(resize(x, size))
+    return resize(conv(x), size)
+
+
 def conv_bn(in_channels: int, out_channels: int, kernel_size: int, relu: bool = True) -> nn.Sequential:
     """Convolution without bias, BatchNorm and, unless ``relu`` is false, ReLU; keeps height and width."""
     layers: list[nn.Module] = [
@@ -21,6 +39,13 @@ def conv_bn(in_channels: int, out_channels: int, kernel_size: int, relu: bool = 
         nn.BatchNorm2d(out_channels),
     ]
     return nn.Sequential(*layers, nn.ReLU(inplace=True)) if relu else nn.Sequential(*layers)
+
+
+class ChannelNorm(nn.LayerNorm):
+    """LayerNorm over the channels of each pixel of (B, C, h, w)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class SqueezeExcitation(nn.Module):
@@ -45,7 +70,7 @@ class Fuse(nn.Module):
     """φ([up(coarse), fine]): a 3x3 convolution over both maps, BatchNorm and ReLU, at the output's size.
 
     A convolution over concatenated channels is the sum of one convolution per part. So each part is convolved at its
-    own resolution, and only the result is resampled: the coarse part costs a quarter (or less) of what it would
+    own resolution, and only the result is upsampled: the coarse part costs a quarter (or less) of what it would
     after upsampling.
 
     Args:
@@ -61,7 +86,7 @@ class Fuse(nn.Module):
     def forward(self, coarse: Tensor, fine: Tensor, size: Sequence[int] | None = None) -> Tensor:
         """(B, C, h, w) and (B, C, h', w') -> (B, C, *size); ``size`` is the fine map's unless given."""
         size = tuple(fine.shape[-2:] if size is None else size)
-        return F.relu(self.norm(resize(self.coarse(coarse), size) + resize(self.fine(fine), size)))
+        return F.relu(self.norm(convolve(self.coarse, coarse, size) + convolve(self.fine, fine, size)), inplace=True)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from e2net.decoders.layers import resize
 
 PyramidName = Literal["standard", "simple"]
+Align = Literal["native", "unified"]
 STANDARD_STRIDES = (4, 8, 16, 32)
 
 

@@ -1,85 +1,78 @@
-"""Hugging Face vision transformers as feature encoders: DINOv3 ViT, DINOv2, DINOv2 with registers."""
+"""Vision transformers as feature encoders: DINOv3, DINOv2 and others, from Hugging Face or timm."""
 
-import contextlib
-import hashlib
-import json
+import inspect
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from einops import rearrange
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
-from transformers.image_processing_base import ImageProcessingMixin
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
-# The file that each part of a downloaded encoder comes in.
-_FOLDER_FILES = ("config.json", "preprocessor_config.json")
+from e2net.encoders.base import IMAGENET_MEAN, IMAGENET_STD, Encoder
+from e2net.encoders.hub import Weights, build_backbone, load_backbone
+from e2net.encoders.timm_hub import load_timm
 
 
-class ViTEncoder(nn.Module):
+class ViTEncoder(Encoder):
     """A vision transformer that returns the hidden states of four blocks as feature maps F1..F4.
 
-    Only the blocks up to the last one asked for are kept and run. The number of special tokens (class token and
-    registers), the patch size, the width and the depth are read from the model's own config.
+    Only the blocks up to the last one asked for are kept and run; pooling heads are dropped. The number of special
+    tokens (class token and registers), the patch size, the width and the depth are read from the model itself.
+    Learned position embeddings are interpolated to the size of the image.
 
     Attributes:
-        channels: feature channels of F1..F4.
-        strides: image pixels per feature pixel of F1..F4; for a ViT the patch size, four times.
-        patch_size: height and width of an image must be multiples of this, in pixels.
+        patch_size: pixels a side.
         blocks: 0-based indices of the blocks behind F1..F4.
-        pretrained: whether the weights came from a file that can be read again. If not, a checkpoint must hold
-            them even when they are frozen.
+        embed_dim: width of a token. ``channels`` are twice that with ``class_token``.
+        num_special_tokens: tokens before the patches.
 
     Args:
-        backbone: a Hugging Face model with a ``ModuleList`` of blocks and a final norm.
+        backbone: a Hugging Face or timm model with a list of blocks and a final norm.
         mean, std: of RGB images in [0, 1], per channel.
         blocks: 0-based indices of four blocks, ascending; None takes depth/4, depth/2, 3·depth/4 and depth
             (blocks 2, 5, 8 and 11 of 12).
         norm: apply the model's final norm to every returned hidden state, as DINO's own evaluations do.
-        pretrained: see the attribute.
+        class_token: append the block's class token to each of its patch tokens.
+        pretrained: see :class:`~e2net.encoders.base.Encoder`.
+
+    Raises:
+        ValueError: a model that is no vision transformer, impossible ``blocks``, or ``class_token`` for a model that
+            has none.
     """
 
     def __init__(
         self,
-        backbone: PreTrainedModel,
+        backbone: nn.Module,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
         blocks: Sequence[int] | None = None,
         norm: bool = True,
+        class_token: bool = False,
         pretrained: bool = False,
     ) -> None:
-        super().__init__()
-        config = backbone.config
+        shape = _shape(backbone)
         layers = _block_list(backbone)
-        depth = len(layers)
-        self.blocks = _check_blocks(blocks, depth)
-        del layers[self.blocks[-1] + 1 :]
-        self.backbone = backbone
+        blocks = _check_blocks(blocks, len(layers))
+        del layers[blocks[-1] + 1 :]
+        _drop_heads(backbone)
+        super().__init__(backbone, mean, std, shape.patch_size, pretrained)
+        if class_token and not shape.has_class_token:
+            raise ValueError(f"{type(backbone).__name__} has no class token; set encoder.class_token=false")
+        self.patch_size = shape.patch_size
+        self.embed_dim = shape.width
+        self.num_special_tokens = shape.special_tokens
+        self.blocks = blocks
         self.norm = norm
-        self.pretrained = pretrained
-        self.frozen = False
-        self.embed_dim = int(config.hidden_size)
-        self.patch_size = _patch_size(config)
-        # Plain Dinov2Config has no such attribute: that model has no registers.
-        self.num_special_tokens = 1 + int(getattr(config, "num_register_tokens", 0))
-        self.channels = (self.embed_dim,) * len(self.blocks)
+        self.class_token = class_token
+        self.channels = (self.embed_dim * (2 if class_token else 1),) * len(self.blocks)
         self.strides = (self.patch_size,) * len(self.blocks)
-        # Not in the state dict: they belong to the encoder's files, not to what is trained.
-        self.mean: Tensor
-        self.std: Tensor
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
-        # Hugging Face never trains the mask token here, nor the final norm when maps are returned without it. Freezing
-        # them by name keeps "every trainable parameter receives a gradient" true.
+        # The mask token is never trained here, nor is the final norm when maps are returned without it. Freezing them
+        # keeps "every trainable parameter receives a gradient" true.
         for name, parameter in backbone.named_parameters():
-            if name.endswith("mask_token") or (not norm and parameter in set(_final_norm(backbone).parameters())):
+            if name.endswith("mask_token"):
                 parameter.requires_grad_(False)
-        self.train(False)  # a model built from a config starts in train mode, one from files in eval mode
+        if not norm:
+            _final_norm(backbone).requires_grad_(False)
 
     @classmethod
     def from_config(
@@ -87,6 +80,7 @@ class ViTEncoder(nn.Module):
         config: Mapping[str, Any],
         blocks: Sequence[int] | None = None,
         norm: bool = True,
+        class_token: bool = False,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
     ) -> Self:
@@ -94,25 +88,12 @@ class ViTEncoder(nn.Module):
 
         Args:
             config: ``model_type`` (such as ``dinov3_vit``) and any other keys of that Hugging Face config.
-            blocks, norm, mean, std: see the class.
+            blocks, norm, class_token, mean, std: see the class.
 
         Raises:
             ValueError: an unknown ``model_type`` or a key which that config does not have.
         """
-        keys = dict(config)
-        model_type = keys.pop("model_type", None)
-        try:
-            defaults = AutoConfig.for_model(model_type)
-        except ValueError as error:
-            raise ValueError(
-                f"encoder config: unknown model_type {model_type!r}; expected one that transformers knows, "
-                "such as dinov3_vit, dinov2 or dinov2_with_registers"
-            ) from error
-        unknown = sorted(key for key in keys if not hasattr(defaults, key))
-        if unknown:
-            raise ValueError(f"encoder config: {type(defaults).__name__} has no key {', '.join(unknown)}")
-        backbone = AutoModel.from_config(AutoConfig.for_model(model_type, **keys), attn_implementation="sdpa")
-        return cls(backbone, mean, std, blocks, norm)
+        return cls(build_backbone(config), mean, std, blocks, norm, class_token)
 
     @classmethod
     def from_pretrained(
@@ -120,114 +101,148 @@ class ViTEncoder(nn.Module):
         path: str,
         blocks: Sequence[int] | None = None,
         norm: bool = True,
-        weights: Literal["pretrained", "random"] = "pretrained",
+        class_token: bool = False,
+        weights: Weights = "pretrained",
         checkpoint_dir: str = "checkpoint",
+        config: Mapping[str, Any] | None = None,
     ) -> Self:
         """Loads an encoder from ``checkpoint_dir/<name>/``, from any other folder, or from the Hub.
 
         Args:
             path: a folder, or a Hub id such as ``facebook/dinov2-base``. For a Hub id the folder
                 ``checkpoint_dir/dinov2-base`` is used if it exists.
-            blocks, norm: see the class.
+            blocks, norm, class_token: see the class.
             weights: ``random`` keeps the architecture and draws new weights, as a control experiment.
             checkpoint_dir: where downloaded encoders lie.
+            config: what the files' own config is expected to say; None takes any. It is also what random weights are
+                drawn for, and what ``python -m e2net.encoders`` lists, where the files are absent.
 
         Raises:
             FileNotFoundError: a folder, or one of its files, is missing, or the Hub gave no such model.
-            ValueError: the files do not hold every weight of the architecture, or ``weights`` is another word.
+            ValueError: the files are another model's, or do not hold every weight of the architecture, or ``weights``
+                is another word.
         """
-        if weights not in ("pretrained", "random"):
-            raise ValueError(f"encoder.weights must be 'pretrained' or 'random', found {weights!r}")
-        source = _resolve(path, checkpoint_dir)
-        try:
-            config = AutoConfig.from_pretrained(source)
-            processor, _ = ImageProcessingMixin.get_image_processor_dict(source)
-            if weights == "random":
-                backbone = AutoModel.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
-                missing = set()
-            else:
-                # dtype is explicit: files in fp16 would otherwise be kept, and trained, in fp16.
-                backbone, info = AutoModel.from_pretrained(
-                    source, config=config, dtype=torch.float32, attn_implementation="sdpa", output_loading_info=True
-                )
-                missing = {key for key in info["missing_keys"] if not key.endswith("mask_token")}
-        except OSError as error:
-            raise FileNotFoundError(_not_found(path, source, checkpoint_dir, error)) from error
-        except SafetensorError as error:
-            raise ValueError(
-                f"encoder {source}: model.safetensors cannot be read ({error}); download it again"
-            ) from error
-        if missing:
-            raise ValueError(
-                f"encoder {source}: its files lack {len(missing)} weights that {type(config).__name__} needs "
-                f"({', '.join(sorted(missing)[:3])}, ...); the config and the weights belong to different models"
-            )
-        return cls(
-            backbone, processor["image_mean"], processor["image_std"], blocks, norm, pretrained=weights == "pretrained"
-        )
+        loaded = load_backbone(path, config, weights, checkpoint_dir)
+        return cls(*loaded, blocks, norm, class_token, pretrained=weights == "pretrained")
 
-    def check_size(self, height: int, width: int) -> None:
-        """Raises ValueError, naming the nearest legal sizes, unless the patch size divides both (pixels)."""
-        p = self.patch_size
-        if height > 0 and width > 0 and height % p == 0 and width % p == 0:
-            return
-        lower = (max(p, height // p * p), max(p, width // p * p))
-        upper = (-(-height // p) * p, -(-width // p) * p)
-        raise ValueError(
-            f"image size {height}x{width} (height x width) is not a multiple of the patch size {p}; "
-            f"the nearest legal sizes are {lower[0]}x{lower[1]} and {upper[0]}x{upper[1]}"
-        )
-
-    def forward(self, image: Tensor) -> list[Tensor]:
-        """Encodes a batch.
+    @classmethod
+    def from_timm(
+        cls,
+        path: str,
+        file: str | None = None,
+        blocks: Sequence[int] | None = None,
+        norm: bool = True,
+        class_token: bool = False,
+        weights: Weights = "pretrained",
+        checkpoint_dir: str = "checkpoint",
+    ) -> Self:
+        """Loads timm's version of a model; the features are those of Hugging Face's for the same weights.
 
         Args:
-            image: (B, 3, H, W) float, RGB in [0, 1]; H and W multiples of the patch size.
-
-        Returns:
-            F1..F4, each (B, D, H/p, W/p).
+            path: a folder in timm's Hub format, or a model name such as ``vit_small_patch16_dinov3.lvd1689m``.
+            file: a file with weights for the named model; None takes the folder's or the Hub's.
+            blocks, norm, class_token: see the class.
+            weights, checkpoint_dir: as in :meth:`from_pretrained`.
 
         Raises:
-            ValueError: the patch size does not divide H or W. (Hugging Face would crop silently.)
+            FileNotFoundError: the folder or the file is missing, or the Hub gave no such weights.
+            ValueError: an unknown name, a model that is no vision transformer, or weights that do not fit it.
         """
-        height, width = image.shape[-2:]
-        self.check_size(height, width)
-        # no_grad rather than inference_mode: the decoder's first convolution must save its input for backward.
-        with torch.no_grad() if self.frozen else contextlib.nullcontext():
-            tokens = self._hidden_states((image - self.mean) / self.std)
-            if self.norm:
-                norm = _final_norm(self.backbone)
-                tokens = [norm(t) for t in tokens]
-        patches = [t[:, self.num_special_tokens :] for t in tokens]
-        return [rearrange(t, "b (h w) d -> b d h w", h=height // self.patch_size) for t in patches]
+        # Without dynamic_img_size timm's models take images of their training size only.
+        loaded = load_timm(path, file, weights, checkpoint_dir, dynamic_img_size=True)
+        return cls(*loaded, blocks, norm, class_token, pretrained=weights == "pretrained")
+
+    def layers(self) -> list[nn.Module]:
+        return list(_block_list(self.backbone))
+
+    def encode(self, pixels: Tensor) -> list[Tensor]:
+        tokens = self._hidden_states(pixels)
+        if self.norm:
+            norm = _final_norm(self.backbone)
+            tokens = [norm(t) for t in tokens]
+        return [self._to_map(t, pixels.shape[-2] // self.patch_size) for t in tokens]
+
+    def _to_map(self, tokens: Tensor, height: int) -> Tensor:
+        """(B, special + h·w, D) -> (B, D, h, w), or (B, 2·D, h, w) with the class token."""
+        patches = tokens[:, self.num_special_tokens :]
+        if self.class_token:
+            patches = torch.cat((patches, tokens[:, :1].expand_as(patches)), dim=-1)
+        return rearrange(patches, "b (h w) d -> b d h w", h=height)
 
     def _hidden_states(self, pixels: Tensor) -> list[Tensor]:
         """Un-normed outputs (B, special + N, D) of ``self.blocks``; no other hidden state is kept."""
         kept: list[Tensor] = []
-        layers = _block_list(self.backbone)
+        layers = self.layers()
         hooks = [layers[i].register_forward_hook(lambda _m, _i, out: kept.append(out)) for i in self.blocks]
         try:
-            self.backbone(pixels)
+            self._run(pixels)
         finally:
             for hook in hooks:
                 hook.remove()
         return kept
 
-    def train(self, mode: bool = True) -> Self:
-        """Sets the mode; a frozen encoder stays in eval mode, where DINOv3 does not rescale its RoPE coordinates."""
-        return super().train(mode and not self.frozen)
+    def _run(self, pixels: Tensor) -> None:
+        backbone: Any = self.backbone
+        if _is_timm(backbone):
+            backbone.forward_features(pixels)
+        elif backbone.config.model_type == "siglip2_vision_model":  # takes patches, and the shape of their grid
+            grid = [side // self.patch_size for side in pixels.shape[-2:]]
+            patches = rearrange(pixels, "b c (h p) (w q) -> b (h w) (p q c)", p=self.patch_size, q=self.patch_size)
+            # On the CPU, as the model reads it element by element.
+            backbone(patches, pixel_attention_mask=None, spatial_shapes=torch.tensor([grid] * len(pixels)))
+        elif "interpolate_pos_encoding" in inspect.signature(backbone.forward).parameters:
+            backbone(pixels, interpolate_pos_encoding=True)
+        else:  # rotary positions, or DINOv2, which interpolates unasked
+            backbone(pixels)
 
-    def fingerprint(self) -> str:
-        """SHA-256 of the weights' names and values, to tell whether two encoders are the same."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.backbone.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+
+class _Shape(NamedTuple):
+    patch_size: int
+    width: int
+    special_tokens: int
+    has_class_token: bool
 
 
-def _block_list(backbone: nn.Module) -> nn.ModuleList:
+def _shape(backbone: Any) -> _Shape:
+    if _is_timm(backbone):
+        if not hasattr(backbone, "num_prefix_tokens"):
+            raise _no_vit(backbone)
+        has_class_token = getattr(backbone, "cls_token", None) is not None
+        patch_size = _square(backbone.patch_embed.patch_size)
+        return _Shape(patch_size, int(backbone.embed_dim), int(backbone.num_prefix_tokens), has_class_token)
+    config = backbone.config
+    if not (hasattr(config, "patch_size") and hasattr(config, "hidden_size")):
+        raise _no_vit(backbone)
+    # Counted on the parameters: configs do not say whether there is a class token, and not all mention registers.
+    special = {name.rpartition(".")[2]: parameter for name, parameter in backbone.named_parameters()}
+    has_class_token = bool({"cls_token", "class_embedding"} & special.keys())
+    others = sum(special[name].shape[-2] for name in ("register_tokens", "distillation_token") if name in special)
+    return _Shape(_square(config.patch_size), int(config.hidden_size), has_class_token + others, has_class_token)
+
+
+def _no_vit(backbone: nn.Module) -> ValueError:
+    return ValueError(
+        f"{type(backbone).__name__} is no vision transformer; for DINOv3's ConvNeXt choose encoder=convnext_t, _s, _b "
+        "or _l, or encoder=timm_convnext"
+    )
+
+
+def _square(size: int | Sequence[int]) -> int:
+    if isinstance(size, int):
+        return size
+    if len(set(size)) != 1:
+        raise ValueError(f"patch size {tuple(size)} is not square; only square patches are supported")
+    return int(size[0])
+
+
+def _is_timm(backbone: nn.Module) -> bool:
+    return hasattr(backbone, "pretrained_cfg")
+
+
+def _block_list(backbone: Any) -> nn.ModuleList | nn.Sequential:
     """The list of transformer blocks; its attribute path differs between models and transformers versions."""
+    if _is_timm(backbone):
+        return backbone.blocks
     lists = [m for m in backbone.modules() if isinstance(m, nn.ModuleList)]
     if not lists:
         raise ValueError(f"{type(backbone).__name__} has no list of blocks; expected a vision transformer")
@@ -235,19 +250,23 @@ def _block_list(backbone: nn.Module) -> nn.ModuleList:
 
 
 def _final_norm(backbone: nn.Module) -> nn.Module:
-    for name in ("norm", "layernorm", "post_layernorm"):
-        if isinstance(norm := getattr(backbone, name, None), nn.Module):
+    # timm calls it fc_norm where the classifier averages tokens first, and "norm" is an identity then.
+    for name in ("norm", "layernorm", "post_layernorm", "fc_norm"):
+        norm = getattr(backbone, name, None)
+        if isinstance(norm, nn.Module) and not isinstance(norm, nn.Identity):
             return norm
     raise ValueError(f"{type(backbone).__name__} has no final norm; expected a vision transformer")
 
 
-def _patch_size(config: PretrainedConfig) -> int:
-    size = config.patch_size
-    if isinstance(size, int):
-        return size
-    if len(set(size)) != 1:
-        raise ValueError(f"patch size {tuple(size)} is not square; only square patches are supported")
-    return int(size[0])
+def _drop_heads(backbone: Any) -> None:
+    """Removes what comes after the final norm in Hugging Face's ViT and SigLIP: no feature map depends on it."""
+    if _is_timm(backbone):
+        return
+    for name in ("pooler", "head"):
+        if hasattr(backbone, name):
+            setattr(backbone, name, None)
+    if hasattr(backbone, "use_head"):
+        backbone.use_head = False
 
 
 def _check_blocks(blocks: Sequence[int] | None, depth: int) -> tuple[int, ...]:
@@ -261,45 +280,3 @@ def _check_blocks(blocks: Sequence[int] | None, depth: int) -> tuple[int, ...]:
             f"encoder.blocks must be four ascending 0-based indices below the depth {depth}, found {list(chosen)}"
         )
     return chosen
-
-
-def _resolve(path: str, checkpoint_dir: str) -> str:
-    """The folder for ``path`` if there is one, else ``path`` itself as a Hub id."""
-    local = Path(path).expanduser()
-    downloaded = Path(checkpoint_dir) / local.name
-    for folder in (local, downloaded):
-        if folder.is_dir():
-            for name in _FOLDER_FILES:
-                if not (folder / name).is_file():
-                    raise FileNotFoundError(
-                        f"encoder folder {folder} has no {name}; expected {', '.join(_FOLDER_FILES)} and "
-                        "model.safetensors, as downloaded from the Hub"
-                    )
-                _check_json(folder / name)
-            return str(folder)
-    if local.is_absolute() or path.startswith((".", "~")) or len(local.parts) != 2 or local.parts[0] == checkpoint_dir:
-        raise FileNotFoundError(
-            f"encoder folder {path} does not exist (and neither does {downloaded}); expected a folder with "
-            f"{', '.join(_FOLDER_FILES)} and model.safetensors, or a Hub id such as facebook/dinov2-base"
-        )
-    return path
-
-
-def _check_json(file: Path) -> None:
-    try:
-        json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file} is not valid JSON ({error}); download it again") from error
-
-
-def _not_found(path: str, source: str, checkpoint_dir: str, error: OSError) -> str:
-    if Path(source).is_dir():
-        return f"encoder folder {source} cannot be loaded: {str(error).splitlines()[0]}"
-    gated = (
-        " DINOv3 is gated: accept its licence on the model's page and run `hf auth login`." if "dinov3" in path else ""
-    )
-    return (
-        f"encoder weights {path} were not found in {Path(checkpoint_dir) / Path(path).name} and could not be had from "
-        f"the Hub ({type(error).__name__}).{gated} Or download them elsewhere and put config.json, "
-        f"model.safetensors and preprocessor_config.json into {Path(checkpoint_dir) / Path(path).name}/"
-    )

@@ -1,4 +1,4 @@
-"""Lightning callbacks that write files: pictures to look at, and prediction maps."""
+"""Lightning callbacks: pictures to look at, prediction maps, checkpoints and what a resumed run needs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,6 +7,8 @@ from typing import Any
 import cv2
 import lightning as L
 import numpy as np
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from e2net.datasets import write_map
 from e2net.structures import Batch
@@ -120,3 +122,72 @@ class MapWriter(L.Callback):
         target = self.folder / module.test_names[dataloader_idx]
         for name, values in zip(batch.names, outputs["maps"], strict=True):
             write_map(target / f"{name}.png", values)
+
+
+class CheckpointFile(ModelCheckpoint):
+    """Keeps one checkpoint in one file: that of the best validation, or that of the last epoch.
+
+    The last one needs a callback of its own: Lightning's ``save_last`` writes it only when the best one improves. A
+    resumed run in another folder goes on with the best score so far if that checkpoint lies in its folder already.
+
+    Args:
+        file: where to.
+        monitor: the larger this is, the better; None writes after every epoch.
+    """
+
+    def __init__(self, file: Path, monitor: str | None = None) -> None:
+        super().__init__(
+            file.parent,
+            filename=file.stem,
+            monitor=monitor,
+            mode="max",
+            save_on_train_epoch_end=monitor is None,
+            enable_version_counter=False,
+        )
+        self.file = file
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        score = state_dict["best_model_score"]
+        if self.monitor is None or score is None or not self.file.is_file():
+            return
+        path = str(self.file)
+        here = {"best_model_path": path, "kth_best_model_path": path, "best_k_models": {path: score}}
+        super().load_state_dict({**state_dict, **here, "dirpath": self.dirpath, "last_model_path": ""})
+
+
+class ResumeState(L.Callback):
+    """Keeps in checkpoints what Lightning leaves out, so that a resumed run equals an uninterrupted one bit by bit.
+
+    That is the state of torch's random numbers, which dropout draws from (the data sets draw from seed, epoch and
+    position instead); with several processes that of the first one, as all have the same seed and draw equally often.
+    And the value that a plateau schedule waits for, as checkpoints are written before it has seen the epoch's.
+    Plain tensors and numbers, as a checkpoint is read without running code from it.
+    """
+
+    KEY = "resume"
+
+    def __init__(self) -> None:
+        self._state: dict[str, Any] = {}
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        state: dict[str, Any] = {"cpu": torch.get_rng_state()}
+        if pl_module.device.type == "cuda":
+            state["cuda"] = torch.cuda.get_rng_state(pl_module.device)
+        for schedule in trainer.lr_scheduler_configs:
+            if schedule.reduce_on_plateau and schedule.monitor in trainer.callback_metrics:
+                state["plateau"] = float(trainer.callback_metrics[schedule.monitor])
+        checkpoint[self.KEY] = state
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        self._state = checkpoint.get(self.KEY, {})
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        # Not while loading: what is drawn between there and here was not drawn in the uninterrupted run.
+        if "cpu" in self._state:
+            torch.set_rng_state(self._state["cpu"].cpu())
+        if "cuda" in self._state and pl_module.device.type == "cuda":
+            torch.cuda.set_rng_state(self._state["cuda"].cpu(), pl_module.device)
+        for schedule in trainer.lr_scheduler_configs:
+            if schedule.reduce_on_plateau and "plateau" in self._state:
+                schedule.scheduler.step(self._state["plateau"])
+        self._state = {}

@@ -1,14 +1,16 @@
 """Checkpoints: plain tensors and the resolved config, without weights that can be read from elsewhere."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from e2net.engine.config import build_model
 from e2net.model import SegmentationModel
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 BEST, LAST = "best.ckpt", "last.ckpt"
 # The key under which a checkpoint holds what is ours, beside Lightning's own keys.
@@ -16,9 +18,22 @@ KEY = "e2net"
 
 
 def saved_state(model: SegmentationModel) -> dict[str, Tensor]:
-    """The tensors that a checkpoint must hold: all but the weights of a frozen pretrained encoder."""
-    skip = model.encoder.frozen and model.encoder.pretrained
-    return {k: v for k, v in model.state_dict().items() if not (skip and k.startswith("encoder."))}
+    """The tensors that a checkpoint must hold: all but what a pretrained encoder has as it was read from its files."""
+    state = model.state_dict()
+    encoder = model.encoder
+    if not encoder.pretrained:
+        return state
+    # Buffers too: those of a part in train mode may change.
+    changing = {buffer for module in encoder.trained for buffer in module.buffers()}
+    changing |= {parameter for parameter in encoder.parameters() if parameter.requires_grad}
+    as_read = {k for k, v in encoder.state_dict(prefix="encoder.", keep_vars=True).items() if v not in changing}
+    return {k: v for k, v in state.items() if k not in as_read}
+
+
+def encoder_fingerprint(model: SegmentationModel) -> str | None:
+    """Identity of the weights that :func:`saved_state` leaves out, None where there are none."""
+    relied_upon = model.encoder.pretrained and not all(p.requires_grad for p in model.encoder.parameters())
+    return model.encoder.fingerprint() if relied_upon else None
 
 
 def load_state(model: SegmentationModel, state: dict[str, Tensor]) -> None:
@@ -41,6 +56,21 @@ def load_state(model: SegmentationModel, state: dict[str, Tensor]) -> None:
             f"({'; '.join(sorted(faults)[:3])}); it was trained with another encoder, decoder or tuning"
         )
     model.load_state_dict(state, strict=False)
+
+
+def restore(model: SegmentationModel, content: dict[str, Any]) -> None:
+    """Loads what :func:`read_checkpoint` returned, and makes sure that the rest is as it was in training.
+
+    Raises:
+        ValueError: the checkpoint does not fit the model, or the encoder's frozen weights are not those of training.
+    """
+    load_state(model, content["state_dict"])
+    expected = content[KEY]["encoder_fingerprint"]
+    if expected is not None and encoder_fingerprint(model) != expected:
+        raise ValueError(
+            "the weights in the encoder's files are not those of this checkpoint's training (expected SHA-256 "
+            f"{expected[:12]}...); give the right ones by encoder_path=..., or to resume by encoder.path=..."
+        )
 
 
 def find_checkpoint(path: str | Path, prefer: str = BEST) -> Path:
@@ -95,7 +125,7 @@ def load_model(path: str | Path, encoder_path: str | None = None) -> tuple[Segme
 
     Raises:
         FileNotFoundError: no checkpoint there, or the encoder's files are missing.
-        ValueError: the checkpoint does not fit its config, or the frozen encoder's weights are not those of training.
+        ValueError: the checkpoint does not fit its config, or the encoder's frozen weights are not those of training.
     """
     content = read_checkpoint(path)
     config = content[KEY]["config"]
@@ -104,18 +134,14 @@ def load_model(path: str | Path, encoder_path: str | None = None) -> tuple[Segme
             raise ValueError("encoder_path is given, but this checkpoint's encoder was not loaded from files")
         config["encoder"]["path"] = encoder_path
     model = build_model(config)
-    expected = content[KEY]["encoder_fingerprint"]
-    if expected is not None and model.encoder.fingerprint() != expected:
-        raise ValueError(
-            f"the encoder's weights in {config['encoder']['path']} are not those of this checkpoint's training; "
-            "give their place with encoder_path=..."
-        )
-    load_state(model, content["state_dict"])
+    restore(model, content)
     return model.eval(), config
 
 
-def inherit(config: DictConfig) -> DictConfig:
+def inherit(config: "DictConfig") -> "DictConfig":
     """Fills an evaluation config from its checkpoint: ``size`` where null, ``data`` where no root is given."""
+    from omegaconf import OmegaConf  # noqa: PLC0415 - see config.py
+
     if not OmegaConf.is_missing(config, "ckpt"):
         trained = read_checkpoint(config.ckpt)[KEY]["config"]
         if config.size is None:

@@ -1,22 +1,65 @@
 """From a Hydra config to objects, and from any exception of the set-up phase to one line for the user."""
 
+# Hydra and OmegaConf are imported where they are used, so that the Python API works without them.
+# ruff: noqa: PLC0415
+
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
-
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from typing import TYPE_CHECKING, Any, cast
 
 from e2net.model import SegmentationModel
 
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
-def resolve(config: DictConfig) -> dict[str, Any]:
+_ROOT = Path(__file__).parent.parent.parent
+
+
+def conf_folder() -> Path:
+    """The folder of config files.
+
+    Raises:
+        FileNotFoundError: e2net was installed without them.
+    """
+    if not (_ROOT / "conf" / "train.yaml").is_file():
+        raise FileNotFoundError(
+            f"expected conf/ beside the package in {_ROOT}, found none; work in a checkout, installed by "
+            "pip install -e ."
+        )
+    return _ROOT / "conf"
+
+
+def compose_training(overrides: Sequence[str]) -> dict[str, Any]:
+    """A resolved ``conf/train.yaml``, for other programs than ``train.py``; ``run_dir`` must be among the overrides.
+
+    Raises:
+        ValueError: an override is wrong; the message is one line.
+        FileNotFoundError: see :func:`conf_folder`.
+    """
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+
+    try:
+        with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+            return resolve(compose("train", list(overrides)))
+    except HydraException as error:
+        raise ValueError(hydra_message(error)) from error
+
+
+def hydra_message(error: Exception) -> str:
+    """What Hydra says on one line, without its hints for programmers."""
+    hints = ("full_key", "object_type", "Set the environment", "See https")
+    lines = (line.strip() for line in str(error).splitlines())
+    return " ".join(line for line in lines if line and not line.startswith(hints))
+
+
+def resolve(config: "DictConfig") -> dict[str, Any]:
     """The config as plain containers, every interpolation resolved and no mandatory value missing."""
+    from omegaconf import OmegaConf
+
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         raise ValueError(f"config: {missing[0]} has no value; give it as {missing[0]}=...")
@@ -28,6 +71,9 @@ def build(config: dict[str, Any], **kwargs: Any) -> Any:
 
     What a constructor raises comes out as it is, not wrapped into Hydra's exception.
     """
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
     try:
         return instantiate(config, _convert_="all", **kwargs)
     except InstantiationException as error:
@@ -38,11 +84,12 @@ def build(config: dict[str, Any], **kwargs: Any) -> Any:
 
 
 def build_model(config: dict[str, Any]) -> SegmentationModel:
-    """The model that a resolved config with ``encoder``, ``decoder`` and ``tuning`` describes."""
+    """The model that a resolved config with ``encoder``, ``neck``, ``decoder`` and ``tuning`` describes."""
     return SegmentationModel(
         encoder=build(config["encoder"]),
         decoder=build(config["decoder"], _partial_=True),
         tuning=build(config["tuning"]),
+        neck=build(config["neck"], _partial_=True),
     )
 
 
@@ -55,18 +102,34 @@ def user_errors() -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, TypeError, OSError, InstantiationException, OmegaConfBaseException) as error:
+    except _user_faults() as error:
         if os.environ.get("E2NET_TRACEBACK") == "1":
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from error
 
 
+def _user_faults() -> tuple[type[Exception], ...]:
+    """What a wrong setting, file or data raises; of Hydra and OmegaConf too where they are installed."""
+    ours = (ValueError, TypeError, OSError)
+    try:
+        from hydra.errors import InstantiationException
+        from omegaconf.errors import OmegaConfBaseException
+    except ImportError:
+        return ours
+    return (*ours, InstantiationException, OmegaConfBaseException)
+
+
 def list_groups(conf: Path) -> str:
-    """One line per option of every config group in the folder ``conf``: the first comment of its file."""
-    lines = []
+    """One line per option of every config group in the folder ``conf``: the first comment of its file.
+
+    Hydra's own headers, such as ``# @package _global_``, must come before all else and say nothing to a reader.
+    """
+    described = {}
     for group in sorted(p for p in conf.iterdir() if p.is_dir()):
         for file in sorted(group.glob("*.yaml")):
-            comment = next((line for line in file.read_text().splitlines() if line.startswith("# ")), "# ")
-            lines.append(f"  {group.name + '=' + file.stem:<24}{comment[2:]}")
-    return "\n".join(lines)
+            comments = (line for line in file.read_text().splitlines() if line.startswith("# "))
+            comment = next((line for line in comments if not line.startswith("# @")), "# ")
+            described[f"{group.name}={file.stem}"] = comment[2:]
+    width = max(map(len, described)) + 2
+    return "\n".join(f"  {option:<{width}}{comment}" for option, comment in described.items())

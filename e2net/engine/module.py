@@ -1,6 +1,8 @@
 """The LightningModule: one training step, one scoring step, and what a checkpoint holds."""
 
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, cast
 
 import lightning as L
@@ -8,15 +10,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from e2net.engine.checkpoint import KEY, load_state, saved_state
+from e2net.engine.checkpoint import KEY, encoder_fingerprint, load_state, saved_state
+from e2net.engine.inference import Predictor
 from e2net.engine.optim import AdamW
+from e2net.engine.scales import RandomScale
+from e2net.engine.schedules import TRAIN_LOSS
+from e2net.engine.speed import halve_frozen
 from e2net.losses import Criterion
-from e2net.metrics import MapScores, Protocol, score_map, to_map
+from e2net.metrics import DEFAULT_SCORES, MapScores, Protocol, to_map
 from e2net.model import SegmentationModel
 from e2net.structures import Batch
 
 # Shown in the progress bar; the other scores go to the loggers only.
 HEADLINE = ("S", "MAE")
+# Masks come again in every validation; what depends on them alone is kept up to so many bytes.
+_KEPT_GEOMETRY = 1 << 30
+# Maps that may wait to be scored; where scoring is slower than the network, memory is bounded by this.
+_WAITING = 64
 
 
 class SegmentationModule(L.LightningModule):
@@ -29,7 +39,12 @@ class SegmentationModule(L.LightningModule):
         criterion: the loss; None for testing only.
         optim: makes the optimiser and its schedule; None for testing only.
         test_names: names of the test sets, in the order of their data loaders.
-        flip: score the mean of each image's map and its mirror image's, at twice the cost.
+        predictor: how maps are computed, in validation and test alike; None: in one pass.
+        rescale: resizes training batches; None: all are of one size.
+        scores: of the test sets, out of ``e2net.metrics.ALL_SCORES``; those of the image need ``test_images`` set.
+
+    Attributes:
+        test_images: for each test set, reads an image (h, w, 3) uint8 RGB at its own size by position.
     """
 
     def __init__(
@@ -40,7 +55,9 @@ class SegmentationModule(L.LightningModule):
         criterion: Criterion | None = None,
         optim: AdamW | None = None,
         test_names: tuple[str, ...] = (),
-        flip: bool = False,
+        predictor: Predictor | None = None,
+        rescale: RandomScale | None = None,
+        scores: Sequence[str] = DEFAULT_SCORES,
     ) -> None:
         super().__init__()
         self.model = model
@@ -49,34 +66,50 @@ class SegmentationModule(L.LightningModule):
         self.criterion = criterion
         self.optim = optim
         self.test_names = test_names
-        self.flip = flip
-        self.val_scores = MapScores(protocol)
+        self.predictor = predictor or Predictor()
+        self.rescale = rescale or RandomScale()
+        self._total_steps = 1.0  # known when training starts
+        self.val_scores = MapScores(protocol, cache_bytes=_KEPT_GEOMETRY)
         # Registered, so that the scores' states follow the module to its device.
-        self._test_scores = torch.nn.ModuleList(MapScores(protocol) for _ in test_names)
+        self._test_scores = torch.nn.ModuleList(MapScores(protocol, scores) for _ in test_names)
+        self.test_images: Sequence[Callable[[int], np.ndarray | None]] = ()
         # Scoring runs beside the next batch: NumPy and OpenCV release the interpreter lock.
         self._pool = ThreadPoolExecutor(max_workers=1)
         self._pending: list[tuple[int, str, Future]] = []
-        read_elsewhere = model.encoder.frozen and model.encoder.pretrained
-        self._fingerprint = model.encoder.fingerprint() if read_elsewhere else None
+        self._fingerprint = encoder_fingerprint(model)
 
     def forward(self, image: Tensor) -> Tensor:
         """Probabilities (B, 1, H, W) in [0, 1], float32, for uint8 RGB images (B, 3, H, W)."""
-        prob = self._prob(image)
-        return (prob + self._prob(image.flip(-1)).flip(-1)) / 2 if self.flip else prob
+        return self.predictor(self.model, image)
 
-    def _prob(self, image: Tensor) -> Tensor:
-        return self.model(image.float() / 255).logits.float().sigmoid()
+    def on_train_start(self) -> None:
+        self._total_steps = max(self.trainer.estimated_stepping_batches, 1)
+
+    def on_fit_start(self) -> None:
+        halve_frozen(self.model, str(self.trainer.precision), self.device)
+        self.val_scores.forget()  # a position may have been another image's
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         assert self.criterion is not None
-        losses = self.criterion(self.model(batch.image.float() / 255), batch.mask)
+        features, mask = self.encode(batch, self.current_epoch, batch_idx)
+        output = self.model.decode(features, mask.shape[-2:])
+        losses = self.criterion(output, mask, min(1.0, self.global_step / self._total_steps))
         size = len(batch.names)
         self.log("train/loss", losses["loss"], prog_bar=True, batch_size=size)
+        self.log(TRAIN_LOSS, losses["loss"], on_step=False, on_epoch=True, batch_size=size)
         self.log_dict({f"train/{k}": v for k, v in losses.items() if k != "loss"}, batch_size=size)
         return losses["loss"]
 
+    def encode(self, batch: Batch, epoch: int, batch_idx: int) -> tuple[list[Tensor], Tensor]:
+        """F1..F4 of a training batch, from the feature cache where there is one, and its mask at the size drawn."""
+        if batch.features:
+            return [f[:, 0].float() for f in batch.features], batch.mask
+        multiple = self.model.encoder.size_multiple
+        image, mask = self.rescale(batch.image.float() / 255, batch.mask, multiple, epoch, batch_idx)
+        return self.model.encoder(image), mask
+
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, list[np.ndarray]]:
-        return self._score(batch)
+        return self._score(batch, self.val_scores)
 
     def on_validation_epoch_end(self) -> None:
         scores = self._collect(self.val_scores)
@@ -85,11 +118,12 @@ class SegmentationModule(L.LightningModule):
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[np.ndarray]]:
         if batch_idx == 0 and dataloader_idx > 0:
-            self._drain(self.test_scores[dataloader_idx - 1])
-        return self._score(batch)
+            self.drain(self.test_scores[dataloader_idx - 1])
+        image = self.test_images[dataloader_idx] if self.test_images else None
+        return self._score(batch, self.test_scores[dataloader_idx], image)
 
     def on_test_epoch_end(self) -> None:
-        self._drain(self.test_scores[-1])
+        self.drain(self.test_scores[-1])
 
     @property
     def test_scores(self) -> list[MapScores]:
@@ -104,34 +138,41 @@ class SegmentationModule(L.LightningModule):
         }
 
     def on_test_start(self) -> None:
+        halve_frozen(self.model, str(self.trainer.precision), self.device)
         for scores in self.test_scores:
             scores.reset()
 
-    def _score(self, batch: Batch) -> dict[str, list[np.ndarray]]:
+    def _score(
+        self, batch: Batch, scores: MapScores, read_image: Callable[[int], np.ndarray | None] | None = None
+    ) -> dict[str, list[np.ndarray]]:
         """Queues one map per image for scoring, and returns them as ``maps``: uint8 (h, w), as in a PNG."""
         maps = []
-        probs = self(batch.image)
+        size = batch.mask.shape[-2:]
+        probs = self.predictor.from_features(self.model, batch.features, size) if batch.features else self(batch.image)
         for position, name, prob, mask in zip(batch.positions, batch.names, probs, batch.native_masks, strict=True):
             native = self.protocol.resize_map(prob[0], mask.shape).cpu()
-            self._pending.append((position, name, self._pool.submit(score_map, native, mask, protocol=self.protocol)))
+            image = None if read_image is None else partial(read_image, position)
+            self._pending.append((position, name, self._pool.submit(scores.score, native, mask, position, image)))
+            if len(self._pending) > _WAITING:
+                self._pending[-_WAITING][2].result()
             maps.append(native.numpy() if native.dtype == torch.uint8 else to_map(native, mask.shape).numpy())
         return {"maps": maps}
 
-    def _drain(self, scores: MapScores) -> None:
+    def drain(self, scores: MapScores) -> None:
+        """Waits for all maps that are being scored."""
         for position, name, future in self._pending:
             scores.add(position, future.result(), name)
         self._pending.clear()
 
     def _collect(self, scores: MapScores) -> dict[str, Tensor]:
-        self._drain(scores)
+        self.drain(scores)
         values = scores.compute()
         scores.reset()
         return values
 
     def configure_optimizers(self) -> Any:
         assert self.optim is not None
-        optimizer, schedule = self.optim.build(self.model, int(self.trainer.estimated_stepping_batches))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return self.optim.build(self.model, int(self.trainer.estimated_stepping_batches))
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
         """What a checkpoint must hold; see :func:`~e2net.engine.checkpoint.saved_state`."""

@@ -1,5 +1,6 @@
 """Prediction maps on disk: found for each mask, read, checked and scored in worker processes."""
 
+import ctypes
 import json
 import logging
 import multiprocessing
@@ -26,7 +27,14 @@ from e2net.datasets.io import EXTENSIONS, some
 from e2net.engine.config import build
 from e2net.engine.plots import Picture
 from e2net.engine.report import SetResult, clear_report, mask_digest, masks_hash, write_atomically
-from e2net.metrics import ImageScores, MapScores, MaskGeometry, score_map
+from e2net.metrics import (
+    DEFAULT_SCORES,
+    EXTRA_SCORES,
+    IMAGE_SCORES,
+    ImageScores,
+    MapScores,
+    score_maps_of,
+)
 
 log = logging.getLogger(__name__)
 
@@ -117,6 +125,20 @@ class MapFolder:
         """Stems of the masks without a map."""
         return [stem for stem, path in zip(self.stems, self.maps, strict=True) if path is None]
 
+    def image(self, position: int) -> NDArray[np.uint8]:
+        """The image of one position, (h, w, 3) RGB, at its mask's size.
+
+        Raises:
+            ValueError: it is not there, or cannot be decoded.
+        """
+        image = self.masks.image(position)
+        if image is None:
+            raise ValueError(
+                f"{self.name}: expected an image of mask {self.masks.name(position)} for the scores"
+                f" {', '.join(IMAGE_SCORES)}, found none; add it beside the masks, or ask for other scores."
+            )
+        return image
+
     def picture(self, position: int) -> Picture:
         """Image, mask and map of one position, for a contact sheet."""
         path = self.maps[position]
@@ -161,11 +183,28 @@ class _Scored:
     fault: str | None = None
 
 
-def _score_one(masks: Masks, protocols: Sequence[e2net.metrics.Protocol], position: int, path: Path | None) -> _Scored:
+@dataclass(frozen=True)
+class _Task:
+    """What all maps of a set have in common."""
+
+    found: MapFolder
+    protocols: Sequence[e2net.metrics.Protocol]
+    scores: tuple[str, ...]
+
+
+def _score_one(task: _Task, position: int) -> _Scored:
     """Decodes, resizes and scores one map; a file that cannot be used is a result, not an exception."""
+    path = task.found.maps[position]
     try:
-        mask = masks.mask(position)
+        mask = task.found.masks.mask(position)
         levels = None if path is None else read_map(path)
+        wanted = levels is not None and set(task.scores) & set(IMAGE_SCORES)
+        image = task.found.image(position) if wanted else None
+        if image is not None and image.shape[:2] != mask.shape:
+            raise ValueError(
+                f"{task.found.name}: expected the image of mask {task.found.masks.name(position)} at the mask's size"
+                f" {mask.shape[1]}x{mask.shape[0]}, found {image.shape[1]}x{image.shape[0]}; export both at one size."
+            )
     except (ValueError, OSError) as error:
         return _Scored([], fault=str(error))
     digest = mask_digest(mask)
@@ -176,57 +215,68 @@ def _score_one(masks: Masks, protocols: Sequence[e2net.metrics.Protocol], positi
         "lossy": is_jpeg(path),
         "dark": int(levels.max()) == 1,
     }
-    geometry = MaskGeometry(mask)
-    scores = []
-    for protocol in protocols:
+    maps: list[tuple[Any, e2net.metrics.Protocol]] = []
+    for protocol in task.protocols:
         values: Any = levels
         if levels.shape != mask.shape:
             values = protocol.resize_map(torch.from_numpy(levels).double() / 255, mask.shape)
-        scores.append(score_map(values, mask, protocol=protocol, geometry=geometry))
+        maps.append((values, protocol))
+    scores = score_maps_of(maps, mask, scores=task.scores, image=image)
     return _Scored(scores, digest, tuple(kind for kind, found in flags.items() if found))
 
 
-# What every task of a worker shares; sent once, when the worker starts.
-_shared: tuple[Masks, Sequence[e2net.metrics.Protocol]] | None = None
+# Of malloc.h. Blocks from the second threshold up would bypass the heap; 32 MiB is the most that it accepts.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_KEPT_BYTES = 32 << 20
+
+# Sent once, when a worker starts.
+_shared: _Task | None = None
 
 
-def _start_worker(masks: Masks, protocols: Sequence[e2net.metrics.Protocol]) -> None:
+def _start_worker(task: _Task) -> None:
     global _shared  # noqa: PLW0603 - the only way to hand a process pool's workers something once
-    _shared = masks, protocols
+    _shared = task
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; one of them is to answer it
-    _one_thread()
-
-
-def _one_thread() -> None:
     # The workers are the parallelism. Also, a forked process inherits thread pools without their threads.
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
+    _keep_memory()
 
 
-def _work(position: int, path: Path | None) -> _Scored:
+def _keep_memory() -> None:
+    """Has glibc's allocator reuse what a map leaves behind.
+
+    By default it returns arrays of a map's size to the system, and a seventh of a worker's time goes into fetching the
+    same pages again. Elsewhere than under glibc nothing changes.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # no such function; Windows refuses the None
+        return
+    for option in (_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD):
+        mallopt(option, _KEPT_BYTES)
+
+
+def _work(position: int) -> _Scored:
     assert _shared is not None
-    return _score_one(*_shared, position, path)
+    return _score_one(_shared, position)
 
 
 @contextmanager
-def _results(
-    found: MapFolder, protocols: Sequence[e2net.metrics.Protocol], workers: int, start: str | None
-) -> Iterator[Iterator[_Scored]]:
+def _results(task: _Task, workers: int, start: str | None) -> Iterator[Iterator[_Scored]]:
     """One result per mask, in the masks' order."""
-    tasks = (range(len(found.maps)), found.maps)
-    workers = min(workers, len(found.maps))
+    count = len(task.found.maps)
+    workers = min(workers, count)
     if workers == 0:
-        yield map(_score_one, repeat(found.masks), repeat(protocols), *tasks)
+        yield map(_score_one, repeat(task), range(count))
         return
     if start is None:
         # A forked worker is there at once, a spawned one first imports everything again.
         start = "fork" if "fork" in multiprocessing.get_all_start_methods() and os.name == "posix" else "spawn"
     cv2.setNumThreads(1)  # before the fork, see e2net.datasets.datamodule
-    pool = ProcessPoolExecutor(
-        workers, multiprocessing.get_context(start), initializer=_start_worker, initargs=(found.masks, protocols)
-    )
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context(start), initializer=_start_worker, initargs=(task,))
     try:
-        yield pool.map(_work, *tasks, chunksize=max(1, min(8, len(found.maps) // (4 * workers))))
+        yield pool.map(_work, range(count), chunksize=max(1, min(8, count // (4 * workers))))
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -236,6 +286,7 @@ def score_maps(
     protocols: Sequence[e2net.metrics.Protocol],
     num_workers: int | None = None,
     start_method: str | None = None,
+    scores: tuple[str, ...] = DEFAULT_SCORES,
 ) -> tuple[list[SetResult], list[str]]:
     """Scores the maps of one set under each protocol, with a progress bar.
 
@@ -244,18 +295,19 @@ def score_maps(
         protocols: each gives a result; from the second on they count as binarised.
         num_workers: processes; None takes one for each usable core, 0 none but this one.
         start_method: of the processes; None forks where possible.
+        scores: which of ``e2net.metrics.ALL_SCORES``.
 
     Returns:
         One result per protocol, and what is wrong with files that cannot be used; where that is not empty, the
         results are not to be reported.
     """
     workers = _cores() if num_workers is None else num_workers
-    collected = [MapScores(protocol) for protocol in protocols]
+    collected = [MapScores(protocol, scores) for protocol in protocols]
     problems: dict[str, list[str]] = {"missing": found.missing, "extra": found.extra}
     faults: list[str] = []
     digests: dict[str, str] = {}
     stems = found.stems
-    with _results(found, protocols, workers, start_method) as results:
+    with _results(_Task(found, protocols, scores), workers, start_method) as results:
         bar = tqdm(results, total=len(stems), desc=found.name, unit=" images", dynamic_ncols=True)
         for position, (stem, scored) in enumerate(zip(stems, bar, strict=True)):
             if scored.fault is not None:
@@ -264,13 +316,13 @@ def score_maps(
             digests[stem] = scored.digest
             for kind in scored.problems:
                 problems.setdefault(kind, []).append(stem)
-            for scores, one in zip(collected, scored.scores, strict=False):
-                scores.add(position, one, stem)
+            for sums, one in zip(collected, scored.scores, strict=False):
+                sums.add(position, one, stem)
     problems = {kind: names for kind, names in problems.items() if names}
     return [
         SetResult(
             name=found.name,
-            scores=scores,
+            scores=sums,
             stems=stems,
             protocol=protocol.describe(),
             masks_sha256=masks_hash(digests),
@@ -278,7 +330,7 @@ def score_maps(
             binarised=number > 0,
             picture=found.picture if number == 0 else None,
         )
-        for number, (protocol, scores) in enumerate(zip(protocols, collected, strict=True))
+        for number, (protocol, sums) in enumerate(zip(protocols, collected, strict=True))
     ], faults
 
 
@@ -317,6 +369,7 @@ class ReportOptions:
         binarised_too: score every map a second time, as its decision at 0.5.
         bootstrap_seed: of the confidence intervals, at least 0.
         num_workers: processes that score maps on disk; None: one for each core, 0: none.
+        extra_scores: which of ``e2net.metrics.EXTRA_SCORES`` to report beside those of every table.
 
     Raises:
         ValueError: an option is out of its range.
@@ -326,6 +379,7 @@ class ReportOptions:
     binarised_too: bool = False
     bootstrap_seed: int = 0
     num_workers: int | None = None
+    extra_scores: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         for key, valid, expected in (
@@ -336,6 +390,17 @@ class ReportOptions:
         ):
             if not valid:
                 raise ValueError(f"expected {key} as {expected}, found {getattr(self, key)!r}")
+        listed = isinstance(self.extra_scores, (list, tuple))
+        if not listed or len(set(self.extra_scores) & set(EXTRA_SCORES)) != len(self.extra_scores):
+            raise ValueError(
+                f"expected scores as a list of further scores, each once, out of {', '.join(EXTRA_SCORES)}, found"
+                f" {self.extra_scores!r}; {', '.join(DEFAULT_SCORES)} are always there"
+            )
+
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """Names of all scores, in the order of the columns."""
+        return (*DEFAULT_SCORES, *self.extra_scores)
 
     @classmethod
     def of(cls, config: dict[str, Any], protocol: e2net.metrics.Protocol) -> "ReportOptions":
@@ -343,7 +408,7 @@ class ReportOptions:
         if config["binarised_too"] is True and protocol.binarise:
             raise ValueError("binarised_too=true beside protocol.binarise=true would score the same twice; drop one")
         keys = ("method", "binarised_too", "bootstrap_seed", "num_workers")
-        return cls(**{key: config[key] for key in keys})
+        return cls(**{key: config[key] for key in keys}, extra_scores=config["scores"])
 
 
 def _is_count(value: Any) -> bool:
@@ -376,7 +441,7 @@ class PredictionJob:
             protocols.append(binarised(self.protocol))
         results, faults = [], {}
         for found in self.sets:
-            scored, wrong = score_maps(found, protocols, self.options.num_workers)
+            scored, wrong = score_maps(found, protocols, self.options.num_workers, scores=self.options.scores)
             results += scored
             if wrong:
                 faults[found.name] = wrong
@@ -435,6 +500,9 @@ def prepare_predictions(config: dict[str, Any]) -> PredictionJob:
                 f" allow_missing=true. All are named in {file}."
             ),
         )
+    if set(options.scores) & set(IMAGE_SCORES):
+        for found in sets:
+            found.image(0)  # without a folder of images every mask would be at fault
     return PredictionJob(folder, sets, protocol, options, output)
 
 

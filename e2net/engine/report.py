@@ -5,7 +5,9 @@ import hashlib
 import io
 import json
 import logging
+import math
 import uuid
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,6 +50,7 @@ PROBLEMS = {
 }
 _NAMES_SHOWN = 3
 _TABLE_WIDTH = 78  # rich keeps a margin of a letter on either side
+_NAME_WIDTH = 8  # the least that a set's name gets
 
 
 @dataclass
@@ -142,7 +145,9 @@ def bootstrap_intervals(
         for i, name in enumerate(names):
             if name in over_curves:
                 drawn[block, i] = over_curves[name]
-    low, high = np.nanquantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "All-NaN slice")  # a score that is defined for no image has no interval
+        low, high = np.nanquantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     return {name: (float(a), float(b)) for name, a, b in zip(names, low, high, strict=True)}
 
 
@@ -164,7 +169,8 @@ def masks_hash(digests: dict[str, str]) -> str:
 def print_scores(results: Sequence[SetResult], intervals: dict[str, dict[str, Interval]]) -> None:
     """Prints the table: a row a set, and below it half the width of each 95 % interval.
 
-    No wider than 80 columns; scores are fractions. Problems follow, with a few names each.
+    No wider than 80 columns: scores that don't fit follow in further tables. They are fractions. Problems come last,
+    with a few names each.
 
     Args:
         results: at least one, all with the same scores.
@@ -172,18 +178,20 @@ def print_scores(results: Sequence[SetResult], intervals: dict[str, dict[str, In
     """
     counts = [_count(len(r.scores.per_image()), len(r.stems)) for r in results]
     rows = [{k: _short(v) for k, v in r.values().items()} for r in results]
-    columns = {k: max(len(k), *(len(row[k]) for row in rows)) for k in rows[0]}
-    room = _TABLE_WIDTH - sum(2 + w for w in (max(4, *map(len, counts)), *columns.values()))
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("test set", no_wrap=True, max_width=max(room, 8), overflow="ellipsis")
-    for column in ("maps", *columns):
-        table.add_column(column, justify="right", no_wrap=True)
-    for result, count, row in zip(results, counts, rows, strict=True):
-        table.add_row("  binarised" if result.binarised else result.name, count, *row.values())
-        halves = ((high - low) / 2 for low, high in (intervals[result.label][name] for name in row))
-        table.add_row("  ± (95 %)", "", *map(_short, halves), style="dim")
+    widths = {k: 2 + max(len(k), *(len(row[k]) for row in rows)) for k in rows[0]}
+    fixed = 2 + max(4, *map(len, counts))
     console = Console(highlight=False)
-    console.print(table)
+    for columns in _side_by_side(widths, _TABLE_WIDTH - fixed - _NAME_WIDTH):
+        room = _TABLE_WIDTH - fixed - sum(widths[k] for k in columns)
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+        table.add_column("test set", no_wrap=True, max_width=max(room, _NAME_WIDTH), overflow="ellipsis")
+        for column in ("maps", *columns):
+            table.add_column(column, justify="right", no_wrap=True)
+        for result, count, row in zip(results, counts, rows, strict=True):
+            table.add_row("  binarised" if result.binarised else result.name, count, *(row[k] for k in columns))
+            halves = ((high - low) / 2 for low, high in (intervals[result.label][k] for k in columns))
+            table.add_row("  ± (95 %)", "", *map(_short, halves), style="dim")
+        console.print(table)
     described = {k: v for k, v in results[0].protocol.items() if k != "binarise" or not results[-1].binarised}
     console.print(", ".join(f"{k}: {v}" for k, v in described.items()), style="dim", markup=False)
     for result in results:
@@ -192,6 +200,16 @@ def print_scores(results: Sequence[SetResult], intervals: dict[str, dict[str, In
                 count = f"{len(names)} of {len(result.stems)}" if kind == "missing" else str(len(names))
                 shown = f"{result.name}: {count} {kind} ({PROBLEMS[kind]}): {some(names, _NAMES_SHOWN)}"
                 console.print(shown, style="yellow", markup=False)
+
+
+def _side_by_side(widths: dict[str, int], room: int) -> list[list[str]]:
+    """Columns in their order, as many to a table as fit."""
+    tables: list[list[str]] = [[]]
+    for name, width in widths.items():
+        if tables[-1] and sum(widths[k] for k in tables[-1]) + width > room:
+            tables.append([])
+        tables[-1].append(name)
+    return tables
 
 
 def _count(n: int, whole: int) -> str:
@@ -352,7 +370,16 @@ def write_report(
             for r in results
         },
     }
-    write("scores.json", json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    write("scores.json", json.dumps(_plain(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    """The same, with None for NaN, which JSON does not have: boundary scores of masks without a contour."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 @dataclass

@@ -2,19 +2,28 @@
 
 import dataclasses
 import logging
+import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning as L
 import torch
 import yaml
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import LearningRateMonitor, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from e2net.datasets import SegmentationData
-from e2net.engine.callbacks import MapWriter, SamplePictures
-from e2net.engine.checkpoint import BEST, LAST, find_checkpoint, load_model, load_state, read_checkpoint
+from e2net.datasets.transforms import Size
+from e2net.engine import averaging
+from e2net.engine.averaging import WeightAverage
+from e2net.engine.cache import FeatureCache
+from e2net.engine.callbacks import CheckpointFile, MapWriter, ResumeState, SamplePictures
+from e2net.engine.checkpoint import BEST, KEY, LAST, find_checkpoint, load_model, load_state, read_checkpoint, restore
 from e2net.engine.config import build, build_model
+from e2net.engine.inference import Predictor
+from e2net.engine.memory import AUTO, OutOfMemoryError, Trial, advise, choose_batch_size, is_out_of_memory
 from e2net.engine.module import SegmentationModule
 from e2net.engine.predictions import (
     MaskDigests,
@@ -27,10 +36,15 @@ from e2net.engine.predictions import (
     prepare_predictions,
     score_maps,
 )
+from e2net.engine.provenance import file_hash, weights_hash, write_environment
 from e2net.engine.report import Scores, SetResult, clear_report, report
+from e2net.engine.scales import RandomScale, scaled_size
+from e2net.engine.speed import compile_model
 from e2net.model import SegmentationModel
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass
@@ -42,6 +56,7 @@ class Job:
     trainer: L.Trainer
     output: Path
     checkpoint: Path | None
+    cache: FeatureCache = dataclasses.field(default_factory=FeatureCache)
     options: ReportOptions = dataclasses.field(default_factory=ReportOptions)
 
 
@@ -56,29 +71,42 @@ def prepare_training(config: dict[str, Any]) -> Job:
     """
     L.seed_everything(config["seed"], workers=True, verbose=False)
     output = Path(config["run_dir"])
+    auto = config["data"]["batch_size"] == AUTO
+    if auto:  # until the model is there to be tried
+        config = {**config, "data": {**config["data"], "batch_size": 1}}
     data: SegmentationData = build(config["data"])
     criterion, optim, protocol = (build(config[key]) for key in ("loss", "optim", "protocol"))
+    predictor = Predictor(config["flip_test"], config["test_scales"])
+    rescale = RandomScale(config["train_scales"], config["seed"])
+    average = [WeightAverage(config["ema"])] if config["ema"] else []
     model = build_model(config)
     model.encoder.check_size(*data.size)
+    optim.schedule.check(validated=data.val_fraction > 0)
+    cache: FeatureCache = build(config["cache"])
+    cache.check(model.encoder, data, plain=predictor.scales == rescale.scales == (1.0,))
     resume = None
     if config["resume"] is not None:
         resume = find_checkpoint(config["resume"], prefer=LAST)
-        load_state(model, read_checkpoint(resume)["state_dict"])
+        content = read_checkpoint(resume)
+        restore(model, content)
+        if averaging.KEY in content and not average:
+            # The optimiser's state belongs to the weights beside the average, which nothing would restore.
+            found = content[KEY]["config"]["ema"]
+            raise ValueError(
+                f"resume={config['resume']} was trained with ema={found}: expected it here too, found none"
+            )
     data.check()
-    module = SegmentationModule(model, config, protocol, criterion, optim, tuple(data.test_names), config["flip_test"])
     validated = data.val_fraction > 0
+    folder = output / "checkpoints"
     trainer = build(
         {**config["trainer"], "precision": choose_precision(**_pick(config["trainer"], "precision", "accelerator"))},
         logger=[CSVLogger(output, name="", version=""), TensorBoardLogger(output, name="tensorboard", version="")],
         callbacks=[
-            ModelCheckpoint(
-                output / "checkpoints",
-                filename=Path(BEST if validated else LAST).stem,
-                monitor="val/S" if validated else None,
-                mode="max",
-                save_last=validated,
-                enable_version_counter=False,
-            ),
+            *average,
+            ResumeState(),
+            # The best one first: the last one then holds its score.
+            *([CheckpointFile(folder / BEST, "val/S")] if validated else []),
+            CheckpointFile(folder / LAST),
             LearningRateMonitor("step"),
             SamplePictures(output / "samples", config["num_samples"]),
             TQDMProgressBar(),
@@ -86,31 +114,115 @@ def prepare_training(config: dict[str, Any]) -> Job:
         default_root_dir=output,
         enable_model_summary=False,
     )
-    return Job(module, data, trainer, output, resume)
+    if cache.views and trainer.world_size > 1:
+        raise ValueError(f"cache.views works on one device, found trainer.devices={config['trainer']['devices']}")
+    if auto:
+        if trainer.world_size > 1:
+            raise ValueError(
+                "data.batch_size=auto works on one device, found "
+                f"trainer.devices={config['trainer']['devices']}; give a number"
+            )
+        data.batch_size = choose_batch_size(
+            model,
+            criterion,
+            optim,
+            _largest_size(model, data, rescale),
+            len(data.train_names()),
+            trainer.strategy.root_device,
+            trainer.strategy.precision_plugin.forward_context,
+            cached=cache.views > 0,
+        )
+        config["data"]["batch_size"] = data.batch_size
+    if config["compile"]:
+        compile_model(model)
+    names = tuple(data.test_names)
+    module = SegmentationModule(model, config, protocol, criterion, optim, names, predictor, rescale)
+    return Job(module, data, trainer, output, resume, cache)
 
 
 def train(job: Job) -> Scores:
     """Fits, tests the best checkpoint (the last one where there is no validation part) and reports.
 
     Returns:
-        {test set: {score: value}}, fractions.
+        {test set: {score: value}}, fractions; empty where no test set is named.
 
     Raises:
         KeyboardInterrupt: the run was interrupted; ``resume=<run folder>`` continues it.
+        OutOfMemoryError: memory ran out in training; the message names settings that should fit.
     """
     job.output.mkdir(parents=True, exist_ok=True)
     (job.output / "config.yaml").write_text(yaml.safe_dump(job.module.config, sort_keys=False))
+    if job.trainer.is_global_zero:
+        write_environment(
+            job.output / "environment.json",
+            job.trainer.strategy.root_device,
+            encoder_sha256=weights_hash(job.module.model.encoder),
+            resumed=None if job.checkpoint is None else str(job.checkpoint),
+        )
+    if job.checkpoint is not None and job.trainer.is_global_zero:
+        _keep_best(job.checkpoint.parent / BEST, job.output / "checkpoints" / BEST)
     log.info("%d training and %d validation images", len(job.data.train_names()), len(job.data.val_names()))
     log.info("%s", describe(job.module.model))
     log.info("precision %s on %s", job.trainer.precision, job.trainer.strategy.root_device)
-    job.trainer.fit(job.module, datamodule=job.data, ckpt_path=job.checkpoint, weights_only=True)
+    fill_cache(job)
+    fit = partial(job.trainer.fit, job.module, datamodule=job.data, ckpt_path=job.checkpoint, weights_only=True)
+    with_memory_advice(job, fit)
     if job.trainer.interrupted:
         raise KeyboardInterrupt
     job.checkpoint = find_checkpoint(job.output)
     load_state(job.module.model, read_checkpoint(job.checkpoint)["state_dict"])
-    scores = evaluate(job, "test_scores")
+    scores = _report(job, "test_scores") if job.module.test_names else {}
     print(f"run folder: {job.output}")
     return scores
+
+
+def fill_cache(job: Job) -> None:
+    """Encodes what the feature cache lacks, where there is one."""
+    if not job.cache.views:
+        return
+    strategy = job.trainer.strategy
+    job.cache.fill(
+        job.module.model.encoder,
+        job.module.config["encoder"],
+        job.data,
+        mirrored=job.module.predictor.flip,
+        device=strategy.root_device,
+        autocast=strategy.precision_plugin.forward_context,
+        precision=str(job.trainer.precision),
+    )
+
+
+def with_memory_advice(job: Job, work: Callable[[], T]) -> T:
+    """Does some work with a job's model.
+
+    Raises:
+        OutOfMemoryError: memory ran out; the message names settings that should fit.
+    """
+    try:
+        return work()
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        fault = str(error)
+    # Out here, as the exception holds all that the failed step had computed.
+    module, strategy = job.module, job.trainer.strategy
+    assert module.criterion is not None and module.optim is not None
+    strategy.optimizers = []
+    trial = Trial(
+        module.model,
+        module.criterion,
+        module.optim,
+        _largest_size(module.model, job.data, module.rescale),
+        strategy.root_device,
+        strategy.precision_plugin.forward_context,
+        cached=job.cache.views > 0,
+    )
+    raise OutOfMemoryError(advise(trial, job.data.batch_size, job.trainer.accumulate_grad_batches, fault))
+
+
+def _largest_size(model: SegmentationModel, data: SegmentationData, rescale: RandomScale) -> Size:
+    """(H, W) of the largest training batches, pixels."""
+    return scaled_size(data.size, max(rescale.scales), model.encoder.size_multiple)
 
 
 def prepare_evaluation(config: dict[str, Any]) -> Job | PredictionJob:
@@ -133,8 +245,10 @@ def prepare_evaluation(config: dict[str, Any]) -> Job | PredictionJob:
     model.encoder.check_size(*data.size)
     data.check("test")
     output = Path(config["output"])
-    flip = trained["flip_test"] if config["flip_test"] is None else config["flip_test"]
-    module = SegmentationModule(model, trained, protocol, test_names=tuple(data.test_names), flip=flip)
+    predictor = _predictor(config, trained)
+    predictor.check(model.encoder.size_multiple)
+    names = tuple(data.test_names)
+    module = SegmentationModule(model, trained, protocol, test_names=names, predictor=predictor, scores=options.scores)
     trainer = L.Trainer(
         precision=choose_precision(config["precision"], config["accelerator"]),  # type: ignore[arg-type]
         accelerator=config["accelerator"],
@@ -148,11 +262,11 @@ def prepare_evaluation(config: dict[str, Any]) -> Job | PredictionJob:
         enable_checkpointing=False,
         enable_model_summary=False,
     )
-    return Job(module, data, trainer, output, checkpoint, options)
+    return Job(module, data, trainer, output, checkpoint, options=options)
 
 
-def evaluate(job: Job | PredictionJob, name: str = "scores") -> Scores:
-    """Scores the test sets, prints the table and writes the report, ``<output>/<name>.json`` last.
+def evaluate(job: Job | PredictionJob) -> Scores:
+    """Scores the test sets, prints the table and writes the report, ``<output>/scores.json`` last.
 
     A score file of an earlier evaluation in the same folder is removed first.
 
@@ -162,6 +276,21 @@ def evaluate(job: Job | PredictionJob, name: str = "scores") -> Scores:
     Raises:
         UnusableMapsError: a map on disk cannot be read.
     """
+    if isinstance(job, PredictionJob):
+        write_environment(job.output / "eval_environment.json", "cpu")
+    elif job.trainer.is_global_zero:
+        assert job.checkpoint is not None
+        write_environment(
+            job.output / "eval_environment.json",
+            job.trainer.strategy.root_device,
+            encoder_sha256=weights_hash(job.module.model.encoder),
+            checkpoint_sha256=file_hash(job.checkpoint),
+        )
+    return _report(job, "scores")
+
+
+def _report(job: Job | PredictionJob, name: str) -> Scores:
+    """See :func:`evaluate`; ``<output>/<name>.json`` is written last."""
     if isinstance(job, PredictionJob):
         clear_report(job.output, name)
         about = {"predictions": str(job.folder)}
@@ -182,6 +311,8 @@ def _test(job: Job) -> list[SetResult]:
     callbacks: list[L.Callback] = job.trainer.callbacks  # type: ignore[attr-defined]
     maps = next((c.folder for c in callbacks if isinstance(c, MapWriter)), None)
     callbacks.append(digests)
+    sets = [masks_of(job.data, name) for name in job.module.test_names]
+    job.module.test_images = [masks.image for masks in sets]
     try:
         job.trainer.test(job.module, datamodule=job.data, verbose=False)
     except Exception:
@@ -192,8 +323,7 @@ def _test(job: Job) -> list[SetResult]:
         callbacks.remove(digests)
     job.module.test_results()  # from here on the scores of all processes are in each
     results = []
-    for name, scores in zip(job.module.test_names, job.module.test_scores, strict=True):
-        masks = masks_of(job.data, name)
+    for name, scores, masks in zip(job.module.test_names, job.module.test_scores, sets, strict=True):
         stems = [masks.name(i) for i in range(len(masks))]
         result = SetResult(name, scores, stems, job.module.protocol.describe(), digests.hash(name, stems))
         results.append(result)
@@ -202,7 +332,7 @@ def _test(job: Job) -> list[SetResult]:
             result.picture = found.picture
             if job.options.binarised_too:
                 again = binarised(job.module.protocol)
-                (second,), _ = score_maps(found, [again], job.options.num_workers)
+                (second,), _ = score_maps(found, [again], job.options.num_workers, scores=job.options.scores)
                 results.append(dataclasses.replace(second, binarised=True, problems={}, picture=None))
     return results
 
@@ -227,13 +357,29 @@ def choose_precision(precision: str, accelerator: str) -> str:
 def describe(model: SegmentationModel) -> str:
     """One line: how many parameters there are, and how many of them train."""
     parts = []
-    for name in ("encoder", "decoder"):
+    for name in ("encoder", "neck", "decoder"):
         parameters = list(getattr(model, name).parameters())
         trained = sum(p.numel() for p in parameters if p.requires_grad)
         parts.append(
             f"{name} {sum(p.numel() for p in parameters) / 1e6:.2f} M parameters ({trained / 1e6:.2f} M trained)"
         )
     return ", ".join(parts)
+
+
+def _keep_best(old: Path, new: Path) -> None:
+    """Copies the best checkpoint of the run that is resumed: the rest of the run may not get better."""
+    if old.is_file() and old.resolve() != new.resolve():
+        new.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(old, new)
+
+
+def _predictor(config: dict[str, Any], trained: dict[str, Any]) -> Predictor:
+    """That of a resolved ``conf/eval.yaml``; what it leaves null is as in training."""
+
+    def chosen(key: str) -> Any:
+        return trained[key] if config[key] is None else config[key]
+
+    return Predictor(chosen("flip_test"), chosen("test_scales"), config["window"], config["window_overlap"])
 
 
 def _pick(config: dict[str, Any], *keys: str) -> dict[str, Any]:

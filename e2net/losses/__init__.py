@@ -1,5 +1,6 @@
 """Losses: terms as pure functions, and the criterion that weighs and adds them."""
 
 from e2net.losses.criterion import TERMS, Criterion
+from e2net.losses.schedule import Schedule
 
-__all__ = ["TERMS", "Criterion"]
+__all__ = ["TERMS", "Criterion", "Schedule"]

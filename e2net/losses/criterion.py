@@ -1,60 +1,79 @@
 """The weighted sum of loss terms over a model's final, coarse and refined maps."""
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from e2net.losses import functional
+from e2net.losses.schedule import Schedule, Weight
 from e2net.structures import SegOutput
 
-TERMS = {
+TERMS: dict[str, Callable[..., Tensor]] = {
     "bce": functional.bce,
     "dice": functional.dice,
     "edge": functional.edge,
     "iou": functional.iou,
     "structure": functional.structure,
+    "focal": functional.focal,
+    "tversky": functional.tversky,
+    "ual": functional.ual,
 }
 
 
 class Criterion(nn.Module):
     """Σ weight · term, for each of the maps that a decoder gives.
 
+    A weight is a number, or changes in the course of training: ``[[0, 0.5], [0.3, 0.7]]`` in steps,
+    ``{ramp: cosine, from: 0.0, to: 1.0}`` steadily; see :class:`~e2net.losses.schedule.Schedule`.
+
     Args:
         final: {term: weight} on the final logits; terms are the functions of :mod:`e2net.losses.functional`.
         coarse: the same on the coarse logits (LFSM).
         refined: the same on the refined logits (CFZM), averaged over the levels.
+        params: {term: {parameter: value}} where a term is not to have its function's defaults, for all maps.
 
     A decoder without coarse or refined maps is trained with the other parts alone.
 
     Raises:
-        ValueError: an unknown term, a negative weight, or no positive weight on the final map.
+        ValueError: an unknown term or parameter, a negative value, or no positive weight on the final map.
     """
 
     def __init__(
         self,
-        final: Mapping[str, float],
-        coarse: Mapping[str, float] | None = None,
-        refined: Mapping[str, float] | None = None,
+        final: Mapping[str, Weight],
+        coarse: Mapping[str, Weight] | None = None,
+        refined: Mapping[str, Weight] | None = None,
+        params: Mapping[str, Mapping[str, float]] | None = None,
     ) -> None:
         super().__init__()
-        self.weights = {"final": dict(final), "coarse": dict(coarse or {}), "refined": dict(refined or {})}
-        for part, weights in self.weights.items():
-            for term, weight in weights.items():
+        params = params or {}
+        given = {"final": final, "coarse": coarse or {}, "refined": refined or {}}
+        for part, terms in {**given, "params": params}.items():
+            for term in terms:
                 if term not in TERMS:
                     raise ValueError(f"loss.{part} has the unknown term {term!r}; expected one of {', '.join(TERMS)}")
-                if weight < 0:
-                    raise ValueError(f"loss.{part}.{term} must be at least 0, found {weight}")
-        if not any(self.weights["final"].values()):
+        self.weights = {
+            part: {term: Schedule(weight, f"loss.{part}.{term}") for term, weight in weights.items()}
+            for part, weights in given.items()
+        }
+        if not any(schedule.peak for schedule in self.weights["final"].values()):
             raise ValueError("loss.final has no term with a positive weight; nothing would train the final map")
+        self.terms = {
+            term: partial(function, **_checked(term, function, params.get(term, {})))
+            for term, function in TERMS.items()
+        }
 
-    def forward(self, output: SegOutput, mask: Tensor) -> dict[str, Tensor]:
+    def forward(self, output: SegOutput, mask: Tensor, progress: float = 1.0) -> dict[str, Tensor]:
         """Scalars by name: ``loss``, the weighted total, and each term un-weighted, such as ``final/dice``.
 
         Args:
             output: a decoder's logits, at any sizes; they are resampled to the mask's.
             mask: (B, 1, H, W) float, 0 or 1.
+            progress: the share of training that is done, in [0, 1]; for weights that change.
         """
         parts = ["final"] + ["coarse"] * (output.coarse is not None) + ["refined"] * len(output.refined)
         maps = [output.logits, *([] if output.coarse is None else [output.coarse]), *output.refined]
@@ -62,17 +81,34 @@ class Criterion(nn.Module):
         total = mask.new_zeros(())
         with torch.autocast(mask.device.type, enabled=False):
             resized = [_resize(x.float(), mask) for x in maps]
-            for term, function in TERMS.items():
-                # One call for all maps that have this term: what depends on the mask alone is computed once.
-                chosen = [i for i, part in enumerate(parts) if self.weights[part].get(term)]
+            for term, function in self.terms.items():
+                # One call for all maps that have this term: what depends on the mask alone is computed once. A weight
+                # that is 0 only for now is computed too, so that its curve has no gap.
+                chosen = [i for i, part in enumerate(parts) if self._peak(part, term)]
                 if not chosen:
                     continue
                 per_map = function(torch.cat([resized[i] for i in chosen], dim=1), mask).mean(0)
                 for part in dict.fromkeys(parts[i] for i in chosen):
                     value = per_map[[k for k, i in enumerate(chosen) if parts[i] == part]].mean()
                     values[f"{part}/{term}"] = value
-                    total = total + self.weights[part][term] * value
+                    total = total + self.weights[part][term](progress) * value
         return {"loss": total, **values}
+
+    def _peak(self, part: str, term: str) -> float:
+        schedule = self.weights[part].get(term)
+        return 0.0 if schedule is None else schedule.peak
+
+
+def _checked(term: str, function: Callable[..., Tensor], params: Mapping[str, float]) -> Mapping[str, float]:
+    """``params`` if ``function`` has them all, beside logits and mask, and none is negative."""
+    known = list(inspect.signature(function).parameters)[2:]
+    for name, value in params.items():
+        if name not in known:
+            expected = f"expected one of {', '.join(known)}" if known else "it has none"
+            raise ValueError(f"loss.params.{term} has the unknown parameter {name!r}; {expected}")
+        if value < 0:
+            raise ValueError(f"loss.params.{term}.{name} must be at least 0, found {value}")
+    return params
 
 
 def _resize(logits: Tensor, mask: Tensor) -> Tensor:

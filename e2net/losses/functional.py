@@ -54,6 +54,48 @@ def structure(logits: Tensor, mask: Tensor) -> Tensor:
     return weighted_bce + 1 - (intersection + 1) / (total - intersection + 1)
 
 
+def focal(logits: Tensor, mask: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+    """Focal loss, -α_t (1 - p_t)^γ log p_t, averaged over pixels (Lin et al. 2017, eq. 5).
+
+    Args:
+        logits, mask: as for every term.
+        alpha: weight of the object's pixels, in [0, 1]; the background's is 1 - ``alpha``.
+        gamma: at least 0; the larger, the less do pixels count that are right already.
+    """
+    towards_truth = logits * (2 * mask - 1)  # p_t is its sigmoid
+    balance = alpha * mask + (1 - alpha) * (1 - mask)
+    # (1 - p_t)^γ by way of its logarithm: the power's own derivative is not finite at p_t = 1 where γ < 1.
+    easy = torch.exp(gamma * F.logsigmoid(-towards_truth))
+    return (balance * easy * -F.logsigmoid(towards_truth)).mean(_PIXELS)
+
+
+def tversky(logits: Tensor, mask: Tensor, alpha: float = 0.3, beta: float = 0.7, exponent: float = 1.0) -> Tensor:
+    """Tversky loss, (1 - (TP + 1) / (TP + α·FP + β·FN + 1))^exponent (Salehi et al. 2017).
+
+    Args:
+        logits, mask: as for every term.
+        alpha: cost of a false positive. With ``beta`` 0.5 each it is Dice; some authors swap the two letters.
+        beta: cost of a missed pixel; above ``alpha`` it favours recall.
+        exponent: 1 is the plain loss; 0.75 the focal Tversky loss (Abraham & Khan 2019, their γ = 4/3), in which
+            images that are nearly right count for more.
+    """
+    prob = logits.sigmoid()
+    hit = (prob * mask).sum(_PIXELS)
+    index = (hit + 1) / (hit + alpha * (prob.sum(_PIXELS) - hit) + beta * (mask.sum(_PIXELS) - hit) + 1)
+    # The derivative of a root is not finite at a perfect map's 0.
+    return (1 - index).clamp(min=1e-6) ** exponent
+
+
+def ual(logits: Tensor, mask: Tensor) -> Tensor:
+    """Uncertainty-aware loss, 1 - |2p - 1|^2, averaged over pixels (Pang et al. 2022, "Zoom In and Out").
+
+    It asks for decided maps, right or wrong, so it needs another term beside it, and no weight at the start of
+    training. The mask is not looked at.
+    """
+    prob = logits.sigmoid()
+    return (4 * prob * (1 - prob)).mean(_PIXELS)
+
+
 def _cross_entropy(logits: Tensor, mask: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, mask.expand_as(logits), reduction="none")
 

@@ -22,25 +22,39 @@ from e2net.metrics.geometry import GeometryCache, MaskGeometry
 from e2net.metrics.modular import (
     BalancedErrorRate,
     BoundaryMeasure,
+    ContextMeasure,
     Dice,
     EMeasure,
     FMeasure,
     IoU,
     MapAbsoluteError,
     MapScores,
+    PrecisionRecall,
     SMeasure,
     WeightedFMeasure,
 )
 from e2net.metrics.protocol import Protocol, to_map
-from e2net.metrics.scoring import ALL_SCORES, CURVES, DEFAULT_SCORES, ImageScores, score_map
+from e2net.metrics.scoring import (
+    ALL_SCORES,
+    CURVES,
+    DEFAULT_SCORES,
+    EXTRA_SCORES,
+    IMAGE_SCORES,
+    ImageScores,
+    score_map,
+    score_maps_of,
+)
 
 __all__ = [
     "ALL_SCORES",
     "CURVES",
     "DEFAULT_SCORES",
+    "EXTRA_SCORES",
+    "IMAGE_SCORES",
     "BalancedErrorRate",
     "BoundaryMeasure",
     "BoundaryScores",
+    "ContextMeasure",
     "Dice",
     "EMeasure",
     "EScores",
@@ -53,6 +67,7 @@ __all__ = [
     "MapScores",
     "MapStatistics",
     "MaskGeometry",
+    "PrecisionRecall",
     "Protocol",
     "SMeasure",
     "WeightedFMeasure",
@@ -69,6 +84,7 @@ __all__ = [
     "precision_recall",
     "s_measure",
     "score_map",
+    "score_maps_of",
     "to_map",
     "weighted_f_measure",
 ]

@@ -1,6 +1,7 @@
 """Context measure: does the map fit the mask's surroundings, and how well is the object camouflaged there.
 
-Wang et al., "Context-measure: contextualizing metric for camouflage", arXiv 2512.07076.
+Wang et al., "Context-measure: contextualizing metric for camouflage", arXiv 2512.07076. C_beta there is
+``context_measure`` without an image, C_beta^omega with one.
 """
 
 import math
@@ -11,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from e2net.metrics.functional import AS_IS, EPS, pair
+from e2net.metrics.functional import AS_IS, EPS, Prepared, pair
 from e2net.metrics.geometry import MaskGeometry, as_mask
 from e2net.metrics.protocol import Protocol
 
@@ -59,12 +60,41 @@ def context_measure(
         TypeError: if map, mask or image have the wrong type.
         ValueError: if they don't fit each other, the map leaves [0, 1], or a weight is not positive.
     """
+    check_weights(beta2, alpha)
     prepared, geometry = pair(map, mask, protocol, geometry)
-    if beta2 is None:
-        beta2 = 1.0 if image is None else 1.2
-    if not beta2 > 0 or not alpha > 0:
+    degree = None if image is None else camouflage_degree(image, geometry.mask)
+    return torch.tensor(context_of(prepared, geometry, degree, beta2, alpha), dtype=torch.float64)
+
+
+def check_weights(beta2: float | None, alpha: float) -> None:
+    """Refuse weights of the context measure that are not positive.
+
+    Raises:
+        ValueError: if one of them is not; None stands for a default.
+    """
+    if (beta2 is not None and not beta2 > 0) or not alpha > 0:
         raise ValueError(f"beta2, alpha: expected positive numbers, got {beta2}, {alpha}")
-    degree = 0.0 if image is None else camouflage_degree(image, geometry.mask)
+
+
+def context_of(
+    prepared: Prepared,
+    geometry: MaskGeometry,
+    degree: Float64 | None = None,
+    beta2: float | None = None,
+    alpha: float = 6.0,
+) -> float:
+    """As ``context_measure``, for a map already prepared, a mask already described and a degree already found.
+
+    Args:
+        prepared: the map.
+        geometry: of its mask.
+        degree: (h, w) from ``camouflage_degree``; None for the variant without an image.
+        beta2: see ``context_measure``.
+        alpha: see ``context_measure``.
+    """
+    if beta2 is None:
+        beta2 = 1.0 if degree is None else 1.2
+    weight = 0.0 if degree is None else degree
     values = prepared.values()
     inside = geometry.mask.astype(np.float64)
     kernel = _context_kernel(geometry.mask, alpha)
@@ -74,10 +104,9 @@ def context_measure(
     forward = float(np.sum((values > 0) * relevance * values) / (values.sum() + EPS))
     # Reverse deduction: how far the prediction around each object pixel accounts for it.
     accounted = 1 - np.exp(-cv2.filter2D(values, -1, kernel))
-    reverse = float(np.sum(math.e / (math.e - 1) * inside * accounted * (inside + degree)))
-    reverse /= float(inside.sum() + np.sum(degree) + EPS)
-    score = (1 + beta2) * forward * reverse / (beta2 * forward + reverse + EPS)
-    return torch.tensor(score, dtype=torch.float64)
+    reverse = float(np.sum(math.e / (math.e - 1) * inside * accounted * (inside + weight)))
+    reverse /= float(inside.sum() + np.sum(weight) + EPS)
+    return (1 + beta2) * forward * reverse / (beta2 * forward + reverse + EPS)
 
 
 def _context_kernel(mask: NDArray[np.bool_], alpha: float) -> Float64:
@@ -177,7 +206,7 @@ def _patches(lab: NDArray[np.uint8], mask: NDArray[np.uint8]) -> tuple[NDArray[n
     at = np.argwhere(windows.all(axis=(2, 3)))
     colours = np.pad(lab, ((0, below), (0, right), (0, 0)), mode="reflect")
     views = np.lib.stride_tricks.sliding_window_view(colours, (_PATCH, _PATCH, 3))[::_STEP, ::_STEP, 0]
-    return at * _STEP, views[at[:, 0], at[:, 1]].reshape(len(at), -1)
+    return at * _STEP, views[at[:, 0], at[:, 1]].reshape(len(at), 3 * _PATCH**2)
 
 
 def _nearest(candidates: NDArray[np.float32], queries: NDArray[np.float32]) -> NDArray[np.int64]:

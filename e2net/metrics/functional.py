@@ -405,7 +405,8 @@ def s_measure(
     """Structure measure: agreement in objects and in the regions around the mask's centroid.
 
     Fan et al., "Structure-measure: a new way to evaluate foreground maps", ICCV 2017:
-    S = alpha * S_object + (1 - alpha) * S_region.
+    S = alpha * S_object + (1 - alpha) * S_region, of their sections on the region-aware and the object-aware structural
+    similarity.
 
     S_region weighs the SSIM of four quadrants by their area. When the centroid rounds to the last row or
     column, two or three quadrants are empty; they have weight 0 and contribute 0 here. PySODMetrics returns
@@ -482,9 +483,10 @@ def e_measure(
 ) -> EScores:
     """Enhanced-alignment measure over 256 thresholds and at the adaptive one.
 
-    Fan et al., "Enhanced-alignment measure for binary foreground map evaluation", IJCAI 2018. A decision and
-    the mask take four combinations of values, so the alignment matrix has four distinct entries and need not
-    be formed.
+    Fan et al., "Enhanced-alignment measure for binary foreground map evaluation", IJCAI 2018. With a and b the
+    deviations of decision and mask from their means, the alignment is 2ab / (a² + b²), and E the mean of
+    (alignment + 1)² / 4. A decision and the mask take four combinations of values, so the alignment matrix has four
+    distinct entries and need not be formed.
 
     The definition divides by h*w - 1, so a perfect map scores slightly above 1. A one-pixel image is divided
     by 1; PySODMetrics divides by the machine epsilon there.
@@ -657,7 +659,7 @@ def iou(
         TypeError: if map or mask have the wrong type.
         ValueError: if they don't fit each other, or the map leaves [0, 1].
     """
-    return _scalar(overlap_from(_statistics(map, mask, statistics, geometry))[0])
+    return _scalar(overlap_from(_statistics(map, mask, statistics, geometry)).iou)
 
 
 def dice(
@@ -682,7 +684,7 @@ def dice(
         TypeError: if map or mask have the wrong type.
         ValueError: if they don't fit each other, or the map leaves [0, 1].
     """
-    return _scalar(overlap_from(_statistics(map, mask, statistics, geometry))[1])
+    return _scalar(overlap_from(_statistics(map, mask, statistics, geometry)).dice)
 
 
 def ber(
@@ -708,20 +710,40 @@ def ber(
         TypeError: if map or mask have the wrong type.
         ValueError: if they don't fit each other, or the map leaves [0, 1].
     """
-    return _scalar(overlap_from(_statistics(map, mask, statistics, geometry))[2])
+    return _scalar(overlap_from(_statistics(map, mask, statistics, geometry)).ber)
 
 
-def overlap_from(s: MapStatistics) -> tuple[float, float, float]:
-    """(IoU, Dice, balanced error rate) of the decision at 0.5."""
+class Overlap(NamedTuple):
+    """Scores of the decision "map > 0.5", fractions; 0 where their denominator is.
+
+    Attributes:
+        iou: intersection over union.
+        dice: F1.
+        ber: balanced error rate.
+        precision: part of what was chosen that is foreground.
+        recall: part of the foreground that was chosen.
+    """
+
+    iou: float
+    dice: float
+    ber: float
+    precision: float
+    recall: float
+
+
+def overlap_from(s: MapStatistics) -> Overlap:
+    """Scores of the decision at 0.5."""
     false, true = s.confident
     missed = s.foreground - true
     background = s.size - s.foreground
     found = true / max(s.foreground, 1)
     rejected = (background - false) / max(background, 1)
-    return (
-        true / max(true + false + missed, 1),
-        2 * true / max(2 * true + false + missed, 1),
-        1 - 0.5 * (found + rejected),
+    return Overlap(
+        iou=true / max(true + false + missed, 1),
+        dice=2 * true / max(2 * true + false + missed, 1),
+        ber=1 - 0.5 * (found + rejected),
+        precision=true / max(true + false, 1),
+        recall=found,
     )
 
 
@@ -730,8 +752,11 @@ def weighted_f_measure(
 ) -> Tensor:
     """F-measure that tolerates errors near the contour and weighs false alarms by their distance.
 
-    Margolin et al., "How to evaluate foreground maps?", CVPR 2014. Runs on the CPU whatever the map's
-    device, as the distance transform does; the part that depends on the mask alone is kept in ``geometry``.
+    Margolin et al., "How to evaluate foreground maps?", CVPR 2014: errors E become min(E, EA) B. EA is E smoothed by a
+    Gaussian of 7 x 7 px and σ 5 after every background pixel has taken over the error of the foreground pixel nearest
+    to it, and replaces E on the foreground only; B is 1 there and 2 - 0.5**(d / 5) at d pixels from it. So the toolbox
+    of the paper has it. Runs on the CPU whatever the map's device, as the distance transform does; the part that
+    depends on the mask alone is kept in ``geometry``.
 
     Args:
         map: (h, w) uint8, or floating point in [0, 1].

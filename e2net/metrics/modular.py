@@ -1,6 +1,6 @@
 """torchmetrics classes over the pure functions: accumulate over images, reduce over processes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
 
+from e2net.metrics.context import camouflage_degree, check_weights, context_of
 from e2net.metrics.functional import (
     Prepared,
     boundary_of,
@@ -23,7 +24,7 @@ from e2net.metrics.functional import (
 )
 from e2net.metrics.geometry import GeometryCache, MaskGeometry
 from e2net.metrics.protocol import Protocol
-from e2net.metrics.scoring import CURVES, DEFAULT_SCORES, ImageScores, check_scores, score_map
+from e2net.metrics.scoring import CURVES, DEFAULT_SCORES, IMAGE_SCORES, ImageScores, check_scores, score_map
 
 Array = NDArray[Any]
 Maps = Tensor | Array | Sequence[Tensor | Array]
@@ -155,13 +156,13 @@ class MapAbsoluteError(_MeanOverImages):
 
 
 class _Overlap(_MeanOverImages):
-    _which: int
+    _which: str
 
     def __init__(self, protocol: Protocol | None = None, **kwargs: Any) -> None:
         super().__init__(1, protocol, **kwargs)
 
     def _scores(self, prepared: Prepared, geometry: MaskGeometry) -> Sequence[float]:
-        return [overlap_from(statistics_of(prepared, geometry))[self._which]]
+        return [getattr(overlap_from(statistics_of(prepared, geometry)), self._which)]
 
 
 class IoU(_Overlap):
@@ -172,7 +173,7 @@ class IoU(_Overlap):
     """
 
     higher_is_better = True
-    _which = 0
+    _which = "iou"
 
 
 class Dice(_Overlap):
@@ -183,7 +184,7 @@ class Dice(_Overlap):
     """
 
     higher_is_better = True
-    _which = 1
+    _which = "dice"
 
 
 class BalancedErrorRate(_Overlap):
@@ -194,7 +195,7 @@ class BalancedErrorRate(_Overlap):
     """
 
     higher_is_better = False
-    _which = 2
+    _which = "ber"
 
 
 class BoundaryMeasure(_MeanOverImages):
@@ -215,6 +216,81 @@ class BoundaryMeasure(_MeanOverImages):
         """() float64 each, under the names "bMAE" and "bwF"."""
         error, weighted = self._mean()
         return {"bMAE": error, "bwF": weighted}
+
+
+class PrecisionRecall(_MeanOverImages):
+    """Precision and recall curves, mean over images; see ``functional.precision_recall``.
+
+    Args:
+        protocol: by default 8-bit and stretched, as published tables.
+    """
+
+    def __init__(self, protocol: Protocol | None = None, **kwargs: Any) -> None:
+        super().__init__(512, protocol, **kwargs)
+
+    def _scores(self, prepared: Prepared, geometry: MaskGeometry) -> NDArray[np.float64]:
+        _, precision, recall, _ = f_from(statistics_of(prepared, geometry))
+        return np.append(precision, recall)
+
+    def compute(self) -> dict[str, Tensor]:  # type: ignore[override]
+        """(256,) float64 each, for thresholds 0..255, under the names "precision" and "recall"."""
+        precision, recall = self._mean().reshape(2, 256)
+        return {"precision": precision, "recall": recall}
+
+
+class ContextMeasure(_MeanOverImages):
+    """Context measure, mean over images; see ``context.context_measure``.
+
+    Args:
+        camouflage: weight by the degree of camouflage; ``update`` then takes the images too.
+        beta2: weight of forward inference; by default 1, and 1.2 with ``camouflage``.
+        alpha: extent of the Gaussian context in pixels.
+        protocol: by default 8-bit and stretched, as published tables.
+
+    Raises:
+        ValueError: if ``beta2`` or ``alpha`` is not positive.
+    """
+
+    higher_is_better = True
+
+    def __init__(
+        self,
+        camouflage: bool = False,
+        beta2: float | None = None,
+        alpha: float = 6.0,
+        protocol: Protocol | None = None,
+        **kwargs: Any,
+    ) -> None:
+        check_weights(beta2, alpha)
+        super().__init__(1, protocol, **kwargs)
+        self.camouflage, self.beta2, self.alpha = camouflage, beta2, alpha
+
+    def update(self, pred: Maps, mask: Maps, image: Maps | None = None) -> None:
+        """Add one image or several, each of its own size.
+
+        Args:
+            pred: (h, w) uint8 or floating point in [0, 1], or a list (or a (B, h, w) stack) of such.
+            mask: (h, w) bool, or as many of them.
+            image: (h, w, 3) uint8, RGB, or as many of them; with ``camouflage`` only.
+
+        Raises:
+            TypeError: if a map, a mask or an image has the wrong type.
+            ValueError: if numbers or sizes differ, a map leaves [0, 1], or images are missing or not wanted.
+        """
+        if (image is not None) != self.camouflage:
+            wanted = "the images" if self.camouflage else "no images"
+            raise ValueError(f"image: ContextMeasure(camouflage={self.camouflage}) expects {wanted}")
+        pairs = _one_by_one(pred, mask)
+        images: list[Any] = [None] * len(pairs)
+        if image is not None:
+            images = [image] if getattr(image, "ndim", 4) == 3 else list(image)
+        if len(images) != len(pairs):
+            raise ValueError(f"expected as many images as maps, got {len(pairs)} maps and {len(images)} images")
+        for (one, other), rgb in zip(pairs, images, strict=True):
+            prepared, geometry = pair(one, other, self.protocol, None)
+            degree = None if rgb is None else camouflage_degree(rgb, geometry.mask)
+            self.total += context_of(prepared, geometry, degree, self.beta2, self.alpha)
+            self.count += 1
 
 
 class _OverThresholds(_MeanOverImages):
@@ -297,7 +373,7 @@ class MapScores(Metric):
         protocol: by default 8-bit and stretched, as published tables.
         scores: which of ``ALL_SCORES`` to report.
         cache_bytes: memory for the geometry of masks met before, in bytes; pays off from the second epoch
-            on, at about 3 bytes per pixel and mask. 0 keeps none. Geometries outlive ``reset``.
+            on, at about 3 bytes per pixel and mask. 0 keeps none. Geometries outlive ``reset``, not ``forget``.
 
     Raises:
         ValueError: if a score is unknown.
@@ -341,6 +417,7 @@ class MapScores(Metric):
         mask: Maps,
         index: int | Sequence[int] | Tensor | None = None,
         name: str | Sequence[str] | None = None,
+        image: Maps | None = None,
     ) -> None:
         """Score one image or several, each of its own size.
 
@@ -350,27 +427,57 @@ class MapScores(Metric):
             index: of each image in the data set. Without it images are numbered as they come, which can't be
                 told apart from repeats when several processes score.
             name: of each image, for ``per_image``.
+            image: (h, w, 3) uint8, RGB, or as many of them; for those scores that need it.
 
         Raises:
-            TypeError: if a map or a mask has the wrong type.
-            ValueError: if numbers or sizes differ, or a map leaves [0, 1].
+            TypeError: if a map, a mask or an image has the wrong type.
+            ValueError: if numbers or sizes differ, a map leaves [0, 1], or a score needs images that are missing.
         """
         pairs = _one_by_one(pred, mask)
+        images: list[Any] = [None] * len(pairs)
+        if image is not None:
+            images = [image] if getattr(image, "ndim", 4) == 3 else list(image)
         indices: list[int | None] = [None] * len(pairs)
         if index is not None:
             indices = np.atleast_1d(index.cpu() if isinstance(index, Tensor) else index).tolist()
         names = [None] * len(pairs) if name is None else [name] if isinstance(name, str) else list(name)
-        if not len(indices) == len(names) == len(pairs):
+        if not len(indices) == len(names) == len(images) == len(pairs):
             raise ValueError(
-                f"expected one index and one name per map, got {len(pairs)} maps, {len(indices)} indices, "
-                f"{len(names)} names"
+                f"expected one index, name and image per map, got {len(pairs)} maps, {len(indices)} indices, "
+                f"{len(names)} names, {len(images)} images"
             )
-        for (one, other), number, label in zip(pairs, indices, names, strict=True):
-            geometry = None
-            if self._geometries is not None and number is not None:
-                geometry = self._geometries.get(number, other)
-            scored = score_map(one, other, protocol=self.protocol, geometry=geometry, scores=self.scores)
-            self.add(number, scored, label)
+        for (one, other), number, label, rgb in zip(pairs, indices, names, images, strict=True):
+            self.add(number, self.score(one, other, number, rgb), label)
+
+    def score(
+        self,
+        pred: Tensor | Array,
+        mask: Tensor | Array,
+        index: int | None = None,
+        image: Tensor | Array | Callable[[], Array | None] | None = None,
+    ) -> ImageScores:
+        """Score one image and keep its geometry, but not yet the scores: for a thread beside, ``add`` takes them.
+
+        Args:
+            pred: (h, w) uint8 or floating point in [0, 1].
+            mask: (h, w) bool.
+            index: under which the geometry is kept; None keeps none.
+            image: (h, w, 3) uint8, RGB, or a function that reads it; for those scores that need it.
+
+        Raises:
+            TypeError, ValueError: as ``score_map``.
+        """
+        geometry = None
+        if self._geometries is not None and index is not None:
+            geometry = self._geometries.get(index, mask)
+        if callable(image):
+            image = image() if set(self.scores) & set(IMAGE_SCORES) else None
+        return score_map(pred, mask, protocol=self.protocol, geometry=geometry, scores=self.scores, image=image)
+
+    def forget(self) -> None:
+        """Drop the kept geometries: the indices will mean other masks from here on."""
+        if self._geometries is not None:
+            self._geometries.clear()
 
     def add(self, index: int | None, scored: ImageScores, name: str | None = None) -> None:
         """Collect the scores of one image.

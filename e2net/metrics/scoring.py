@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from e2net.metrics.context import camouflage_degree, context_of
 from e2net.metrics.functional import (
     Prepared,
     boundary_of,
@@ -24,14 +25,22 @@ from e2net.metrics.protocol import Protocol
 DEFAULT_SCORES = ("S", "Fmax", "Fmean", "Fadp", "wF", "Emax", "Emean", "Eadp", "MAE")
 """What tables of the field report."""
 
-ALL_SCORES = (*DEFAULT_SCORES, "FmaxPR", "IoU", "Dice", "BER", "bMAE", "bwF")
+EXTRA_SCORES = ("FmaxPR", "IoU", "Dice", "BER", "P", "R", "bMAE", "bwF", "C", "wC")
+"""What can be asked for beside them."""
+
+ALL_SCORES = (*DEFAULT_SCORES, *EXTRA_SCORES)
 """Every name that ``score_map`` and ``MapScores`` know.
 
 S, MAE: structure measure, mean absolute error. Fmax, Fmean, Fadp and Emax, Emean, Eadp: F (beta² 0.3) and E
 over 256 thresholds and at the adaptive one. FmaxPR: F of averaged precision and recall, the other definition
-of a data set's maximum (for one image it is Fmax). wF: weighted F (beta² 1). IoU, Dice, BER: of the decision
-at 0.5. bMAE, bwF: MAE and weighted F within 15 px of the contour, NaN for masks without one.
+of a data set's maximum (for one image it is Fmax). wF: weighted F (beta² 1). IoU, Dice, BER, P, R: of the decision
+at 0.5; P and R are precision and recall. bMAE, bwF: MAE and weighted F within 15 px of the contour, NaN for masks
+without one. C: context measure. wC: the same weighted by the degree of camouflage, which takes the image, and far more
+time than all others together.
 """
+
+IMAGE_SCORES = ("wC",)
+"""Those that cannot do without the image."""
 
 CURVES = ("F", "E", "precision", "recall")
 """Names of the 256-point curves, in the order in which they are stored."""
@@ -71,6 +80,7 @@ def score_map(
     protocol: Protocol | None = None,
     geometry: MaskGeometry | None = None,
     scores: Sequence[str] = DEFAULT_SCORES,
+    image: Tensor | NDArray[np.uint8] | None = None,
 ) -> ImageScores:
     """Score one map under a protocol. Holds no state and can run in any thread or process.
 
@@ -80,17 +90,38 @@ def score_map(
         protocol: by default 8-bit and stretched, as published tables.
         geometry: of this mask; saves the distance transform when the same mask comes again.
         scores: which of ``ALL_SCORES`` to compute.
+        image: (h, w, 3) uint8, RGB, at the mask's size; only the ``IMAGE_SCORES`` look at it.
 
     Raises:
-        TypeError: if map or mask have the wrong type.
-        ValueError: if they don't fit each other, the map leaves [0, 1], or a score is unknown.
+        TypeError: if map, mask or image have the wrong type.
+        ValueError: if they don't fit each other, the map leaves [0, 1], a score is unknown, or one needs the image and
+            there is none.
     """
+    return score_maps_of([(map, protocol or Protocol())], mask, geometry=geometry, scores=scores, image=image)[0]
+
+
+def score_maps_of(
+    maps: Sequence[tuple[Tensor | NDArray[np.generic], Protocol]],
+    mask: Tensor | NDArray[np.bool_],
+    *,
+    geometry: MaskGeometry | None = None,
+    scores: Sequence[str] = DEFAULT_SCORES,
+    image: Tensor | NDArray[np.uint8] | None = None,
+) -> list[ImageScores]:
+    """As ``score_map``, for several maps of one mask, each with its protocol: what they share is found once."""
     scores = check_scores(scores)
-    prepared, geometry = pair(map, mask, protocol or Protocol(), geometry)
-    return _score(prepared, geometry, scores)
+    degree = None
+    if set(scores) & set(IMAGE_SCORES):
+        if image is None:
+            raise ValueError(f"{', '.join(IMAGE_SCORES)}: expected the image of the mask, found none; pass image=...")
+        degree = camouflage_degree(image, mask)
+    geometry = geometry or MaskGeometry(mask)
+    return [_score(*pair(map, mask, protocol, geometry), scores, degree) for map, protocol in maps]
 
 
-def _score(prepared: Prepared, geometry: MaskGeometry, scores: tuple[str, ...]) -> ImageScores:
+def _score(
+    prepared: Prepared, geometry: MaskGeometry, scores: tuple[str, ...], degree: NDArray[np.float64] | None
+) -> ImageScores:
     s = statistics_of(prepared, geometry)
     f, precision, recall, f_adaptive = f_from(s)
     e, e_adaptive = e_from(s)
@@ -105,12 +136,18 @@ def _score(prepared: Prepared, geometry: MaskGeometry, scores: tuple[str, ...]) 
         "Emean": float(e.mean()),
         "Eadp": e_adaptive,
         "MAE": s.absolute_error / s.size,
-        "IoU": overlap[0],
-        "Dice": overlap[1],
-        "BER": overlap[2],
+        "IoU": overlap.iou,
+        "Dice": overlap.dice,
+        "BER": overlap.ber,
+        "P": overlap.precision,
+        "R": overlap.recall,
     }
     if "wF" in scores:
         found["wF"] = weighted_f_of(prepared, geometry)
     if "bMAE" in scores or "bwF" in scores:
         found["bMAE"], found["bwF"] = boundary_of(prepared, geometry)
+    if "C" in scores:
+        found["C"] = context_of(prepared, geometry)
+    if "wC" in scores:
+        found["wC"] = context_of(prepared, geometry, degree)
     return ImageScores({name: found[name] for name in scores}, np.stack((f, e, precision, recall)))

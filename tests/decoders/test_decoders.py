@@ -2,9 +2,22 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from e2net.decoders import CAEM, CCM, CFZM, LFSM, CAEMDecoder, E2NetDecoder, LinearDecoder, Pyramid
-from e2net.decoders.layers import Fuse, TransformerBlock, attention, resize
+from e2net.decoders import (
+    CAEM,
+    CCM,
+    CFZM,
+    LFSM,
+    CAEMDecoder,
+    DPTDecoder,
+    E2NetDecoder,
+    LinearDecoder,
+    Pyramid,
+    UPerNetDecoder,
+)
+from e2net.decoders.layers import Fuse, TransformerBlock, attention, convolve, resize
+from e2net.decoders.upernet import PyramidPooling
 
+DECODERS = [E2NetDecoder, CAEMDecoder, DPTDecoder, UPerNetDecoder]
 PATCHES = {"patch 16": (16, (96, 160)), "patch 14": (14, (84, 126))}
 
 
@@ -18,17 +31,38 @@ def patch_and_size(request):
     return PATCHES[request.param]
 
 
+def _assert_everything_trains(module, features, size):
+    output = module(features, size)
+    assert output.logits.shape == (len(features[0]), 1, *size)
+    maps = [output.logits, *output.refined] + ([] if output.coarse is None else [output.coarse])
+    sum(m.square().mean() for m in maps).backward()
+    assert [n for n, p in module.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
 @pytest.mark.parametrize("pyramid", ["standard", "simple"])
-@pytest.mark.parametrize("decoder", [E2NetDecoder, CAEMDecoder])
+@pytest.mark.parametrize("decoder", DECODERS)
 def test_logits_have_the_images_size_and_everything_trains(decoder, pyramid, patch_and_size):
     patch, size = patch_and_size
     torch.manual_seed(0)
     module = decoder((24,) * 4, (patch,) * 4, width=64, pyramid=pyramid)
-    output = module(_features(patch, size), size)
-    assert output.logits.shape == (2, 1, *size)
-    maps = [output.logits, *output.refined] + ([] if output.coarse is None else [output.coarse])
-    sum(m.square().mean() for m in maps).backward()
-    assert [n for n, p in module.named_parameters() if p.grad is None or not p.grad.any()] == []
+    _assert_everything_trains(module, _features(patch, size), size)
+
+
+@pytest.mark.parametrize("pyramid", ["standard", "simple"])
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("size", [(96, 160), (100, 140)], ids=str)
+def test_maps_of_strides_4_to_32_and_sizes_that_32_does_not_divide(decoder, pyramid, size):
+    torch.manual_seed(0)
+    channels, strides = (12, 24, 48, 96), (4, 8, 16, 32)
+    features = [torch.randn(2, c, size[0] // s, size[1] // s) for c, s in zip(channels, strides, strict=True)]
+    _assert_everything_trains(decoder(channels, strides, width=128, pyramid=pyramid), features, size)
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_trains_on_a_single_image(decoder):
+    """BatchNorm cannot be trained on one pooled value, so no decoder may have one there."""
+    module = decoder((24,) * 4, (16,) * 4, width=16)
+    assert module.train()(_features(16, (64, 96), batch=1), (64, 96)).logits.isfinite().all()
 
 
 def test_linear_is_one_convolution_over_the_concatenation(patch_and_size):
@@ -93,6 +127,86 @@ def test_fuse_is_a_convolution_over_concatenated_channels():
     assert fuse(coarse, fine, (12, 9)).shape == (2, 8, 12, 9)
 
 
+def test_convolving_before_upsampling_and_after_downsampling():
+    conv, x = torch.nn.Conv2d(3, 5, 3, padding=1), torch.randn(1, 3, 6, 6)
+    torch.testing.assert_close(convolve(conv, x, (12, 9)), resize(conv(x), (12, 9)))
+    torch.testing.assert_close(convolve(conv, x, (3, 4)), conv(resize(x, (3, 4))))
+    pointwise = torch.nn.Conv2d(3, 5, 1)
+    torch.testing.assert_close(convolve(pointwise, x, (12, 9)), pointwise(resize(x, (12, 9))))
+
+
+def _aligned(decoder, align, pyramid, **options):
+    torch.manual_seed(0)
+    return decoder((24,) * 4, (16,) * 4, width=16, pyramid=pyramid, align=align, **options).eval()
+
+
+@pytest.mark.parametrize("decoder", [E2NetDecoder, CAEMDecoder])
+def test_unified_alignment_is_the_same_where_all_levels_have_one_size(decoder):
+    native, unified = (_aligned(decoder, align, "simple") for align in ("native", "unified"))
+    unified.load_state_dict(native.state_dict())
+    a, b = (m(_features(16, (96, 160)), (96, 160)) for m in (native, unified))
+    torch.testing.assert_close(a.logits, b.logits, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("decoder", [E2NetDecoder, CAEMDecoder])
+def test_unified_alignment_differs_in_the_levels_sizes(decoder):
+    size, features = (96, 160), _features(16, (96, 160))
+    native, unified = (_aligned(decoder, align, "standard") for align in ("native", "unified"))
+    unified.load_state_dict(native.state_dict())
+    assert [g.shape[-2:] for g in native.caem(features, size)] == [(24, 40), (12, 20), (6, 10), (3, 5)]
+    assert [g.shape[-2:] for g in unified.caem(features, size)] == [(24, 40)] * 4
+    a, b = (m(features, size).logits for m in (native, unified))
+    assert a.shape == b.shape and not torch.equal(a, b)
+    with pytest.raises(ValueError, match="align must be 'native' or 'unified', found 'both'"):
+        _aligned(decoder, "both", "simple")
+
+
+def test_unified_caem_is_upsampling_first_then_convolution_over_the_concatenation():
+    caem = CAEM((24,) * 4, (16,) * 4, 16, "standard", align="unified").eval()
+    size, features = (96, 160), _features(16, (96, 160))
+    maps = [resize(f, s) for f, s in zip(features, caem.pyramid.sizes(*size), strict=True)]
+    f1, f2, f3, g4 = (resize(conv(m), (24, 40)) for conv, m in zip(caem.lateral, maps, strict=True))
+    expected = [g4]
+    for fuse, fine in zip(caem.fuse, (f3, f2, f1), strict=True):
+        weight = torch.cat([fuse.coarse.weight, fuse.fine.weight], dim=1)
+        expected.insert(0, F.relu(fuse.norm(F.conv2d(torch.cat([expected[0], fine], 1), weight, padding=1))))
+    for a, b, enhance in zip(caem(features, size), expected, caem.enhance, strict=True):
+        torch.testing.assert_close(a, enhance(b), rtol=1e-4, atol=1e-5)
+
+
+def test_dpt_is_its_definition_where_nothing_is_resampled():
+    """Ranftl et al. 2021: level through a residual unit, plus what came from below, through another one."""
+    module = DPTDecoder((24,) * 4, (16,) * 4, width=16, pyramid="simple").eval()
+    features = _features(16, (64, 96))
+    f1, f2, f3, f4 = (conv(f) for conv, f in zip(module.project, features, strict=True))
+    x = module.fuse[3](f4)
+    for i, f in ((2, f3), (1, f2), (0, f1)):
+        x = module.fuse[i](x + f + module.adapt[i].residual(f))
+    torch.testing.assert_close(module(features, (64, 96)).logits, resize(module.head(x), (64, 96)))
+
+
+def test_upernet_is_its_definition_where_nothing_is_resampled():
+    """Xiao et al. 2018: 3x3 convolutions of the top-down sums, then one over all levels concatenated."""
+    module = UPerNetDecoder((24,) * 4, (16,) * 4, width=16, pyramid="simple").eval()
+    features = _features(16, (64, 96))
+    l1, l2, l3, l4 = (conv(f) for conv, f in zip(module.lateral, features, strict=True))
+    p4 = module.pool(l4)
+    p3, p2, p1 = l3 + p4, l2 + l3 + p4, l1 + l2 + l3 + p4
+    levels = [F.relu(module.norms[i](module.smooth[i](p))) for i, p in enumerate((p1, p2, p3))] + [p4]
+    weight = torch.cat([conv.weight for conv in module.fuse], dim=1)
+    expected = resize(module.head(F.conv2d(torch.cat(levels, 1), weight, padding=1)), (64, 96))
+    torch.testing.assert_close(module(features, (64, 96)).logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_pyramid_pooling_is_a_convolution_over_the_upsampled_means():
+    pool, x = PyramidPooling(8).eval(), torch.randn(2, 8, 12, 6)
+    means = [F.adaptive_avg_pool2d(x, bins) for bins in (1, 2, 3, 6)]
+    maps = [resize(F.relu(branch[1](m)), (12, 6)) for branch, m in zip(pool.context, means, strict=True)]
+    weight = torch.cat([branch[3].weight for branch in pool.context], dim=1)
+    expected = F.relu(pool.norm(pool.conv(x) + F.conv2d(torch.cat(maps, 1), weight)))
+    torch.testing.assert_close(pool(x), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_attention_equals_the_formula_with_fewer_keys_than_queries():
     q, k, v = torch.randn(2, 10, 12), torch.randn(2, 4, 12), torch.randn(2, 4, 12)
     expected = torch.empty_like(q)
@@ -153,12 +267,21 @@ def test_heads_must_divide_the_width():
 
 
 @pytest.mark.parametrize(
-    "option", [{"width": 32}, {"pyramid": "standard"}, {"search_depth": 2}, {"heads": 4}, {"dropout": 0.5}], ids=str
+    ("decoder", "option"),
+    [
+        *((E2NetDecoder, o) for o in ({"search_depth": 2}, {"heads": 4}, {"dropout": 0.5})),
+        *((decoder, {"width": 32}) for decoder in DECODERS),
+        *((decoder, {"pyramid": "simple"}) for decoder in DECODERS),
+        *((decoder, {"align": "unified"}) for decoder in (E2NetDecoder, CAEMDecoder)),
+    ],
+    ids=str,
 )
-def test_every_option_changes_the_output(option):
+def test_every_option_changes_the_output(decoder, option):
+    without_dropout = {"dropout": 0.0} if decoder is E2NetDecoder else {}
+
     def logits(**options):
         torch.manual_seed(0)
-        module = E2NetDecoder((24,) * 4, (16,) * 4, **({"width": 16, "dropout": 0.0} | options))
+        module = decoder((24,) * 4, (16,) * 4, **({"width": 16, "pyramid": "standard"} | without_dropout | options))
         torch.manual_seed(1)
         return module(_features(16, (64, 64)), (64, 64)).logits
 

@@ -3,14 +3,17 @@ import torch
 import yaml
 from conftest import encoder_config
 from omegaconf import OmegaConf
+from transformers import AutoModel
 
 from e2net.engine.checkpoint import (
     KEY,
+    encoder_fingerprint,
     find_checkpoint,
     inherit,
     load_model,
     load_state,
     read_checkpoint,
+    restore,
     saved_state,
 )
 from e2net.engine.config import build_model
@@ -18,6 +21,10 @@ from e2net.engine.config import build_model
 LINEAR = {"_target_": "e2net.decoders.LinearDecoder"}
 FROZEN = {"_target_": "e2net.encoders.Frozen"}
 FULL = {"_target_": "e2net.encoders.Full"}
+ADAPTER = {"_target_": "e2net.encoders.Adapters", "blocks": [1, 3], "gradient_checkpointing": True}
+LORA = {"_target_": "e2net.encoders.LoRA", "rank": 2}
+PARTIAL = {"_target_": "e2net.encoders.Partial", "last": 1}
+TUNINGS = {"frozen": FROZEN, "adapter": ADAPTER, "lora": LORA, "partial": PARTIAL, "full": FULL}
 
 
 def _local(folder, **kwargs):
@@ -25,37 +32,79 @@ def _local(folder, **kwargs):
 
 
 def _config(encoder, tuning=FROZEN, decoder=LINEAR):
-    return {"encoder": encoder, "tuning": tuning, "decoder": decoder, "size": 64}
+    return {
+        "encoder": encoder,
+        "neck": {"_target_": "e2net.decoders.necks.Identity"},
+        "tuning": tuning,
+        "decoder": decoder,
+        "size": 64,
+    }
 
 
 def _save(config, folder):
     model = build_model(config)
-    frozen = model.encoder.frozen and model.encoder.pretrained
+    for parameter in model.parameters():  # as training would
+        if parameter.requires_grad:
+            parameter.data += 0.1 * torch.randn_like(parameter)
     file = folder / "checkpoints" / "best.ckpt"
     file.parent.mkdir(parents=True, exist_ok=True)
-    fingerprint = model.encoder.fingerprint() if frozen else None
-    torch.save({"state_dict": saved_state(model), KEY: {"config": config, "encoder_fingerprint": fingerprint}}, file)
+    entry = {"config": config, "encoder_fingerprint": encoder_fingerprint(model)}
+    torch.save({"state_dict": saved_state(model), KEY: entry}, file)
     return model
 
 
-def test_frozen_pretrained_weights_are_not_stored_and_all_else_is(encoder_folder):
-    folder = encoder_folder("dinov3")
-    frozen = saved_state(build_model(_config(_local(folder))))
-    assert frozen and all(k.startswith("decoder.") for k in frozen)
-    # Weights that lie nowhere else must be stored, frozen or not.
-    for config in (_config(_local(folder, weights="random")), _config(_local(folder), FULL)):
-        assert any(k.startswith("encoder.backbone.") for k in saved_state(build_model(config)))
+@pytest.mark.parametrize("mode", TUNINGS)
+def test_a_pretrained_encoder_is_stored_as_far_as_it_trains(encoder_folder, mode):
+    model = build_model(_config(_local(encoder_folder("dinov3")), TUNINGS[mode]))
+    stored = {k for k in saved_state(model) if k.startswith("encoder.")}
+    assert stored == {n for n, p in model.named_parameters() if n.startswith("encoder.") and p.requires_grad}
+    assert {k for k in model.state_dict() if k.startswith("decoder.")} == saved_state(model).keys() - stored
+    parts = {"frozen": set(), "adapter": {"adapter"}, "lora": {"lora_A", "lora_B"}, "partial": {"layer", "norm"}}
+    if mode in parts:
+        assert all(parts[mode] & set(k.split(".")) for k in stored)
+    assert encoder_fingerprint(model) is not None  # in full tuning, of the mask token
+
+
+@pytest.mark.parametrize("mode", TUNINGS)
+def test_weights_that_lie_nowhere_else_are_stored_frozen_or_not(encoder_folder, mode):
+    model = build_model(_config(_local(encoder_folder("dinov3"), weights="random"), TUNINGS[mode]))
+    assert saved_state(model).keys() == model.state_dict().keys()
+    assert encoder_fingerprint(model) is None
 
 
 @pytest.mark.parametrize("weights", ["pretrained", "random"])
-@pytest.mark.parametrize("tuning", [FROZEN, FULL])
-def test_model_is_rebuilt_from_the_checkpoint_alone(encoder_folder, tmp_path, tuning, weights):
-    config = _config(_local(encoder_folder("dinov2"), weights=weights), tuning)
+@pytest.mark.parametrize("mode", TUNINGS)
+def test_model_is_rebuilt_from_the_checkpoint_alone(encoder_folder, tmp_path, architecture, mode, weights):
+    config = _config(_local(encoder_folder(architecture), weights=weights), TUNINGS[mode])
     model = _save(config, tmp_path / "run").eval()
     loaded, found = load_model(tmp_path / "run")
     assert found == config and not loaded.training
-    image = torch.rand(1, 3, 56, 70)
+    p = model.encoder.patch_size
+    image = torch.rand(1, 3, 4 * p, 5 * p)
     assert torch.equal(model(image).logits, loaded(image).logits)
+    frozen = build_model(config | {"tuning": FROZEN}).encoder.eval()
+    if mode != "frozen" and weights == "pretrained":
+        assert not torch.equal(frozen(image)[3], loaded.encoder(image)[3])
+
+
+@pytest.mark.parametrize("mode", ["adapter", "lora", "partial"])
+def test_other_frozen_weights_are_refused(encoder_folder, tmp_path, mode):
+    folder = encoder_folder("dinov2")
+    config = _config(_local(folder), TUNINGS[mode])
+    _save(config, tmp_path / "run")
+    other = AutoModel.from_pretrained(folder)
+    other.get_input_embeddings().projection.weight.data[0, 0, 0, 0] += 1e-3
+    other.save_pretrained(folder)
+    with pytest.raises(ValueError, match=r"are not those of this checkpoint's training .* encoder_path="):
+        load_model(tmp_path / "run")
+
+
+def test_checkpoint_of_another_tuning_is_refused(encoder_folder, tmp_path):
+    encoder = _local(encoder_folder("dinov2"))
+    _save(_config(encoder, ADAPTER), tmp_path / "run")
+    for tuning in (FROZEN, LORA, ADAPTER | {"blocks": [3]}):
+        with pytest.raises(ValueError, match="trained with another encoder, decoder or tuning"):
+            restore(build_model(_config(encoder, tuning)), read_checkpoint(tmp_path / "run"))
 
 
 def test_moved_encoder_is_given_by_path_and_another_one_is_refused(encoder_folder, tmp_path):

@@ -79,6 +79,9 @@ def test_impossible_value(tmp_path, capsys):
     _expect_one_line(tmp_path, capsys, ["decoder.width", "multiple", "30"], "decoder.width=30")
     _expect_one_line(tmp_path, capsys, ["batch_size"], "data.batch_size=0")
     _expect_one_line(tmp_path, capsys, ["loss.final.bce", "-1"], "loss.final.bce=-1")
+    _expect_one_line(tmp_path, capsys, ["ema", "0.99", "1.5"], "ema=1.5")
+    _expect_one_line(tmp_path, capsys, ["train_scales", "[0.75, 1, 1.25]", "[0]"], "train_scales=[0]")
+    _expect_one_line(tmp_path, capsys, ["test_scales", "[]"], "test_scales=[]")
 
 
 def _expect_one_line(tmp_path, capsys, words, *overrides):

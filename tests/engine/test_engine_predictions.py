@@ -17,7 +17,7 @@ from e2net.engine import evaluate, predictions, prepare_evaluation, prepare_trai
 from e2net.engine.checkpoint import inherit
 from e2net.engine.predictions import UnusableMapsError, check_task, find_maps, masks_of, score_maps
 from e2net.engine.report import mask_digest, masks_hash, stems_hash
-from e2net.metrics import MapScores, Protocol, score_map
+from e2net.metrics import ALL_SCORES, DEFAULT_SCORES, EXTRA_SCORES, MapScores, Protocol, score_map, score_maps_of
 
 COUNT = 7
 
@@ -129,6 +129,55 @@ def test_processes_change_nothing(folders, workers, start):
         assert one.scores.per_image() == other.scores.per_image()
         assert (one.masks_sha256, one.problems, one.label) == (other.masks_sha256, other.problems, other.label)
     assert [row["index"] for row in shared[0].scores.per_image()] == [0, 1, 2, 5, 6]
+
+
+EXTRA = f"scores=[{','.join(EXTRA_SCORES)}]"
+
+
+def test_further_scores_are_in_every_output(folders, capsys):
+    _write_images(folders)
+    scores = _run(folders, EXTRA, "binarised_too=true")
+    shown = capsys.readouterr().out
+    expected = MapScores(scores=ALL_SCORES)
+    for i in range(COUNT):
+        image = cv2.imread(str(folders / "data" / "CAMO" / "Imgs" / f"m{i}.png"))[..., ::-1]
+        expected.add(i, score_map(*_read(folders, i), scores=ALL_SCORES, image=image))
+    assert scores["CAMO"] == {k: float(v) for k, v in expected.compute().items()}
+    assert scores["CAMO"]["wC"] != scores["CAMO"]["C"] and "wC" in scores["CAMO (binarised)"]
+    written = _report(folders)
+    assert written["scores"] == scores and set(written["intervals"]["CAMO"]) == set(ALL_SCORES)
+    for name in ("scores.csv", "per_image.csv"):
+        assert set(ALL_SCORES) < set(next(csv.DictReader((folders / "out" / name).open())))
+    assert max(map(len, shown.splitlines())) <= 80 and all(f" {name} " in shown for name in ALL_SCORES)
+    assert list(_run(folders, "scores=[BER]")["CAMO"]) == [*DEFAULT_SCORES, "BER"]
+
+
+def _write_images(root):
+    (root / "data" / "CAMO" / "Imgs").mkdir()
+    for i in range(COUNT):
+        noise = np.random.default_rng(i).integers(0, 256, (*_read(root, i)[1].shape, 3), dtype=np.uint8)
+        cv2.imwrite(str(root / "data" / "CAMO" / "Imgs" / f"m{i}.png"), cv2.GaussianBlur(noise, (0, 0), 2))
+
+
+def test_images_that_a_score_needs_must_be_there(folders):
+    with pytest.raises(ValueError, match="CAMO: expected an image of mask m0 for the scores wC, found none; add it"):
+        prepare_evaluation(_config(folders, "scores=[wC]"))
+    _write_images(folders)
+    images = folders / "data" / "CAMO" / "Imgs"
+    (images / "m2.png").unlink()
+    cv2.imwrite(str(images / "m4.png"), np.zeros((5, 6, 3), np.uint8))
+    with pytest.raises(UnusableMapsError, match=r"2 files .* an image of mask m2 .* of mask m4 at .* 40x46, found 6x5"):
+        _run(folders, "scores=[wC]")
+    assert "wC" not in _run(folders)["CAMO"]
+
+
+@pytest.mark.parametrize("scores", ["[IuO]", "[IoU,IoU]", "[S]", "IoU"])
+def test_unknown_scores_are_refused_in_one_line(folders, scores):
+    with pytest.raises(
+        ValueError, match=r"expected scores as a list .* out of FmaxPR, IoU, .*wC, found .*; S, Fmax"
+    ) as e:
+        _run(folders, f"scores={scores}")
+    assert "\n" not in str(e.value)
 
 
 def test_several_sets_and_their_names(folders):
@@ -266,9 +315,9 @@ def test_interruption_leaves_no_score_file(folders, monkeypatch):
         seen.append(1)
         if len(seen) == 3:
             raise KeyboardInterrupt
-        return score_map(*args, **kwargs)
+        return score_maps_of(*args, **kwargs)
 
-    monkeypatch.setattr(predictions, "score_map", interrupted)
+    monkeypatch.setattr(predictions, "score_maps_of", interrupted)
     with pytest.raises(KeyboardInterrupt):
         _run(folders)
     assert not (folders / "out" / "scores.json").exists()
@@ -277,7 +326,7 @@ def test_interruption_leaves_no_score_file(folders, monkeypatch):
 @pytest.mark.skipif(sys.platform != "linux", reason="a patch reaches forked processes only")
 def test_killed_worker_ends_the_run_without_a_score_file(folders, monkeypatch):
     _run(folders)
-    monkeypatch.setattr(predictions, "score_map", lambda *args, **kwargs: os._exit(9))
+    monkeypatch.setattr(predictions, "score_maps_of", lambda *args, **kwargs: os._exit(9))
     with pytest.raises(RuntimeError):
         _run(folders, "num_workers=2")
     assert not (folders / "out" / "scores.json").exists()
@@ -294,7 +343,7 @@ def test_masks_of_generated_pairs(folders):
 
 # of a checkpoint
 
-GENERATED = ["data.n_test=4", "data.n_train=8", "data.num_workers=0", "data.batch_size=4", "size=64"]
+GENERATED = ["data.n_test=5", "data.n_train=8", "data.num_workers=0", "data.batch_size=4", "size=64"]
 
 
 def _compose(name, *overrides):
@@ -324,12 +373,99 @@ def test_training_writes_the_same_report(run):
         assert (folder / name).stat().st_size > 0
 
 
+def test_further_scores_of_a_checkpoint_and_its_maps_agree(run, tmp_path):
+    folder, trained, _ = run
+    overrides = (f"ckpt={folder}", "accelerator=cpu", "num_workers=0", EXTRA, f"output={tmp_path}/a", "num_samples=0")
+    scores = evaluate(prepare_evaluation(resolve(inherit(_compose("eval", *overrides)))))["procedural"]
+    assert list(scores) == list(ALL_SCORES) and {k: scores[k] for k in DEFAULT_SCORES} == trained["procedural"]
+    pairs = ProceduralPairs(5, 0, resolve(inherit(_compose("eval", *overrides)))["data"]["difficulty"], "test")
+    again = MapScores(scores=ALL_SCORES)
+    for i in range(5):
+        image, mask = pairs.read(i)
+        written = cv2.imread(str(tmp_path / "a" / "maps" / "procedural" / f"{pairs.name(i)}.png"), cv2.IMREAD_GRAYSCALE)
+        again.update(written, mask, i, image=image)
+    assert scores == {k: float(v) for k, v in again.compute().items()}
+
+
+PROCESS = """
+import json, sys
+sys.path[:0] = [{root!r}]
+import lightning as L
+from hydra import compose, initialize_config_dir
+from e2net.engine import evaluate, inherit, prepare_evaluation, resolve
+from e2net.engine.callbacks import MapWriter
+overrides = ["ckpt={ckpt}", "output={output}", "accelerator=cpu", "num_workers=0"]
+with initialize_config_dir({root!r} + "/conf", version_base="1.3"):
+    job = prepare_evaluation(resolve(inherit(compose("eval", overrides))))
+job.trainer = L.Trainer(
+    accelerator="cpu", devices=2, strategy="ddp", logger=False, callbacks=[MapWriter(job.output / "maps")],
+    enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+)
+scores = evaluate(job)
+assert job.trainer.world_size == 2
+(job.output / f"process{{job.trainer.global_rank}}.json").write_text(json.dumps(scores))
+"""
+
+
+def test_two_processes_score_as_one(run, tmp_path):
+    """Five images for two processes: the sampler repeats one, which must count once."""
+    script, output = tmp_path / "evaluate.py", tmp_path / "out"
+    script.write_text(PROCESS.format(root=str(ROOT), ckpt=run[0], output=output))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    found = subprocess.run(
+        [sys.executable, script],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+        timeout=300,
+    )
+    assert found.returncode == 0, found.stderr[-3000:]
+    written = json.loads((output / "scores.json").read_text())
+    assert written["sets"]["procedural"]["maps"] == 5
+    assert all(json.loads((output / f"process{rank}.json").read_text()) == written["scores"] for rank in (0, 1))
+    # Not to the last digit: these processes have one thread each, and sums over threads round differently.
+    assert written["scores"]["procedural"] == pytest.approx(run[1]["procedural"], rel=1e-12, abs=0)
+    assert written["scores"].keys() == run[1].keys()
+
+
+def test_validation_keeps_what_depends_on_masks_alone(tmp_path, monkeypatch):
+    """From the second epoch on no mask is measured again, and the scores are those of a module that keeps nothing."""
+    rows = []
+    for kept in (1 << 30, 0):
+        monkeypatch.setattr("e2net.engine.module._KEPT_GEOMETRY", kept)
+        config = _compose(
+            "train", *GENERATED, "data.val_fraction=0.5", "decoder.width=16", "trainer.max_epochs=3",
+            "trainer.accelerator=cpu", f"run_dir={tmp_path}/{kept}", "num_samples=0",
+        )  # fmt: skip
+        job = prepare_training(resolve(config))
+        measured = _count_transforms(monkeypatch)
+        job.trainer.fit(job.module, datamodule=job.data)
+        images = len(job.data.val_names())
+        assert images >= 2 and measured[0] == images if kept else measured[0] >= 3 * images
+        logged = list(csv.DictReader((tmp_path / str(kept) / "metrics.csv").open()))
+        rows.append([{k: v for k, v in row.items() if k.startswith("val/")} for row in logged if row["val/wF"]])
+    assert len(rows[0]) == 3 and rows[0] == rows[1]
+
+
+def _count_transforms(monkeypatch):
+    count, transform = [0], cv2.distanceTransform
+
+    def counted(*args):
+        count[0] += 1
+        return transform(*args)
+
+    monkeypatch.setattr(cv2, "distanceTransform", counted)
+    return count
+
+
 def test_checkpoint_report_and_its_maps_agree(run, tmp_path):
     """The numbers of a checkpoint are those of the maps it wrote, scored as anyone's maps."""
     folder, trained, scores = run
     assert scores["procedural"] == trained["procedural"]
     config = _compose(
-        "eval", f"predictions={folder}/eval/maps", "data=procedural", "data.n_test=4", f"output={tmp_path}",
+        "eval", f"predictions={folder}/eval/maps", "data=procedural", "data.n_test=5", f"output={tmp_path}",
         "binarised_too=true", "num_workers=2",
     )  # fmt: skip
     assert evaluate(prepare_evaluation(resolve(config))) == scores

@@ -47,7 +47,8 @@ def _scored(names, count):
         level_map, mask = _image(i)
         if i == 2:
             mask = np.zeros_like(mask)  # boundary scores are undefined there
-        scores.add(i, score_map(level_map, mask, scores=names))
+        image = np.random.default_rng(i).integers(0, 256, (*mask.shape, 3), dtype=np.uint8)
+        scores.add(i, score_map(level_map, mask, scores=names, image=image))
     rows, curves, _ = scores._images()
     return scores, rows[:, 1:].numpy(), curves.numpy()
 
@@ -156,6 +157,16 @@ def test_all_files(tmp_path, monkeypatch):
     curves = list(csv.DictReader((tmp_path / "curves.csv").open()))
     assert len(curves) == 512
     assert max(float(r["F"]) for r in curves[:256]) == pytest.approx(scores["one"]["Fmax"], abs=1e-12)
+
+
+def test_score_that_is_nowhere_defined(tmp_path):
+    scores = MapScores(scores=("S", "bMAE"))
+    for i in range(3):
+        scores.add(i, score_map(_image(i)[0], np.zeros((20, 24), bool), scores=("S", "bMAE")), f"n{i}")
+    report(tmp_path, [SetResult("set", scores, ["n0", "n1", "n2"], Protocol().describe())], "m", {})
+    written = json.loads((tmp_path / "scores.json").read_text(), parse_constant=pytest.fail)
+    assert written["scores"]["set"]["bMAE"] is None and written["intervals"]["set"]["bMAE"] == [None, None]
+    assert 0 < written["scores"]["set"]["S"] < 1
 
 
 def test_picture_that_fails_does_not_lose_the_scores(tmp_path):

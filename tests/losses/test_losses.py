@@ -3,8 +3,10 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
+from conftest import ROOT
 
-from e2net.losses import TERMS, Criterion
+from e2net.losses import TERMS, Criterion, Schedule, functional
 from e2net.structures import SegOutput
 
 
@@ -45,6 +47,16 @@ def _loop(term, logits, mask):
             both = sum(weight[i] * p[i] * m[i] for i in pixels)
             total = sum(weight[i] * (p[i] + m[i]) for i in pixels)
             results.append(bce + 1 - (both + 1) / (total - both + 1))
+        elif term == "focal":
+            truth_prob = {i: p[i] if m[i] else 1 - p[i] for i in pixels}
+            balance = {i: 0.25 if m[i] else 0.75 for i in pixels}
+            results.append(sum(-balance[i] * (1 - q) ** 2 * math.log(q) for i, q in truth_prob.items()) / len(pixels))
+        elif term == "tversky":
+            false_positives = sum(p[i] * (1 - m[i]) for i in pixels)
+            missed = sum((1 - p[i]) * m[i] for i in pixels)
+            results.append(1 - (both + 1) / (both + 0.3 * false_positives + 0.7 * missed + 1))
+        elif term == "ual":
+            results.append(sum(1 - abs(2 * p[i] - 1) ** 2 for i in pixels) / len(pixels))
         else:
             results.append(_edge_loop(p, m, h, w))
     return torch.tensor(results, dtype=torch.float64)
@@ -88,12 +100,76 @@ def test_terms_are_per_image_finite_and_zero_when_perfect(term):
     perfect = TERMS[term](60 * (2 * square - 1), square).item()
     inverted = TERMS[term](60 * (1 - 2 * square), square).item()
     # Sobel rounds the corners: even a perfect map has an edge loss of a few per cent there.
-    assert perfect < (0.1 if term == "edge" else 1e-3) and (inverted > 0.5 or term == "edge")
+    # The uncertainty-aware loss is content with any decided map.
+    assert perfect < (0.1 if term == "edge" else 1e-3) and (inverted > 0.5 or term in ("edge", "ual"))
     for mask in (torch.zeros(1, 1, 8, 8), torch.ones(1, 1, 8, 8)):
         for value in (-200.0, 0.0, 200.0):
             logits = torch.full((1, 1, 8, 8), value, requires_grad=True)
             TERMS[term](logits, mask).sum().backward()
             assert logits.grad.isfinite().all()
+
+
+def test_focal_without_focus_or_balance_is_half_the_cross_entropy():
+    logits, mask = _pair()
+    torch.testing.assert_close(2 * functional.focal(logits, mask, 0.5, 0.0), TERMS["bce"](logits, mask))
+    weighted = functional.focal(logits, mask, 1.0, 3.0)  # the object's pixels alone, with (1 - p)^3
+    prob = logits.sigmoid()
+    torch.testing.assert_close(weighted, (-mask * (1 - prob) ** 3 * prob.log()).mean((2, 3)))
+
+
+def test_tversky_of_equal_costs_is_dice_and_its_exponent_a_power():
+    logits, mask = _pair()
+    prob = logits.sigmoid()
+    hit, total = (prob * mask).sum((2, 3)), (prob + mask).sum((2, 3))
+    torch.testing.assert_close(functional.tversky(logits, mask, 0.5, 0.5), 1 - (2 * hit + 2) / (total + 2))
+    plain, focal = (functional.tversky(logits, mask, 0.4, 0.6, e) for e in (1.0, 0.75))
+    torch.testing.assert_close(focal, plain**0.75)
+    perfect = (200 * (2 * mask - 1)).requires_grad_()
+    functional.tversky(perfect, mask, exponent=0.75).sum().backward()
+    assert perfect.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(("term", "name", "value"), [
+    ("focal", "alpha", 0.5), ("focal", "gamma", 1.0),
+    ("tversky", "alpha", 0.7), ("tversky", "beta", 0.3), ("tversky", "exponent", 0.75),
+])  # fmt: skip
+def test_params_reach_their_term_and_no_other(term, name, value):
+    output, mask = _output()
+    weights = dict.fromkeys(TERMS, 1.0)
+    before = Criterion(weights)(output, mask)
+    after = Criterion(weights, params={term: {name: value}})(output, mask)
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    assert changed == {"loss", f"final/{term}"}
+    torch.testing.assert_close(after[f"final/{term}"], TERMS[term](output.logits, mask, **{name: value}).mean())
+
+
+STEPS = [[0, 2.0], [0.3, 1.5], [0.6, 1.0]]
+
+
+@pytest.mark.parametrize(("weight", "expected"), [
+    (0.7, {0.0: 0.7, 0.5: 0.7, 1.0: 0.7}),
+    (STEPS, {0.0: 2.0, 29 / 100: 2.0, 30 / 100: 1.5, 59 / 100: 1.5, 60 / 100: 1.0, 1.0: 1.0}),
+    ({"ramp": "cosine", "from": 0.0, "to": 1.0}, {0.0: 0.0, 1 / 3: 0.25, 0.5: 0.5, 2 / 3: 0.75, 1.0: 1.0}),
+    ({"ramp": "linear", "from": 3.0, "to": 1.0}, {0.0: 3.0, 0.25: 2.5, 1.0: 1.0}),
+], ids=["number", "steps", "cosine", "linear"])  # fmt: skip
+def test_a_weight_over_the_course_of_training(weight, expected):
+    schedule = Schedule(weight)
+    assert {progress: schedule(progress) for progress in expected} == pytest.approx(expected)
+    assert schedule.peak == max(expected.values())
+    output, mask = _output()
+    criterion = Criterion({"bce": 1.0, "ual": weight})
+    for progress, value in expected.items():
+        values = criterion(output, mask, progress)
+        torch.testing.assert_close(values["loss"], values["final/bce"] + value * values["final/ual"])
+    torch.testing.assert_close(criterion(output, mask)["loss"], values["loss"])  # the end, unless told
+
+
+def test_a_weight_of_0_for_now_is_logged_and_one_of_0_for_good_is_not():
+    output, mask = _output()
+    rising = {"ramp": "cosine", "from": 0.0, "to": 1.0}
+    values = Criterion({"bce": 1.0, "ual": rising, "dice": 0.0, "iou": [[0, 0.0]]})(output, mask, 0.0)
+    assert set(values) == {"loss", "final/bce", "final/ual"}
+    assert values["final/ual"] > 0
 
 
 def test_structure_loss_weights_its_bce():
@@ -157,3 +233,55 @@ def test_wrong_settings():
         Criterion({"bce": -1.0})
     with pytest.raises(ValueError, match="nothing would train"):
         Criterion({"bce": 0.0}, {"bce": 1.0})
+    with pytest.raises(ValueError, match=r"loss.params has the unknown term 'foca'; expected one of bce"):
+        Criterion({"bce": 1.0}, params={"foca": {"gamma": 1.0}})
+    with pytest.raises(ValueError, match=r"loss.params.focal has the unknown parameter 'beta'; .* alpha, gamma"):
+        Criterion({"bce": 1.0}, params={"focal": {"beta": 1.0}})
+    with pytest.raises(ValueError, match=r"loss.params.bce has the unknown parameter 'gamma'; it has none"):
+        Criterion({"bce": 1.0}, params={"bce": {"gamma": 1.0}})
+    with pytest.raises(ValueError, match=r"loss.params.focal.gamma must be at least 0, found -2"):
+        Criterion({"bce": 1.0}, params={"focal": {"gamma": -2}})
+
+
+@pytest.mark.parametrize(("weight", "message"), [
+    ([[0, 1.0], [0.5, -1.0]], "at least 0, found -1.0"),
+    ([[0.1, 1.0]], r"rise from 0 .* found \[0.1\]"),
+    ([[0, 1.0], [30, 2.0]], "stay below 1, as shares of training"),
+    ([[0, 1.0], [0.6, 2.0], [0.3, 1.0]], "must have steps that rise"),
+    ([0.5, 0.7], "must be pairs like"),
+    ([], "must be pairs like"),
+    ("high", "at least 0, found high"),
+    (float("nan"), "at least 0, found nan"),
+    ({"ramp": "sine", "from": 0.0, "to": 1.0}, "a ramp of linear, cosine, found"),
+    ({"ramp": "cosine", "to": 1.0}, "must be like {ramp: cosine, from: 0.0, to: 1.0}"),
+    ({"ramp": "cosine", "from": 0.0, "to": -1.0}, "at least 0, found -1.0"),
+], ids=str)  # fmt: skip
+def test_wrong_schedules(weight, message):
+    with pytest.raises(ValueError, match=rf"loss.final.edge must .*{message}|loss.final.edge .*{message}"):
+        Criterion({"bce": 1.0, "edge": weight})
+
+
+def _configured(name):
+    """What a loss option's YAML makes."""
+    config = yaml.safe_load((ROOT / "conf" / "loss" / f"{name}.yaml").read_text())
+    del config["_target_"]
+    return Criterion(**config)
+
+
+def test_published_schedules():
+    """E2Net's at epochs 0, 30 and 60 of 100; ZoomNeXt's ramp."""
+    final = _configured("v1_schedule").weights["final"]
+    assert [final["dice"](epoch / 100) for epoch in (0, 29, 30, 59, 60, 99)] == [2.0, 2.0, 1.5, 1.5, 1.0, 1.0]
+    assert [final["edge"](epoch / 100) for epoch in (0, 29, 30, 59, 60, 99)] == [0.3, 0.3, 0.5, 0.5, 0.8, 0.8]
+    final = _configured("ual").weights["final"]
+    assert [final["ual"](p) for p in (0.0, 0.5, 1.0)] == pytest.approx([0, 0.5, 1]) and final["bce"](0.0) == 1
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "conf" / "loss").glob("*.yaml")), ids=lambda f: f.stem)
+def test_options_list_every_term_so_that_each_can_be_overridden(file):
+    criterion = _configured(file.stem)
+    assert [set(weights) for weights in criterion.weights.values()] == [set(TERMS)] * 3
+    output, mask = _output()
+    output = SegOutput(*(x.requires_grad_() if isinstance(x, torch.Tensor) else x for x in output))
+    criterion(output, mask, 0.5)["loss"].backward()
+    assert output.logits.grad.any()

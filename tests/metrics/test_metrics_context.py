@@ -76,6 +76,13 @@ def test_slanted_line_and_small_masks_are_finite():
     assert not camouflage_degree(image, mask).any()
 
 
+@pytest.mark.parametrize("value", [False, True])
+def test_degree_where_one_side_is_missing(value):
+    _, mask, image = scene(0, 20, 30)
+    mask[:] = value
+    assert not camouflage_degree(image, mask).any()
+
+
 def test_errors():
     level_map, mask, image = scene(0)
     with pytest.raises(TypeError, match="image: expected uint8, got float64"):

@@ -16,12 +16,14 @@ from e2net.metrics import (
     DEFAULT_SCORES,
     BalancedErrorRate,
     BoundaryMeasure,
+    ContextMeasure,
     Dice,
     EMeasure,
     FMeasure,
     IoU,
     MapAbsoluteError,
     MapScores,
+    PrecisionRecall,
     Protocol,
     SMeasure,
     WeightedFMeasure,
@@ -37,6 +39,10 @@ def images(n=5):
     masks = [np.add.outer(np.arange(h), np.arange(w)) < rng.integers(8, 20) for h, w in SIZES[:n]]
     maps = [np.clip(m * 60 + rng.integers(0, 150, m.shape), 0, 255).astype(np.uint8) for m in masks]
     return maps, masks
+
+
+def photographs(n=5):
+    return [np.random.default_rng(i).integers(0, 256, (*size, 3), dtype=np.uint8) for i, size in enumerate(SIZES[:n])]
 
 
 def oracle(maps, masks):
@@ -82,7 +88,11 @@ class TestMapScores:
         assert DEFAULT_SCORES == ("S", "Fmax", "Fmean", "Fadp", "wF", "Emax", "Emean", "Eadp", "MAE")
         maps, masks = images(2)
         metric = MapScores(scores=ALL_SCORES)
-        metric.update(maps, masks)
+        with pytest.raises(ValueError, match="wC: expected the image of the mask, found none"):
+            metric.update(maps, masks)
+        with pytest.raises(ValueError, match="2 maps, 2 indices, 2 names, 3 images"):
+            metric.update(maps, masks, image=photographs(3))
+        metric.update(maps, masks, image=photographs(2))
         assert tuple(metric.compute()) == ALL_SCORES
         assert all(v.dtype == torch.float64 and v.ndim == 0 for v in metric.compute().values())
 
@@ -208,14 +218,56 @@ def test_single_metrics_equal_pysod(metric, name):
 def test_single_and_combined_metrics_agree():
     maps, masks = images()
     combined = MapScores(scores=ALL_SCORES)
-    combined.update(maps, masks)
+    combined.update(maps, masks, image=photographs())
     expected = combined.compute()
     for metric, name in ((IoU(), "IoU"), (Dice(), "Dice"), (BalancedErrorRate(), "BER")):
         metric.update(maps, masks)
         assert float(metric.compute()) == pytest.approx(float(expected[name]), abs=1e-12)
+    curves = PrecisionRecall()
+    curves.update(maps, masks)
+    for name, curve in curves.compute().items():
+        assert torch.allclose(curve, combined.compute_curves()[name], rtol=0, atol=1e-12)
+    plain, weighted = ContextMeasure(), ContextMeasure(camouflage=True)
+    plain.update(maps, masks)
+    weighted.update(maps[0], masks[0], photographs()[0])
+    weighted.update(maps[1:], masks[1:], photographs()[1:])
+    close({"C": plain.compute(), "wC": weighted.compute()}, {k: expected[k] for k in ("C", "wC")})
     boundary = BoundaryMeasure()
     boundary.update([*maps, np.zeros((5, 5), dtype=np.uint8)], [*masks, np.zeros((5, 5), dtype=bool)])
     close(boundary.compute(), {k: expected[k] for k in ("bMAE", "bwF")})
+
+
+def test_precision_and_recall_at_a_half_equal_pysod():
+    maps, masks = images()
+    maps[2][:] = 0  # nothing is chosen
+    metric = MapScores(scores=("P", "R"), protocol=Protocol(normalize="as_is"))
+    metric.update(maps, masks)
+    theirs = py_sod_metrics.FmeasureV2(
+        {
+            "P": py_sod_metrics.PrecisionHandler(with_dynamic=False, with_adaptive=False, with_binary=True),
+            "R": py_sod_metrics.RecallHandler(with_dynamic=False, with_adaptive=False, with_binary=True),
+        }
+    )
+    for level_map, mask in zip(maps, masks, strict=True):
+        theirs.step(level_map / 255, mask, normalize=False)
+    for row, p, r in zip(metric.per_image(), *(_binary(theirs, k) for k in "PR"), strict=True):
+        assert (row["P"], row["R"]) == pytest.approx((float(p), float(r)), abs=1e-9)
+
+
+def _binary(scorer, name):
+    return scorer._metric_handlers[name].binary_results
+
+
+def test_context_measure_is_told_whether_images_come():
+    maps, masks = images(1)
+    with pytest.raises(ValueError, match=r"ContextMeasure\(camouflage=True\) expects the images"):
+        ContextMeasure(camouflage=True).update(maps, masks)
+    with pytest.raises(ValueError, match=r"ContextMeasure\(camouflage=False\) expects no images"):
+        ContextMeasure().update(maps, masks, photographs(1))
+    with pytest.raises(ValueError, match="1 maps and 2 images"):
+        ContextMeasure(camouflage=True).update(maps, masks, photographs(2))
+    with pytest.raises(ValueError, match="beta2, alpha: expected positive"):
+        ContextMeasure(alpha=0)
 
 
 def test_reduction_is_checked():

@@ -1,0 +1,35 @@
+"""Values of key=value arguments, for the commands whose settings are a typed dataclass. Imports nothing heavy."""
+
+from typing import Any, get_args
+
+import yaml
+
+
+def read_value(key: str, text: str, expected: Any) -> Any:
+    """The value of ``key=text``: text stays as it stands, everything else is read as YAML.
+
+    (Text as YAML, as in Hydra, would turn ``input=*.jpg`` into a syntax error.)
+
+    Args:
+        key: for the message.
+        text: after the equals sign.
+        expected: a type or a union of types, as in the dataclass; a whole number is a float too.
+
+    Raises:
+        ValueError: the value is of another type.
+    """
+    if expected is str:
+        return text
+    if expected == str | None:
+        return None if text == "null" else text
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    kinds = get_args(expected) or (expected,)
+    if float in kinds and type(value) is int:
+        return float(value)
+    if type(value) not in kinds:  # not isinstance: bool is a kind of int, but "batch_size=true" is a mistake
+        names = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
+        raise ValueError(f"{key}={text}: expected {names}, found {value!r}")
+    return value

@@ -1,0 +1,179 @@
+"""Pictures of the images on which two variants disagree most: image, mask, and each one's map, as data URIs."""
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from e2net.compare.runs import Run, Variant
+from e2net.compare.statistics import sign
+from e2net.compare.sweep import evaluation_config
+from e2net.datasets import SegmentationData, Source, read_map
+from e2net.engine import Job, build, prepare_evaluation
+from e2net.engine.checkpoint import find_checkpoint
+
+_SIDES = (320, 256, 208, 160, 128, 96)  # of a picture's longer side: the first at which all fit into _BYTES
+_BYTES = 3_500_000
+_QUALITY = 82
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An encoded picture."""
+
+    uri: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Example:
+    """One image on which two variants disagree.
+
+    Attributes:
+        test_set, stem: which image.
+        first, second: positions of the two variants.
+        scores: of the first's and of the second's map as shown.
+        means: the same, averaged over seeds.
+        pictures: image, mask, map of the first, map of the second.
+    """
+
+    test_set: str
+    stem: str
+    first: int
+    second: int
+    scores: tuple[float, float]
+    means: tuple[float, float]
+    pictures: tuple[Picture, ...] = ()
+
+
+def choose(variants: Sequence[Variant], sets: Sequence[str], score: str, count: int) -> list[Example]:
+    """The images with the largest differences, first gains and then losses of each variant against the first.
+
+    Args:
+        variants: the first is what others are compared to.
+        sets: test sets.
+        score: whose difference, averaged over seeds.
+        count: for each test set and pair; half of them on either side where there are as many.
+    """
+    chosen = []
+    for name in sets:
+        stems = list(variants[0].runs[0].images[name])
+        means = [variant.per_image(name, score, stems) for variant in variants]
+        shown = [[variant.runs[0].images[name][stem][score] for stem in stems] for variant in variants]
+        for other in range(1, len(variants)):
+            change = sign(score) * (means[other] - means[0])
+            order = np.argsort(-change, kind="stable")
+            gains = [i for i in order if change[i] > 0]
+            losses = [i for i in order[::-1] if change[i] < 0]
+            half = count // 2
+            few = min(len(losses), count - min(len(gains), count - half))
+            for i in [*gains[: count - few], *losses[:few]]:
+                scores, both = (shown[0][i], shown[other][i]), (float(means[0][i]), float(means[other][i]))
+                chosen.append(Example(name, stems[i], 0, other, scores, both))
+    return chosen
+
+
+def draw(examples: Sequence[Example], variants: Sequence[Variant], output: Path, device: str) -> list[Example]:
+    """The same examples with their pictures; maps are computed by each variant's first run, and kept in ``output``.
+
+    Raises:
+        ValueError, OSError: a checkpoint, an encoder or the data are not where they were.
+    """
+    maps: dict[int, Path] = {}
+    for position, variant in enumerate(variants):
+        wanted: dict[str, list[str]] = {}
+        for example in examples:
+            if position in (example.first, example.second) and example.stem not in wanted.get(example.test_set, []):
+                wanted.setdefault(example.test_set, []).append(example.stem)
+        maps[position] = _write_maps(variant.runs[0], wanted, output / "maps", device)
+    data: SegmentationData = build(variants[0].config["data"])
+    sources = {name: data.test_source(name) for name in dict.fromkeys(e.test_set for e in examples)}
+    positions = {name: {s.name(i): i for i in range(len(s))} for name, s in sources.items()}
+    loaded = []
+    for e in examples:
+        image, mask = sources[e.test_set].read(positions[e.test_set][e.stem])
+        both = [read_map(maps[i] / e.test_set / f"{e.stem}.png") for i in (e.first, e.second)]
+        loaded.append((image[..., ::-1], mask.astype(np.uint8) * 255, *both))
+    for side in _SIDES:
+        pictures = [tuple(_encode(values, side) for values in one) for one in loaded]
+        if sum(len(p.uri) for one in pictures for p in one) <= _BYTES:
+            break
+    return [
+        Example(e.test_set, e.stem, e.first, e.second, e.scores, e.means, shown)
+        for e, shown in zip(examples, pictures, strict=True)
+    ]
+
+
+def _write_maps(run: Run, wanted: dict[str, list[str]], output: Path, device: str) -> Path:
+    """Computes the maps that are not there yet, as a test of the checkpoint on these images alone."""
+    checkpoint = find_checkpoint(run.folder)
+    facts = checkpoint.stat()
+    known = f"{checkpoint.resolve()} {facts.st_size} {facts.st_mtime_ns}"
+    folder = output / hashlib.sha256(known.encode()).hexdigest()[:12]
+    missing = {
+        name: [stem for stem in stems if not (folder / "maps" / name / f"{stem}.png").is_file()]
+        for name, stems in wanted.items()
+    }
+    if any(missing.values()):
+        job = prepare_evaluation(evaluation_config(checkpoint, folder, device))
+        assert isinstance(job, Job)
+        # A set that lacks nothing still needs an image: the model's sets and the loader's are matched by position.
+        chosen = {name: missing.get(name) or [job.data.test_source(name).name(0)] for name in job.data.test_names}
+        job.trainer.test(job.module, datamodule=_ChosenData(job.data, chosen), verbose=False)
+    return folder / "maps"
+
+
+class _ChosenData(SegmentationData):
+    """Some images of each test set of other data."""
+
+    def __init__(self, data: SegmentationData, chosen: dict[str, list[str]]) -> None:
+        super().__init__(data.size, data.batch_size, num_workers=0)
+        self.test_names = data.test_names
+        self._data, self._chosen = data, chosen
+
+    def test_source(self, name: str) -> Source:
+        return _Chosen(self._data.test_source(name), set(self._chosen[name]))
+
+
+class _Chosen:
+    """Some pairs of a source."""
+
+    def __init__(self, source: Source, stems: set[str]) -> None:
+        self._source = source
+        self._indices = [i for i in range(len(source)) if source.name(i) in stems]
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def name(self, index: int) -> str:
+        """The stem of pair ``index``."""
+        return self._source.name(self._indices[index])
+
+    def read(self, index: int, at_least: tuple[int, int] | None = None) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Pair ``index``, see ``Source``."""
+        return self._source.read(self._indices[index], at_least)
+
+    def identity(self) -> Any:
+        """That of the whole source, and which of it."""
+        return [self._source.identity(), self._indices]
+
+    def check(self) -> None:
+        """The whole source was checked already."""
+
+
+def _encode(values: NDArray[Any], side: int) -> Picture:
+    height, width = values.shape[:2]
+    scale = min(1.0, side / max(height, width))
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    small = cv2.resize(values, size, interpolation=cv2.INTER_AREA) if scale < 1 else values
+    done, data = cv2.imencode(".jpg", np.ascontiguousarray(small), [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
+    if not done:
+        raise ValueError("OpenCV could not encode a picture as JPEG")
+    return Picture("data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode(), *size)

@@ -1,0 +1,51 @@
+"""What a comparison has found, as the writers of reports get it."""
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from e2net.compare.cost import Cost
+from e2net.compare.gallery import Example
+from e2net.compare.runs import Variant
+from e2net.compare.statistics import Difference
+
+
+@dataclass
+class Comparison:
+    """Everything that a report says.
+
+    Attributes:
+        variants: at least two; the others are compared to the first.
+        sets: names of the test sets.
+        scores: names of the scores.
+        score: the one that charts and pictures are about.
+        differing: flattened key of the configs to each variant's value.
+        differences: {test set: {position of a variant: {score: difference to the first}}}; only scores that are means
+            over images.
+        costs: of each variant, empty where they were not measured.
+        machine: what they were measured on.
+        examples: images on which two variants disagree.
+        warnings: what makes the comparison less fair or complete than it might be.
+        failures: runs that are missing because they failed.
+        resamples, seed: of the bootstrap.
+        written: when.
+    """
+
+    variants: list[Variant]
+    sets: list[str]
+    scores: list[str]
+    score: str
+    differing: dict[str, list[Any]]
+    differences: dict[str, dict[int, dict[str, Difference]]]
+    resamples: int
+    seed: int
+    costs: list[Cost] = field(default_factory=list)
+    machine: str = ""
+    examples: list[Example] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    written: str = field(default_factory=lambda: datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
+
+    def images(self, name: str) -> list[str]:
+        """Stems of a test set's scored images."""
+        return list(self.variants[0].runs[0].images[name])

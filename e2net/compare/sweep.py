@@ -1,0 +1,305 @@
+"""Sweeps: one resolved config for each variant and seed, each in a run folder of its own, through Hydra's multirun.
+
+Variants need not be a grid (each has its own size where tokens are given), while multirun only knows grids. So every
+job's resolved config is written as an option of a generated group ``job``, and multirun sweeps over that one group;
+any launcher carries it.
+"""
+
+import itertools
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+
+import e2net
+from e2net.compare.runs import SCORES, check_names, config_key, unique
+from e2net.compare.settings import Settings, close_to_own
+from e2net.engine import build, build_model, inherit, resolve
+from e2net.engine.checkpoint import LAST, read_checkpoint
+from e2net.engine.config import conf_folder, hydra_message
+
+ROOT = Path(e2net.__file__).parent.parent
+# Set by the user: hydra/launcher=..., hydra.launcher.n_jobs=..., and alike.
+_TO_HYDRA = ("hydra/", "hydra.", "+hydra.", "~hydra")
+_INTERRUPTED = (130, -2)
+
+
+@dataclass
+class Job:
+    """One run of a sweep.
+
+    Attributes:
+        variant: position of its variant.
+        config: resolved, without places.
+        folder: its run folder.
+        fault: why it has no scores, if it has failed.
+    """
+
+    variant: int
+    config: dict[str, Any]
+    folder: Path
+    fault: str | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether its scores, which are written last, are there."""
+        return (self.folder / SCORES).is_file()
+
+    @property
+    def log(self) -> Path:
+        """What to read if it failed."""
+        return self.folder / "train.log"
+
+
+@dataclass
+class Plan:
+    """What a sweep is to run: the variants' names, all jobs, and what is to be said about their fairness."""
+
+    names: list[str]
+    jobs: list[Job]
+    hydra: list[str]
+    warnings: list[str] = field(default_factory=list)
+
+
+def evaluation_config(checkpoint: Path, output: Path, device: str) -> dict[str, Any]:
+    """A resolved ``conf/eval.yaml`` for a checkpoint on the test sets, and by the protocol, of its training."""
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        config = compose("eval", ["output=null", f"accelerator={device}", "num_samples=0"])
+    config.ckpt, config.output = str(checkpoint), str(output)
+    return resolve(inherit(config))
+
+
+def make_plan(settings: Settings) -> Plan:
+    """Composes every variant's config for every seed, and builds each variant's model once, as a check.
+
+    Raises:
+        ValueError, FileNotFoundError: an override is wrong, a model cannot be built, or data are missing.
+    """
+    passed = [o for o in settings.overrides if o.startswith(_TO_HYDRA)]
+    parsed = _parse([o for o in settings.overrides if o not in passed])
+    seeds = [o for o in parsed if o.key_or_group == "seed"]
+    swept = [o for o in parsed if o.is_sweep_override() and o not in seeds]
+    plain = [str(o.input_line) for o in parsed if o not in swept and o not in seeds]
+    choices = [_expand(o) for o in swept]
+    if not swept:
+        raise ValueError(
+            "nothing to compare: expected an override besides seed with several values, such as "
+            "encoder=dinov2_b,dinov3_b; to compare seeds, train them (python train.py -m seed=0,1) and give runs=[...]"
+        )
+    variants = list(itertools.product(*choices))
+    plan = Plan(_variant_names(variants, settings.names), [], passed)
+    sized = [_with_tokens([*plain, *variant], settings.tokens) for variant in variants]
+    _be_fair(plan, sized, settings.tokens, any(o.key_or_group == "size" for o in parsed))
+    for position, (overrides, _) in enumerate(sized):
+        checked = False
+        for seed in _expand(seeds[0]) if seeds else [None]:
+            config = _compose([*overrides, *([seed] if seed else [])])
+            if not checked:
+                _check(plan.names[position], config)
+                checked = True
+            key = config_key(config)
+            folder = _folder(Path(settings.store), f"{plan.names[position]}_seed{config['seed']}", key)
+            plan.jobs.append(Job(position, config, folder))
+    keys = [config_key(job.config) for job in plan.jobs]
+    twice = [job for i, job in enumerate(plan.jobs) if keys[i] in keys[:i]]
+    if twice:
+        raise ValueError(
+            f"{plan.names[twice[0].variant]} (seed {twice[0].config['seed']}) comes twice with the same config; "
+            "expected values that differ"
+        )
+    return plan
+
+
+def _parse(overrides: Sequence[str]) -> list[Override]:
+    parsed: list[Override] = []
+    for override in overrides:
+        try:
+            parsed += OverridesParser.create().parse_overrides([override])
+        except HydraException as error:
+            raise ValueError(f"{override}: no override in Hydra's syntax ({hydra_message(error)})") from error
+    return parsed
+
+
+def _expand(override: Override) -> list[str]:
+    """Every value of a swept override, as an override; of another one just itself."""
+    if not override.is_sweep_override():
+        return [str(override.input_line)]
+    if not override.is_discrete_sweep():
+        raise ValueError(f"{override.input_line}: expected a list of values, found an interval")
+    return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+
+
+def _variant_names(variants: Sequence[Sequence[str]], given: Sequence[Any] | None) -> list[str]:
+    """What stands behind the equals signs, of a path its last part; with the key unless all its values are words."""
+    columns = []
+    for overrides in zip(*variants, strict=True):
+        key = overrides[0].partition("=")[0].rpartition(".")[2]
+        values = [override.partition("=")[2].strip("'\"") for override in overrides]
+        if all(re.fullmatch(r"[A-Za-z/][\w./-]*", v) and v not in ("true", "false", "null") for v in values):
+            columns.append([value.rstrip("/").rpartition("/")[2] for value in values])
+        else:
+            columns.append([f"{key}={value}" for value in values])
+    return check_names(given, len(variants)) or unique([", ".join(parts) for parts in zip(*columns, strict=True)])
+
+
+def _compose(overrides: Sequence[str]) -> dict[str, Any]:
+    try:
+        with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+            config = resolve(compose("train", [*overrides, "run_dir=null"]))
+    except HydraException as error:
+        line = hydra_message(error)
+        keys = [o.partition("=")[0] for o in overrides]
+        near = next(filter(None, (close_to_own(key) for key in keys if key in line)), None)
+        raise ValueError(f"{line}{f' Did you mean {near}=...?' if near else ''}") from error
+    del config["run_dir"], config["resume"]
+    return config
+
+
+def _with_tokens(overrides: list[str], tokens: Any) -> tuple[list[str], tuple[int, tuple[int, int]]]:
+    """The overrides of one variant with the size that gives the number of tokens; its patch size; its input size."""
+    config = _compose(overrides)
+    patch = build(config["encoder"]).size_multiple
+    if tokens is not None:
+        rows, columns = (tokens, tokens) if isinstance(tokens, int) else (tokens[0], tokens[-1])
+        sides = (rows * patch, columns * patch)
+        value = str(sides[0]) if sides[0] == sides[1] else f"[{sides[0]},{sides[1]}]"
+        return [*(o for o in overrides if not o.startswith("size=")), f"size={value}"], (patch, sides)
+    size = config["size"]
+    return overrides, (patch, (size, size) if isinstance(size, int) else tuple(size))
+
+
+def _be_fair(plan: Plan, sized: list[Any], tokens: Any, size_given: bool) -> None:
+    """Chooses equally many tokens where nothing was said about them, and warns where given sizes differ in them."""
+    if tokens is not None and size_given:
+        raise ValueError("tokens=... and size=... contradict each other; give one of them")
+    patches = [patch for _, (patch, _) in sized]
+    if tokens is None and not size_given and len(set(patches)) > 1:
+        common = max(1, min(side // max(patches) for _, (_, sides) in sized for side in sides))
+        plan.warnings.append(
+            f"No size was given and patch sizes differ, so each gets {common} x {common} tokens; choose by tokens=..."
+        )
+        sized[:] = [_with_tokens(overrides, common) for overrides, _ in sized]
+    counts = [(sides[0] / patch) * (sides[1] / patch) for _, (patch, sides) in sized]
+    if len(set(counts)) > 1:
+        each = "; ".join(f"{name}: {count:g}" for name, count in zip(plan.names, counts, strict=True))
+        plan.warnings.append(f"Not the same number of patch tokens ({each}); tokens=... makes them equal.")
+
+
+def _check(name: str, config: dict[str, Any]) -> None:
+    """Builds everything but the trainer, so that a wrong setting shows before any run starts."""
+    try:
+        build_model(config).encoder.check_size(*(data := build(config["data"])).size)
+        for key in ("loss", "optim", "protocol"):
+            build(config[key])
+        data.setup(None)
+    except (ValueError, TypeError, OSError) as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def _folder(store: Path, name: str, key: str) -> Path:
+    """The run folder of a config: whatever it was called, if there is one, else a readable name with the key."""
+    found = sorted(store.glob(f"*-{key}"))
+    return found[0] if found else store / f"{re.sub(r'[^A-Za-z0-9_.]+', '_', name).strip('_')}-{key}"
+
+
+def run_sweep(plan: Plan, work: Path, say: Callable[[str], None] = print) -> None:
+    """Runs all jobs that are not finished; those that fail get their ``fault``.
+
+    Where a job takes the whole process with it (killed for memory, say), those that have not started yet are launched
+    again without it.
+
+    Args:
+        plan: what to run.
+        work: folder for the generated configs.
+        say: prints a line.
+
+    Raises:
+        KeyboardInterrupt: the sweep was interrupted; the same plan continues it.
+    """
+    done = sum(job.finished for job in plan.jobs)
+    if done:
+        say(f"{done} of {len(plan.jobs)} runs are finished already and are used as they are")
+    open_jobs = [job for job in plan.jobs if not job.finished]
+    while open_jobs:
+        before = {job.folder: _started(job) for job in open_jobs}
+        code = _launch(open_jobs, work, plan.hydra)
+        if code in _INTERRUPTED:
+            raise KeyboardInterrupt
+        tried = [job for job in open_jobs if _started(job) != before[job.folder]]
+        for job in tried or open_jobs:
+            if not job.finished:
+                job.fault = _fault(job, code)
+        open_jobs = [job for job in open_jobs if not job.finished and job.fault is None]
+
+
+def _started(job: Job) -> int | None:
+    """Changes with every start of the job: Hydra writes this file first."""
+    file = job.folder / ".hydra" / "overrides.yaml"
+    return file.stat().st_mtime_ns if file.is_file() else None
+
+
+def _fault(job: Job, code: int) -> str:
+    if not job.log.is_file():
+        return f"did not start (train.py -m ended with status {code}); what it printed stands above"
+    lines = [line.strip() for line in job.log.read_text(errors="replace").splitlines() if line.strip()]
+    raised = [line for line in lines if re.match(r"[\w.]+(Error|Exception|Interrupt|Exit)\b", line)]
+    last = raised[-1] if raised else f"stopped without a message (train.py -m ended with status {code})"
+    return f"{last[:300]} (log: {job.log})"
+
+
+def _launch(jobs: Sequence[Job], work: Path, hydra: Sequence[str]) -> int:
+    """One multirun of train.py over the jobs."""
+    shutil.rmtree(work, ignore_errors=True)
+    (work / "job").mkdir(parents=True)
+    store = jobs[0].folder.parent.resolve()
+    for job in jobs:
+        config = {**job.config, "resume": _resume(job), "run_dir": "${hydra:runtime.output_dir}"}
+        text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+        (work / "job" / f"{job.folder.name}.yaml").write_text(f"# @package _global_\n{text}", encoding="utf-8")
+    primary = {
+        "defaults": [{"job": "???"}, "_self_"],
+        "hydra": {
+            "sweep": {"dir": str(store), "subdir": "${hydra:runtime.choices.job}"},
+            # A wrong setting raises rather than exits, so that the other jobs go on, and each log has its own error.
+            "job": {"name": "train", "env_set": {"E2NET_TRACEBACK": "1"}},
+            "callbacks": {"log_job_return": {"_target_": "hydra.experimental.callbacks.LogJobReturnCallback"}},
+        },
+    }
+    (work / "sweep.yaml").write_text(yaml.safe_dump(primary, sort_keys=False))
+    names = ",".join(f"'{job.folder.name}'" for job in jobs)
+    command = [sys.executable, str(ROOT / "train.py"), "-m", f"--config-dir={work.resolve()}", "--config-name=sweep"]
+    # The package beside this very file, also where another checkout is the installed one.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
+    process = subprocess.Popen([*command, f"job={names}", *hydra], env=environment)
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        # Ctrl-C reached it as well; it writes its checkpoint and ends.
+        process.wait()
+        raise
+
+
+def _resume(job: Job) -> str | None:
+    """Where an unfinished run continues: its own folder, if its last checkpoint can be read; else it is cleared."""
+    checkpoint = job.folder / "checkpoints" / LAST
+    try:
+        read_checkpoint(checkpoint)
+    except (OSError, ValueError):
+        shutil.rmtree(job.folder, ignore_errors=True)
+        return None
+    metrics = job.folder / "metrics.csv"
+    if metrics.is_file():  # the logger would start it anew
+        metrics.rename(job.folder / f"metrics_until_{time.time_ns()}.csv")
+    return str(job.folder.resolve())

@@ -1,0 +1,240 @@
+"""Features of a frozen encoder kept on disk, and the data sets that read them instead of images."""
+
+import copy
+import fcntl
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from e2net.datasets.pairs import Source
+from e2net.datasets.transforms import Augment, Resize, Size
+from e2net.structures import Sample
+
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
+# Tells these draws from the augmentation's and the random sizes'.
+_STREAM = 2
+
+
+class FeatureStore:
+    """One record of feature maps and mask for each entry, in files of a fixed size that are mapped into memory.
+
+    A store lies in a folder named by its key, a hash of everything that the features depend on. Opening one removes
+    the stores of other keys beside it, unless another run is using them. An entry counts as written only after its
+    values have been handed to the file system, so an interrupted run goes on where it stopped.
+
+    Args:
+        root: folder of all stores.
+        key: what the features depend on; anything that JSON can hold.
+        entries: number of records.
+        shapes: (D_i, h_i, w_i) of F1..F4.
+        mask_size: (H, W) of the masks, pixels.
+        dtype: ``float16`` or ``bfloat16``, two bytes a value.
+        max_gb: refuse to write more than this, in 10⁹ bytes.
+
+    Raises:
+        ValueError: the store would be larger than ``max_gb`` or the disk's free space.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        key: Any,
+        entries: int,
+        shapes: Sequence[Sequence[int]],
+        mask_size: Size,
+        dtype: str = "float16",
+        max_gb: float = 20.0,
+    ) -> None:
+        self.shapes, self.mask_size, self.dtype = [tuple(s) for s in shapes], mask_size, DTYPES[dtype]
+        values = sum(math.prod(s) for s in self.shapes)
+        mask_bytes = -(-math.prod(mask_size) // 8)
+        self.bytes = entries * (2 * values + mask_bytes + 1)
+        text = json.dumps([key, entries, self.shapes, mask_size, dtype], sort_keys=True)
+        self.folder = root / hashlib.sha256(text.encode()).hexdigest()[:16]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = _locked(self.folder, fcntl.LOCK_SH)
+        remove_unused(root)
+        if not (self.folder / "key.json").is_file():
+            self._check_space(max_gb)
+            (self.folder / "key.json").write_text(text)
+        self._features = self._map("features.bin", np.int16, (entries, values))
+        self._masks = self._map("masks.bin", np.uint8, (entries, mask_bytes))
+        self._written = self._map("written.bin", np.uint8, (entries,))
+
+    def _check_space(self, max_gb: float) -> None:
+        free = shutil.disk_usage(self.folder).free
+        for limit, name in ((max_gb * 1e9, f"cache.max_gb={max_gb:g}"), (free, "what is free on the disk")):
+            if self.bytes > limit:
+                shutil.rmtree(self.folder)
+                raise ValueError(
+                    f"the feature cache would take {self.bytes / 1e9:.1f} GB, more than {name}; expected fewer "
+                    "cache.views, a smaller size, or cache.views=0 (no cache)"
+                )
+
+    def _map(self, name: str, dtype: type, shape: tuple[int, ...]) -> np.memmap:
+        file = self.folder / name
+        # To append creates the file but never empties it: another run of the same key may have just begun to write.
+        with file.open("ab") as handle:
+            handle.truncate(np.dtype(dtype).itemsize * math.prod(shape))
+        return np.memmap(file, dtype, "r+", shape=shape)
+
+    def close(self) -> None:
+        """Lets another run remove the store. It lasts until the process ends otherwise."""
+        self._lock.close()
+
+    def missing(self) -> list[int]:
+        """Entries that have not been written."""
+        return np.flatnonzero(self._written == 0).tolist()
+
+    def write(self, entries: Sequence[int], features: Sequence[Tensor], masks: Tensor) -> None:
+        """Writes records: features F1..F4 (B, D_i, h_i, w_i), masks (B, 1, H, W) of 0 and 1.
+
+        Raises:
+            ValueError: a value is too large for the store's dtype.
+        """
+        flat = torch.cat([f.flatten(1) for f in features], dim=1).to(self.dtype)
+        if not flat.isfinite().all():
+            raise ValueError("a feature is too large for cache.dtype=float16, or no number: take cache.dtype=bfloat16")
+        rows = list(entries)
+        self._features[rows] = flat.cpu().view(torch.int16).numpy()
+        self._masks[rows] = np.packbits(masks.flatten(1).cpu().numpy() > 0.5, axis=1)
+        self._features.flush()
+        self._masks.flush()
+        self._written[rows] = 1
+
+    def features(self, entry: int) -> list[Tensor]:
+        """F1..F4 of one entry, each (D_i, h_i, w_i) in the store's dtype."""
+        flat = torch.from_numpy(np.array(self._features[entry])).view(self.dtype)
+        parts = flat.split([math.prod(s) for s in self.shapes])
+        return [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
+
+    def mask(self, entry: int) -> Tensor:
+        """The mask of one entry, (1, H, W) float32, 0 or 1."""
+        bits = np.unpackbits(self._masks[entry], count=math.prod(self.mask_size))
+        return torch.from_numpy(bits.astype(np.float32)).view(1, *self.mask_size)
+
+
+def remove_unused(root: Path) -> None:
+    """Removes every store under ``root`` that no process has open."""
+    for folder in root.iterdir():
+        if (folder / "lock").is_file():
+            try:
+                lock = _locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:  # in use
+                continue
+            shutil.rmtree(folder)
+            lock.close()
+
+
+def _locked(folder: Path, kind: int) -> Any:
+    """An open file that holds a lock on the folder until it is closed."""
+    handle = (folder / "lock").open("w")
+    try:
+        fcntl.flock(handle, kind)
+    except BlockingIOError:
+        handle.close()
+        raise
+    return handle
+
+
+class ViewSet(Dataset[Sample]):
+    """Fixed views of the training images, for the encoder to see once: view 0 is the whole image, the rest augmented.
+
+    Args:
+        source: where pairs come from.
+        indices: which of them; entry ``i * views + v`` is view ``v`` of the i-th.
+        size: (H, W) in pixels.
+        augment: draws the views but the first; its flip is left to the reader of the features, who finds both.
+        views: for each image; more than one needs ``augment``.
+        seed: for the augmentation.
+    """
+
+    def __init__(
+        self, source: Source, indices: Sequence[int], size: Size, augment: Augment | None, views: int, seed: int
+    ) -> None:
+        self.source, self.indices, self.size, self.views, self.seed = source, list(indices), size, views, seed
+        self.augment = copy.copy(augment)
+        if self.augment is not None:
+            self.augment.flip = 0.0
+
+    def __len__(self) -> int:
+        """How many views there are."""
+        return len(self.indices) * self.views
+
+    def __getitem__(self, entry: int) -> Sample:
+        """One view; ``position`` is its entry."""
+        at, view = divmod(entry, self.views)
+        image, mask = self.source.read(self.indices[at])
+        if view == 0 or self.augment is None:
+            image, mask = Resize(self.size)(image, mask)
+        else:
+            image, mask = self.augment(image, mask, self.size, np.random.default_rng([self.seed, view, at, _STREAM]))
+        pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        name = self.source.name(self.indices[at])
+        return Sample(pixels, torch.from_numpy(mask.astype(np.float32)[None]), None, name, entry)
+
+
+class CachedTrainSet(Dataset[Sample]):
+    """Features and masks of training images: for each epoch one of an image's views, and perhaps its mirror image.
+
+    As in :class:`~e2net.datasets.datamodule.TrainSet`, what is drawn depends on seed, epoch and position alone.
+
+    Args:
+        store: holds entry ``(position * views + view) * (1 + mirrored) + flipped``.
+        names: stems of the training images.
+        views: for each image.
+        flip: probability of the mirror image; above 0 the store holds both.
+        seed: for the draws.
+    """
+
+    def __init__(self, store: FeatureStore, names: Sequence[str], views: int, flip: float, seed: int) -> None:
+        self.store, self.names, self.views, self.flip, self.seed = store, list(names), views, flip, seed
+
+    def __len__(self) -> int:
+        """How many images there are."""
+        return len(self.names)
+
+    def __getitem__(self, key: tuple[int, int] | int) -> Sample:
+        """The sample of (epoch, position), its features each (1, D_i, h_i, w_i) and its image empty."""
+        epoch, position = key if isinstance(key, tuple) else (0, key)
+        rng = np.random.default_rng([self.seed, epoch, position, _STREAM])
+        entry = position * self.views + int(rng.integers(self.views))
+        if self.flip:
+            entry = 2 * entry + int(rng.random() < self.flip)
+        features = tuple(f[None] for f in self.store.features(entry))
+        no_image = torch.empty(3, 0, 0, dtype=torch.uint8)
+        return Sample(no_image, self.store.mask(entry), None, self.names[position], position, features)
+
+
+class CachedEvalSet(Dataset[Sample]):
+    """Samples with the features of their images, and of the mirror images where those are averaged.
+
+    Args:
+        dataset: the samples.
+        store: their features.
+        first: entry of the first sample; its mirror image's, if there is one, is next.
+        mirrored: whether there is one.
+    """
+
+    def __init__(self, dataset: Dataset[Sample], store: FeatureStore, first: int, mirrored: bool) -> None:
+        self.dataset, self.store, self.first, self.mirrored = dataset, store, first, mirrored
+
+    def __len__(self) -> int:
+        """How many samples there are."""
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, at: int) -> Sample:
+        """The sample, its features each (1 or 2, D_i, h_i, w_i)."""
+        count = 1 + self.mirrored
+        records = [self.store.features(self.first + at * count + k) for k in range(count)]
+        return self.dataset[at]._replace(features=tuple(torch.stack(level) for level in zip(*records, strict=True)))

@@ -1,0 +1,61 @@
+"""The DPT decoder: one residual path from the coarsest map to the finest."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from e2net.decoders.layers import conv_bn, convolve, resize
+from e2net.decoders.pyramid import Pyramid, PyramidName
+from e2net.structures import SegOutput
+
+
+class ResidualUnit(nn.Module):
+    """RefineNet's residual convolution unit with BatchNorm (Lin et al. 2017). (B, C, h, w) -> (B, C, h, w).
+
+    Args:
+        width: channels.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.residual = nn.Sequential(nn.ReLU(), conv_bn(width, width, 3), conv_bn(width, width, 3, relu=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.residual(x)
+
+
+class DPTDecoder(nn.Module):
+    """Dense prediction transformer's decoder (Ranftl et al. 2021, section 3.1), made for one logit.
+
+    Reassemble: 1x1-BN per level, then the pyramid's strides. Fusion, from coarse to fine: the level through one
+    residual unit is added to the upsampled result so far, and both go through another one and a 1x1 convolution.
+    Head: conv3x3-BN-ReLU-1x1 at the finest stride.
+
+    A level is resampled after its first unit, which thus runs at the encoder's stride, and bilinearly; for the
+    learned resampling of the published version put ``neck=vitdet`` before it. The published version also doubles the
+    resolution once more before its head.
+
+    Args:
+        channels, strides: of the encoder's maps.
+        width: channels inside the decoder; published with 256.
+        pyramid: ``standard`` or ``simple``.
+    """
+
+    def __init__(
+        self, channels: Sequence[int], strides: Sequence[int], width: int = 128, pyramid: PyramidName = "standard"
+    ) -> None:
+        super().__init__()
+        self.project = nn.ModuleList(conv_bn(c, width, 1, relu=False) for c in channels)
+        self.pyramid = Pyramid(pyramid, strides)
+        self.adapt = nn.ModuleList(ResidualUnit(width) for _ in channels[1:])
+        self.fuse = nn.ModuleList(nn.Sequential(ResidualUnit(width), nn.Conv2d(width, width, 1)) for _ in channels)
+        self.head = nn.Sequential(conv_bn(width, width, 3), nn.Conv2d(width, 1, 1))
+
+    def forward(self, features: Sequence[Tensor], image_size: Sequence[int]) -> SegOutput:
+        """F1..F4 (B, D_i, h_i, w_i), the image's (H, W) -> logits (B, 1, *image_size)."""
+        maps = [conv(f) for conv, f in zip(self.project, features, strict=True)]
+        sizes = self.pyramid.sizes(*image_size)
+        x = self.fuse[-1](resize(maps[-1], sizes[-1]))
+        for i in reversed(range(len(self.adapt))):
+            x = self.fuse[i](resize(x, sizes[i]) + convolve(self.adapt[i], maps[i], sizes[i]))
+        return SegOutput(resize(self.head(x), image_size))

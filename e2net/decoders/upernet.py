@@ -1,0 +1,88 @@
+"""The UPerNet decoder: context of the whole scene, spread over a feature pyramid."""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from e2net.decoders.layers import add, conv_bn, convolve, resize
+from e2net.decoders.pyramid import Pyramid, PyramidName
+from e2net.structures import SegOutput
+
+
+class PyramidPooling(nn.Module):
+    """Pyramid pooling (Zhao et al. 2017, section 3.2): each pixel beside the means of 1, 4, 9 and 36 parts of the map.
+
+    The published convolution over all of them concatenated, after upsampling, is taken apart: 3x3 on the map itself,
+    1x1 on the means, before their upsampling. The means have no BatchNorm: of a single image there is one mean of the
+    whole, which has no variance.
+
+    Args:
+        width: channels.
+    """
+
+    BINS = (1, 2, 3, 6)
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.context = nn.ModuleList(
+            nn.Sequential(
+                nn.AdaptiveAvgPool2d(bins),
+                nn.Conv2d(width, width, 1),
+                nn.ReLU(inplace=True),
+                nn.Conv2d(width, width, 1, bias=False),
+            )
+            for bins in self.BINS
+        )
+        self.norm = nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, C, h, w)."""
+        context = add(resize(branch(x), x.shape[-2:]) for branch in self.context)
+        return F.relu(self.norm(self.conv(x) + context), inplace=True)
+
+
+class UPerNetDecoder(nn.Module):
+    """Unified perceptual parsing's decoder (Xiao et al. 2018, section 3.1), made for one logit.
+
+    L1..L4 are the levels at ``width`` channels, the last after pyramid pooling; P4 = L4, Pi = Li + up(P(i+1)). Each Pi
+    goes through conv3x3-BN-ReLU, and all of them, at the finest size, through another one and 1x1.
+
+    Convolutions are linear, so that of Pi is the sum of those of Li and P(i+1), each at its own stride; that over the
+    concatenated levels likewise.
+
+    Args:
+        channels, strides: of the encoder's maps.
+        width: channels inside the decoder; published with 512.
+        pyramid: ``standard`` or ``simple``.
+    """
+
+    def __init__(
+        self, channels: Sequence[int], strides: Sequence[int], width: int = 128, pyramid: PyramidName = "standard"
+    ) -> None:
+        super().__init__()
+
+        def conv() -> nn.Conv2d:
+            return nn.Conv2d(width, width, 3, padding=1, bias=False)
+
+        self.lateral = nn.ModuleList(conv_bn(c, width, 1) for c in channels)
+        self.pyramid = Pyramid(pyramid, strides)
+        self.pool = PyramidPooling(width)
+        self.smooth = nn.ModuleList(conv() for _ in channels[1:])
+        self.norms = nn.ModuleList(nn.BatchNorm2d(width) for _ in channels[1:])
+        self.fuse = nn.ModuleList(conv() for _ in channels)
+        self.head = nn.Sequential(nn.BatchNorm2d(width), nn.ReLU(inplace=True), nn.Conv2d(width, 1, 1))
+
+    def forward(self, features: Sequence[Tensor], image_size: Sequence[int]) -> SegOutput:
+        """F1..F4 (B, D_i, h_i, w_i), the image's (H, W) -> logits (B, 1, *image_size)."""
+        maps = [conv(f) for conv, f in zip(self.lateral, features, strict=True)]
+        sizes = self.pyramid.sizes(*image_size)
+        tops = [self.pool(resize(maps[-1], sizes[-1]))]  # P4, P3, P2
+        for lateral, size in zip(maps[-2:0:-1], sizes[-2:0:-1], strict=True):
+            tops.append(resize(lateral, size) + resize(tops[-1], size))
+        fused = convolve(self.fuse[-1], tops[0], sizes[0])
+        for i, top in zip(reversed(range(len(self.smooth))), tops, strict=True):
+            smoothed = convolve(self.smooth[i], maps[i], sizes[i]) + convolve(self.smooth[i], top, sizes[i])
+            fused = fused + convolve(self.fuse[i], F.relu(self.norms[i](smoothed), inplace=True), sizes[0])
+        return SegOutput(resize(self.head(fused), image_size))

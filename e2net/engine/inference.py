@@ -1,0 +1,142 @@
+"""From images to probabilities: mirror images, several scales and sliding windows around one model."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from e2net.datasets.transforms import Size
+from e2net.engine.scales import check_scales, resize, scaled_size
+from e2net.model import SegmentationModel
+
+Probabilities = Callable[[Tensor], Tensor]
+
+
+class Predictor:
+    """How a model's probabilities for a batch of images are computed. Without arguments: in one pass.
+
+    The probabilities of all passes, brought back to the image's size, are averaged with equal weights. The cost is
+    that of the number of scales (each by its square), times two for ``flip``, times the pixels of all windows over
+    those of the image.
+
+    Args:
+        flip: also look at the mirror image.
+        scales: factors on the image's size; each scaled size is rounded to what the encoder takes.
+        window: [H, W] or a number (square), pixels: look at windows of this size one by one, each at full resolution,
+            instead of at the whole image. Best the size of training. A side of the image that is not longer than the
+            window's is not divided; an image that fits into one window is predicted as without windows.
+        overlap: of neighbouring windows, at least, as a fraction of their side, 0 to below 1.
+        windows_at_once: how many windows are one batch of the model; bounds the memory.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        flip: bool = False,
+        scales: Sequence[float] = (1.0,),
+        window: int | Sequence[int] | None = None,
+        overlap: float = 0.5,
+        windows_at_once: int = 8,
+    ) -> None:
+        sides = (window, window) if isinstance(window, int) else tuple(window or ())
+        if window is not None and (len(sides) != 2 or not all(isinstance(s, int) and s > 0 for s in sides)):
+            raise ValueError(
+                f"window: expected a positive number of pixels, [H, W] or null (whole image), got {window}"
+            )
+        if not 0 <= overlap < 1:
+            raise ValueError(f"window_overlap: expected a fraction from 0 to below 1, got {overlap}")
+        if windows_at_once < 1:
+            raise ValueError(f"windows_at_once: expected at least 1, got {windows_at_once}")
+        self.flip, self.scales = flip, check_scales("test_scales", scales)
+        self.window: Size | None = (sides[0], sides[1]) if sides else None
+        self.overlap, self.windows_at_once = overlap, windows_at_once
+
+    def check(self, multiple: int) -> None:
+        """Raises ValueError unless ``multiple`` divides the window's sides (pixels)."""
+        if self.window is not None and any(side % multiple for side in self.window):
+            raise ValueError(
+                f"window: expected sides that are multiples of the encoder's {multiple} pixels, got"
+                f" {self.window[0]}x{self.window[1]} (height x width)"
+            )
+
+    def __call__(self, model: SegmentationModel, image: Tensor) -> Tensor:
+        """Probabilities (B, 1, H, W) in [0, 1], float32, for uint8 RGB images (B, 3, H, W).
+
+        Raises:
+            ValueError: image or window is of a size that the encoder does not take.
+        """
+        image = image.float() / 255
+
+        def forward(pixels: Tensor) -> Tensor:
+            return model(pixels).logits.float().sigmoid()
+
+        passes = []
+        for scale in self.scales:
+            size = scaled_size(image.shape[-2:], scale, model.encoder.size_multiple)
+            same = size == tuple(image.shape[-2:])
+            scaled = image if same else resize(image, size)
+            prob = self._windows(forward, scaled)
+            if self.flip:
+                prob = (prob + self._windows(forward, scaled.flip(-1)).flip(-1)) / 2
+            passes.append(prob if same else resize(prob, (image.shape[-2], image.shape[-1])))
+        return passes[0] if len(passes) == 1 else torch.stack(passes).mean(0)
+
+    def from_features(self, model: SegmentationModel, features: Sequence[Tensor], size: Sequence[int]) -> Tensor:
+        """The same for images whose features are known: one scale, no windows.
+
+        Args:
+            model: its decoder is called.
+            features: F1..F4, each (B, 1 or 2, D_i, h_i, w_i): of the images and, with ``flip``, of their mirror images.
+            size: (H, W) of the images.
+        """
+        probs = [
+            model.decode([f[:, view].float() for f in features], size).logits.float().sigmoid()
+            for view in range(1 + self.flip)
+        ]
+        return (probs[0] + probs[1].flip(-1)) / 2 if self.flip else probs[0]
+
+    def _windows(self, forward: Probabilities, image: Tensor) -> Tensor:
+        """(B, 3, H, W) float -> (B, 1, H, W), window by window where windows are asked for and smaller than the image.
+
+        Every pixel is the mean over all windows that it lies in, weighted by sin² over the window's sides: windows
+        count most where they see most of the surroundings, and none ends in a visible edge.
+        """
+        height, width = image.shape[-2:]
+        if self.window is None:
+            return forward(image)
+        h, w = min(height, self.window[0]), min(width, self.window[1])
+        corners = [(y, x) for y in starts(height, h, self.overlap) for x in starts(width, w, self.overlap)]
+        if len(corners) == 1:
+            return forward(image)
+        weight = _bump(h, image.device)[:, None] * _bump(w, image.device)
+        total, weights = image.new_zeros(len(image), 1, height, width), image.new_zeros(height, width)
+        crops = [(b, y, x) for y, x in corners for b in range(len(image))]
+        for first in range(0, len(crops), self.windows_at_once):
+            chunk = crops[first : first + self.windows_at_once]
+            probs = forward(torch.stack([image[b, :, y : y + h, x : x + w] for b, y, x in chunk]))
+            for (b, y, x), prob in zip(chunk, probs, strict=True):
+                total[b, :, y : y + h, x : x + w] += weight * prob
+        for y, x in corners:
+            weights[y : y + h, x : x + w] += weight
+        return total / weights
+
+
+def starts(length: int, window: int, overlap: float) -> list[int]:
+    """Where windows begin along a side: evenly spread from 0 to ``length - window``, as few as the overlap allows.
+
+    Args:
+        length: of the image's side, pixels; at least ``window``.
+        window: of the window's side, pixels.
+        overlap: of neighbours, at least, as a fraction of ``window``, 0 to below 1.
+    """
+    stride = max(1, math.floor(window * (1 - overlap)))
+    steps = math.ceil((length - window) / stride)
+    return [round(i * (length - window) / max(1, steps)) for i in range(steps + 1)]
+
+
+def _bump(length: int, device: torch.device) -> Tensor:
+    """sin² over ``length`` pixel centres, (length,): above 0 everywhere, 1 in the middle."""
+    return torch.sin(torch.pi * (torch.arange(length, device=device) + 0.5) / length).square()

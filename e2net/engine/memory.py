@@ -1,0 +1,265 @@
+"""How many images fit: the batch size that ``data.batch_size=auto`` stands for, and what helps when memory runs out."""
+
+import copy
+import gc
+import logging
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from e2net.engine.optim import AdamW
+from e2net.losses import Criterion
+from e2net.model import SegmentationModel
+
+log = logging.getLogger(__name__)
+
+AUTO = "auto"
+# A CPU gains nothing by larger batches, and small data sets lose steps to them.
+CPU_LIMIT = 8
+# What of the free memory a training may take: it fragments, and validation and other programs come on top.
+MARGIN = 0.9
+# Other programs of a CPU's memory are not ours to push out.
+CPU_MARGIN = 0.5
+# Gradients and workspaces of the backward pass come on top of what it keeps from the forward pass.
+_TRANSIENT = 1.5
+
+
+class OutOfMemoryError(MemoryError):
+    """Memory ran out in training; the message names settings that should fit."""
+
+
+class Trial:
+    """Training steps on random images: everything that a step takes, except data.
+
+    Args:
+        model: trained in place, on ``device``.
+        criterion: the loss.
+        optim: the optimiser; its schedule is not used.
+        size: (H, W) of the images, pixels.
+        device: where.
+        autocast: makes the context that forward passes run in.
+        cached: start from features, as with the feature cache.
+    """
+
+    def __init__(
+        self,
+        model: SegmentationModel,
+        criterion: Criterion,
+        optim: AdamW,
+        size: Sequence[int],
+        device: torch.device,
+        autocast: Callable[[], AbstractContextManager] = nullcontext,
+        cached: bool = False,
+    ) -> None:
+        self.model, self.criterion, self.size, self.device = model.to(device).train(), criterion, tuple(size), device
+        self.optimizer: torch.optim.Optimizer = optim.build(self.model, 1000)["optimizer"]
+        self.autocast, self.cached = autocast, cached
+
+    def batch(self, batch_size: int) -> tuple[Tensor | list[Tensor], Tensor]:
+        """Random images (B, 3, H, W) in [0, 1], or their features with ``cached``, and masks (B, 1, H, W)."""
+        image = torch.rand(batch_size, 3, *self.size, device=self.device)
+        mask = (torch.rand(batch_size, 1, *self.size, device=self.device) > 0.5).float()
+        if not self.cached:
+            return image, mask
+        with torch.no_grad(), self.autocast():
+            features = self.model.encoder(image[:1])
+        return [f.float().expand(batch_size, -1, -1, -1).contiguous() for f in features], mask
+
+    def loss(self, images: Tensor | list[Tensor], mask: Tensor) -> Tensor:
+        """The loss of one batch from :meth:`batch`."""
+        with self.autocast():
+            features = images if isinstance(images, list) else self.model.encoder(images)
+            return self.criterion(self.model.decode(features, mask.shape[-2:]), mask)["loss"]
+
+    def step(self, images: Tensor | list[Tensor], mask: Tensor) -> None:
+        """Forward, backward, optimiser."""
+        self.loss(images, mask).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def fits(self, batch_size: int) -> bool:
+        """Whether steps of so many images fit into the device's memory."""
+        try:
+            batch = self.batch(batch_size)
+            for _ in range(2):  # the second one meets the optimiser's state
+                self.step(*batch)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            return False
+        finally:
+            self.optimizer.zero_grad()
+            _release(self.device)
+        return True
+
+    def bytes_per_image(self) -> int:
+        """Estimate of the memory that one image more takes, from what a forward pass keeps for its backward pass."""
+        # A difference, as weights that autocast has cast are kept too, once for all images.
+        kept = [_kept(partial(self.loss, *self.batch(n)), self.model) for n in (2, 4)]
+        return max(1, int(_TRANSIENT * (kept[1] - kept[0]) / 2))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that a device's or this machine's memory is used up."""
+    text = str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and ("out of memory" in text or "not enough memory" in text)
+    )
+
+
+def available_bytes(device: torch.device) -> int | None:
+    """Memory that can still be taken on a device; None where this system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    found = []
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        line = next(line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable:"))
+        found.append(int(line.split()[1]) * 1024)
+    # A container's own limit, which may be far below what the machine has.
+    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
+    if limit.is_file() and used.is_file() and (text := limit.read_text().strip()).isdigit():
+        found.append(max(0, int(text) - int(used.read_text())))
+    return min(found, default=None)
+
+
+def largest(fits: Callable[[int], bool], limit: int) -> int:
+    """The largest number up to ``limit`` that fits, to within an eighth: by doubling, then by bisection.
+
+    Args:
+        fits: says it of one number; what is below one that fits must fit too.
+        limit: at least 1.
+
+    Returns:
+        0 where not even 1 fits.
+    """
+    low, high = 0, limit + 1
+    trial = min(2, limit)  # some decoders normalise over the batch, and have no use for one image
+    while high - low > max(1, low // 8):
+        if fits(trial):
+            low = trial
+        else:
+            high = trial
+        # Doubling until something fails.
+        trial = min(2 * low, limit) if high == limit + 1 and low else (low + high) // 2
+    return low
+
+
+def choose_batch_size(
+    model: SegmentationModel,
+    criterion: Criterion,
+    optim: AdamW,
+    size: Sequence[int],
+    images: int,
+    device: torch.device,
+    autocast: Callable[[], AbstractContextManager] = nullcontext,
+    cached: bool = False,
+) -> int:
+    """What ``data.batch_size=auto`` stands for; the model and the random state stay as they are.
+
+    On a GPU the largest batch, up to the number of training images, of which two whole training steps run in 90 % of
+    the memory that is free. On a CPU at most 8, as larger batches are not faster there, and fewer where an estimate
+    says that they would take more than half of the memory that is available.
+
+    Args:
+        model, criterion, optim, device, autocast, cached: see :class:`Trial`.
+        size: (H, W) of the largest training batches, pixels.
+        images: in the training set.
+
+    Raises:
+        ValueError: not even one image fits.
+    """
+    cuda = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if cuda else []):
+        trial = Trial(copy.deepcopy(model), criterion, optim, size, device, autocast, cached)
+        if cuda:
+            free, total = torch.cuda.mem_get_info(device)
+            limit = MARGIN * (free + torch.cuda.memory_reserved(device)) / total
+            torch.cuda.set_per_process_memory_fraction(limit, device)
+            try:
+                found = largest(trial.fits, images)
+            finally:
+                torch.cuda.set_per_process_memory_fraction(1.0, device)
+        else:
+            free_bytes = available_bytes(device)
+            found = min(CPU_LIMIT, images)
+            if free_bytes is not None:
+                found = min(found, int(CPU_MARGIN * free_bytes / trial.bytes_per_image()))
+        del trial
+        _release(device)
+    if found < 1:
+        raise ValueError(
+            f"data.batch_size=auto: not even one image of {size[0]}x{size[1]} fits into the memory of {device}; "
+            "reduce size, or take a smaller encoder or tuning.gradient_checkpointing=true"
+        )
+    log.info("data.batch_size=auto: %d images of %dx%d on %s", found, *size, device)
+    return found
+
+
+def advise(trial: Trial, batch_size: int, accumulate: int, fault: str) -> str:
+    """The message of an :class:`OutOfMemoryError`.
+
+    Args:
+        trial: of the model that did not fit, at the largest size that was trained.
+        batch_size, accumulate: as they were.
+        fault: what PyTorch said.
+    """
+    trial.model.zero_grad()
+    _release(trial.device)
+    height, width = trial.size
+    free = available_bytes(trial.device)
+    fit = batch_size // 2
+    if free is not None:
+        # Weights are there already; gradients and AdamW's two averages may not be.
+        missing = 3 * sum(p.numel() * p.element_size() for p in trial.model.parameters() if p.requires_grad)
+        try:
+            fit = min(fit, int((MARGIN * free - missing) / trial.bytes_per_image()))
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            fit = 0
+        _release(trial.device)
+    remedies = []
+    if fit >= 1:
+        steps = -(-batch_size * accumulate // fit)
+        remedies.append(f"data.batch_size={fit} trainer.accumulate_grad_batches={steps} (about the same steps)")
+    multiple = trial.model.encoder.size_multiple
+    # Memory goes with the number of pixels.
+    factor = math.sqrt(max(fit, 0.5) / batch_size)
+    smaller = [max(multiple, int(side * factor) // multiple * multiple) for side in (height, width)]
+    if smaller != [height, width]:
+        remedies.append(f"size={smaller[0] if smaller[0] == smaller[1] else str(smaller).replace(' ', '')}")
+    if not trial.model.encoder.frozen and not trial.model.tuning.gradient_checkpointing:
+        remedies.append("tuning.gradient_checkpointing=true (slower by a third)")
+    return (
+        f"out of memory at data.batch_size={batch_size} and images of {height}x{width} on {trial.device}: "
+        f"{' '.join(fault.split())[:120]}. Expected to fit: {', or '.join(remedies) or 'a smaller encoder'}"
+    )
+
+
+def _kept(loss: Callable[[], Tensor], model: nn.Module) -> int:
+    """Bytes that a forward pass keeps for its backward pass, without the model's own weights."""
+    own = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.compiler.set_stance("force_eager"), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        held = loss()  # until here the graph lives, and no address is used twice
+    del held
+    return sum(kept.values())
+
+
+def _release(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

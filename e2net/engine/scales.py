@@ -1,0 +1,87 @@
+"""Sizes other than the configured one: which are legal, and batches resized to one drawn at random."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from e2net.datasets.transforms import Size
+
+# Tells these draws from the augmentation's, which come from (seed, epoch, position).
+_STREAM = 1
+
+
+def check_scales(key: str, scales: Sequence[float]) -> tuple[float, ...]:
+    """The scales as a tuple.
+
+    Args:
+        key: the setting they come from, for the message.
+        scales: factors on height and width.
+
+    Raises:
+        ValueError: none at all, or one that is not positive.
+    """
+    if not isinstance(scales, Sequence) or not scales or not all(isinstance(s, int | float) and s > 0 for s in scales):
+        raise ValueError(
+            f"{key}: expected a list of positive factors on the size, such as [0.75, 1, 1.25], got {scales}"
+        )
+    return tuple(float(scale) for scale in scales)
+
+
+def scaled_size(size: Sequence[int], scale: float, multiple: int) -> Size:
+    """The (height, width) nearest to ``scale`` times ``size`` that ``multiple`` divides, in pixels; at least one of it.
+
+    Scale 1 gives ``size`` as it is, so that a size which does not fit is refused by the encoder and not changed here.
+    """
+    height, width = size
+    if scale == 1:
+        return height, width
+    return max(1, round(height * scale / multiple)) * multiple, max(1, round(width * scale / multiple)) * multiple
+
+
+class RandomScale:
+    """Resizes each training batch by one of several factors.
+
+    The factor depends on seed, epoch and batch and on nothing else, as does everything that the data sets draw: a
+    resumed run draws what the uninterrupted one would have drawn, and all processes draw the same.
+
+    Args:
+        scales: factors on the size; ``(1.0,)`` leaves every batch alone.
+        seed: for the draws.
+
+    Raises:
+        ValueError: see :func:`check_scales`.
+    """
+
+    def __init__(self, scales: Sequence[float] = (1.0,), seed: int = 0) -> None:
+        self.scales, self.seed = check_scales("train_scales", scales), seed
+
+    def draw(self, epoch: int, batch: int) -> float:
+        """The factor of one batch; every one of ``scales`` is equally likely."""
+        rng = np.random.default_rng([self.seed, epoch, batch, _STREAM])
+        return self.scales[int(rng.integers(len(self.scales)))]
+
+    def __call__(self, image: Tensor, mask: Tensor, multiple: int, epoch: int, batch: int) -> tuple[Tensor, Tensor]:
+        """Resizes one batch, bilinearly with antialiasing.
+
+        Args:
+            image: (B, 3, H, W) float.
+            mask: (B, 1, H, W) float, 0 or 1.
+            multiple: the new height and width are multiples of it, pixels.
+            epoch, batch: which batch this is.
+
+        Returns:
+            Image (B, 3, H', W'), and mask (B, 1, H', W'): 1 where more than half of a pixel's area is object.
+        """
+        size = scaled_size(image.shape[-2:], self.draw(epoch, batch), multiple)
+        if size == tuple(image.shape[-2:]):
+            return image, mask
+        return resize(image, size), (resize(mask, size) > 0.5).to(mask.dtype)
+
+
+def resize(image: Tensor, size: Size) -> Tensor:
+    """(B, C, H, W) float -> (B, C, *size), bilinear, antialiased where it shrinks; float32 under autocast too."""
+    with torch.autocast(image.device.type, enabled=False):
+        return F.interpolate(image, size=size, mode="bilinear", align_corners=False, antialias=True)

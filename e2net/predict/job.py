@@ -1,0 +1,257 @@
+"""From a list of files to maps, overlays, cut-outs and objects on disk; reading, network and writing at once."""
+
+import json
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+import cv2
+from tqdm import tqdm
+
+import e2net
+from e2net.datasets import read_image
+from e2net.engine.checkpoint import find_checkpoint
+from e2net.engine.report import write_atomically
+from e2net.predict.film import FilmReader, FilmWriter
+from e2net.predict.inputs import CUTOUTS, MAPS, OVERLAYS, Item
+from e2net.predict.result import Kind, Prediction
+from e2net.predict.segmenter import Failure, Picture, Segmenter, Timing, default_threads, load
+from e2net.predict.settings import Settings
+
+OBJECTS = "objects.json"
+# The folder and the extension of each kind of result.
+_PLACES: dict[Kind, tuple[str, str]] = {
+    "map": (MAPS, ".png"),
+    "overlay": (OVERLAYS, ".jpg"),
+    "cutout": (CUTOUTS, ".png"),
+}
+# What a single file may be at fault for; anything else stops the job.
+_FAULTS = (ValueError, OSError, cv2.error)
+
+
+@dataclass(frozen=True)
+class _Written:
+    """What became of one picture: its entries in ``objects.json`` and the seconds that a thread spent on it."""
+
+    picture: dict[str, Any]
+    objects: list[dict[str, Any]]
+    seconds: float
+
+
+class _Writing:
+    """Threads that write results while the network goes on, at most a few results behind it.
+
+    Args:
+        threads: with one, results are written in the order in which they come.
+        done: gets each item with what its call returned or raised, in order, in the caller's thread.
+    """
+
+    def __init__(self, threads: int, done: Callable[[Item, Future[_Written]], None]) -> None:
+        self._pool = ThreadPoolExecutor(threads, "e2net-write")
+        self._queue: deque[tuple[Item, Future[_Written]]] = deque()
+        self._limit = 2 * threads + 2
+        self._done = done
+        self.waited = 0.0
+
+    def submit(self, item: Item, work: Callable[[], _Written]) -> None:
+        """Queues one result, waiting while too many are."""
+        self._queue.append((item, self._pool.submit(work)))
+        while self._queue and (len(self._queue) > self._limit or self._queue[0][1].done()):
+            self._take()
+
+    def _take(self) -> None:
+        item, future = self._queue.popleft()
+        start = time.perf_counter()
+        future.exception()  # waits
+        self.waited += time.perf_counter() - start
+        self._done(item, future)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            while kind is None and self._queue:
+                self._take()
+        finally:
+            self._pool.shutdown(cancel_futures=True)
+
+
+class Job:
+    """One prediction job, checked and with its model loaded.
+
+    Attributes:
+        failures: a line for each file that could not be read or written, so far.
+
+    Args:
+        settings: all of them.
+        items: what to predict, at least one.
+
+    Raises:
+        ValueError, OSError: the only picture or film is broken, or the checkpoint cannot be used.
+    """
+
+    def __init__(self, settings: Settings, items: list[Item]) -> None:
+        self.settings = settings
+        self.items = items
+        self.failures: list[str] = []
+        self._output = Path(settings.output).expanduser()
+        self._kinds: list[Kind] = ["map"]
+        self._kinds += ["overlay"] if settings.overlays else []
+        self._kinds += ["cutout"] if settings.cutouts else []
+        if self._output.exists() and not self._output.is_dir():
+            raise ValueError(f"output={settings.output}: expected a folder or a free name, found a file")
+        checkpoint = find_checkpoint(Path(settings.ckpt).expanduser())
+        if len(items) == 1:  # among many a broken one is reported at the end
+            _ = FilmReader(items[0].source) if items[0].film else read_image(items[0].source)
+        self.model: Segmenter = load(
+            checkpoint,
+            settings.device,
+            settings.encoder_path,
+            settings.flip,
+            settings.size,
+            settings.scales,
+            settings.window,
+            settings.precision,
+            settings.threshold,
+        )
+        self._about = {
+            "e2net": e2net.__version__,
+            "checkpoint": str(checkpoint),
+            "threshold": settings.threshold,
+            "min_area": settings.min_area,
+        }
+        self._threads = settings.threads or default_threads()
+        self._timing = Timing()
+        self._images: list[dict[str, Any]] = []
+        self._annotations: list[dict[str, Any]] = []
+        self._write_seconds = 0.0
+        self._write_waited = 0.0
+
+    def run(self) -> None:
+        """Predicts and writes everything, then prints the speed, and on stderr what failed."""
+        (self._output / OBJECTS).unlink(missing_ok=True)  # of an earlier job; this one's is written last
+        pictures = [item for item in self.items if not item.film]
+        start = time.perf_counter()
+        with tqdm(total=len(pictures), unit=" images", disable=None) as self._bar:
+            self._predict_pictures(pictures)
+            for item in self.items:
+                if item.film:
+                    self._predict_film(item)
+        if self.settings.rle:
+            self._write_objects()
+        self._report(time.perf_counter() - start)
+
+    def _stream(self, images: Iterable[Picture]) -> Iterator[Prediction | Failure]:
+        options = self.settings
+        return self.model.stream(images, options.batch_size, options.keep_aspect, self._threads, self._timing)
+
+    def _predict_pictures(self, items: list[Item]) -> None:
+        with _Writing(self._threads, self._done) as writing:
+            for item, result in zip(items, self._stream(item.source for item in items), strict=True):
+                if isinstance(result, Failure):
+                    self._fail(item, result.error)
+                else:
+                    writing.submit(item, partial(self._write_picture, item, result))
+        self._write_waited += writing.waited
+
+    def _write_picture(self, item: Item, result: Prediction) -> _Written:
+        start = time.perf_counter()
+        for kind in self._kinds:
+            folder, extension = _PLACES[kind]
+            result.save(_file(self._output / folder / item.name, extension), kind)
+        return self._entries(result, {"file_name": item.relative.as_posix()}, start)
+
+    def _predict_film(self, item: Item) -> None:
+        try:
+            reader = FilmReader(item.source)
+            self._bar.total += reader.announced
+            with ExitStack() as stack:
+                films: dict[Kind, FilmWriter] = {
+                    kind: stack.enter_context(
+                        FilmWriter(_file(self._output / _PLACES[kind][0] / item.name, ".mp4"), reader.rate)
+                    )
+                    for kind in self._kinds
+                    if kind != "cutout"  # a film has no alpha
+                }
+                # One thread, for the order. Entered last and so left first, when the films are still open.
+                writing = stack.enter_context(_Writing(1, self._done))
+                for frame, result in enumerate(self._stream(reader.frames())):
+                    if isinstance(result, Failure):
+                        raise result.error
+                    writing.submit(item, partial(self._write_frame, item, frame, result, films))
+            self._write_waited += writing.waited
+            self._timing.decode += reader.seconds
+            reader.check_end()
+        except _FAULTS as error:
+            self._fail(item, error)
+
+    def _write_frame(self, item: Item, frame: int, result: Prediction, films: dict[Kind, FilmWriter]) -> _Written:
+        start = time.perf_counter()
+        films["map"].write(cv2.cvtColor(result.map, cv2.COLOR_GRAY2RGB))
+        if "overlay" in films:
+            films["overlay"].write(result.overlay())
+        if "cutout" in self._kinds:
+            # With the extension, so that no folder of pictures has the same name.
+            result.save(self._output / CUTOUTS / _file(item.name, ".mp4") / f"{frame:06d}.png", "cutout")
+        return self._entries(result, {"file_name": item.relative.as_posix(), "frame": frame}, start)
+
+    def _entries(self, result: Prediction, picture: dict[str, Any], start: float) -> _Written:
+        height, width = result.prob.shape
+        objects = result.objects(self.settings.min_area) if self.settings.rle else []
+        return _Written({**picture, "height": height, "width": width}, objects, time.perf_counter() - start)
+
+    def _done(self, item: Item, future: Future[_Written]) -> None:
+        error = future.exception()
+        if isinstance(error, _FAULTS) and not item.film:  # a film has failed as a whole, see _predict_film
+            self._fail(item, error)
+            return
+        written = future.result()
+        self._bar.update()
+        self._write_seconds += written.seconds
+        if self.settings.rle:
+            number = len(self._images) + 1
+            self._images.append({"id": number, **written.picture})
+            for found in written.objects:
+                ids = {"id": len(self._annotations) + 1, "image_id": number, "category_id": 1}
+                self._annotations.append({**ids, **found, "iscrowd": 0})
+
+    def _fail(self, item: Item, error: BaseException) -> None:
+        reason = " ".join(str(error).split())
+        name = str(item.source)
+        self.failures.append(reason if name in reason else f"{name}: {reason}")
+        if not item.film:
+            self._bar.update()
+
+    def _write_objects(self) -> None:
+        document = {
+            "info": self._about,
+            "categories": [{"id": 1, "name": "object"}],
+            "images": self._images,
+            "annotations": self._annotations,
+        }
+        write_atomically(self._output / OBJECTS, json.dumps(document, ensure_ascii=False) + "\n")
+
+    def _report(self, seconds: float) -> None:
+        timing = self._timing
+        waited = f"waited for reading {timing.waited:.1f} s and for writing {self._write_waited:.1f} s"
+        beside = f"beside it, reading {timing.decode:.1f} s and writing {self._write_seconds:.1f} s"
+        speed = f"{timing.pictures} images in {seconds:.1f} s, {timing.pictures / seconds:.1f} images/s"
+        print(f"{speed}: network {timing.network:.1f} s, {waited} ({beside})")
+        print(f"results: {self._output}")
+        if self.failures:
+            print(f"{len(self.failures)} of {len(self.items)} files failed:", file=sys.stderr)
+            for line in self.failures:
+                print(f"  {line}", file=sys.stderr)
+
+
+def _file(name: Path, extension: str) -> Path:
+    # Not with_suffix, which would take "frog.2" for a name with a suffix.
+    return name.with_name(name.name + extension)

@@ -1,0 +1,361 @@
+"""A trained model for people who have pictures: ``load`` a run, ``predict`` on files or arrays."""
+
+import os
+import time
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import overload
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from e2net.datasets import Resize, read_image
+from e2net.engine import load_model
+from e2net.engine.inference import Predictor
+from e2net.engine.run import choose_precision
+from e2net.model import SegmentationModel
+from e2net.predict.result import Prediction
+
+# A path, or (h, w, 3) uint8 RGB.
+Picture = str | os.PathLike[str] | NDArray[np.uint8]
+_AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+# How many batches later a picture of a rare shape no longer waits for others of its shape: until it is predicted,
+# the results behind it are kept.
+_WAITING = 4
+# Resize takes a mask along, which there is none of.
+_NO_MASK = np.zeros((1, 1), bool)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A picture that could not be read.
+
+    Attributes:
+        source: its file, None for an array.
+        error: why.
+    """
+
+    source: Path | None
+    error: Exception
+
+
+@dataclass
+class Timing:
+    """Where the time of a stream of pictures went, in seconds.
+
+    Attributes:
+        pictures: predicted so far.
+        decode: spent reading and resizing, summed over threads, beside the network.
+        waited: by the network for pictures to be read.
+        network: from a batch of pictures to maps at their own sizes.
+    """
+
+    pictures: int = 0
+    decode: float = 0.0
+    waited: float = 0.0
+    network: float = 0.0
+
+
+@dataclass
+class _Loaded:
+    """One picture, read and resized in ``seconds``; ``pixels`` (H, W, 3) uint8 goes into the network."""
+
+    index: int
+    source: Path | None
+    image: NDArray[np.uint8]
+    pixels: NDArray[np.uint8]
+    seconds: float
+
+
+class Segmenter:
+    """A segmentation model with all that lies between a picture and its map.
+
+    Args:
+        model: the network; moved to ``device`` and set to eval mode.
+        size: of the network's input in pixels, a side or (height, width).
+        device: where it runs.
+        predictor: mirror images, scales and windows; None: in one pass.
+        precision: ``auto``, ``32-true``, ``bf16-mixed`` or ``16-mixed``, as in training.
+        threshold: the probability above which a pixel belongs to the object.
+
+    Raises:
+        ValueError: the size does not suit the encoder, or the device or precision is not to be had.
+    """
+
+    def __init__(
+        self,
+        model: SegmentationModel,
+        size: int | Sequence[int],
+        device: str = "auto",
+        predictor: Predictor | None = None,
+        precision: str = "auto",
+        threshold: float = 0.5,
+    ) -> None:
+        sides = (size, size) if isinstance(size, int) else tuple(size)
+        if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
+            raise ValueError(f"size={size}: expected a number of pixels or [height,width]")
+        model.encoder.check_size(*sides)
+        self.predictor = predictor or Predictor()
+        if self.predictor.window is not None:
+            model.encoder.check_size(*self.predictor.window)
+        if not 0 < threshold < 1:
+            raise ValueError(f"threshold={threshold}: expected a probability between 0 and 1, both excluded")
+        self.device = _device(device)
+        self.precision = choose_precision(precision, self.device.type)
+        if self.precision not in _AUTOCAST:
+            raise ValueError(f"precision={precision}: expected auto or one of {', '.join(_AUTOCAST)}")
+        self.model = model.to(self.device).eval()
+        self.size: tuple[int, int] = (sides[0], sides[1])
+        self.threshold = threshold
+
+    @overload  # text and arrays are iterable too
+    def predict(  # type: ignore[overload-overlap]
+        self, images: Picture, batch_size: int = ..., keep_aspect: bool = ..., threads: int | None = ...
+    ) -> Prediction: ...
+
+    @overload
+    def predict(
+        self, images: Iterable[Picture], batch_size: int = ..., keep_aspect: bool = ..., threads: int | None = ...
+    ) -> Iterator[Prediction]: ...
+
+    def predict(
+        self,
+        images: Picture | Iterable[Picture],
+        batch_size: int = 8,
+        keep_aspect: bool = False,
+        threads: int | None = None,
+    ) -> Prediction | Iterator[Prediction]:
+        """Predicts one picture, or any number of them.
+
+        Many are read by threads ahead of the network and handed out in order, one by one, so that no more than a few
+        batches are in memory: ``for result in model.predict(paths): result.save(...)``.
+
+        Args:
+            images: a path or an array (h, w, 3) uint8 RGB, or an iterable of them.
+            batch_size: pictures for each step of the network.
+            keep_aspect: resize the longer side to the model's size and keep the proportions, instead of stretching
+                every picture to the one size of training.
+            threads: that read; None takes one less than the cores, 8 at most.
+
+        Returns:
+            A prediction for one picture, an iterator over predictions for many.
+
+        Raises:
+            ValueError: a file is broken or no picture; an array has another shape; a number is out of its range.
+            TypeError: a picture is neither path nor uint8 array.
+            OSError: a file is missing or cannot be read.
+        """
+        if isinstance(images, str | os.PathLike) or (isinstance(images, np.ndarray) and images.ndim < 4):
+            (result,) = self._raising(self.stream([images], 1, keep_aspect, 1))
+            return result
+        return self._raising(self.stream(images, batch_size, keep_aspect, threads))
+
+    @staticmethod
+    def _raising(results: Iterator[Prediction | Failure]) -> Iterator[Prediction]:
+        for result in results:
+            if isinstance(result, Failure):
+                raise result.error
+            yield result
+
+    def stream(
+        self,
+        images: Iterable[Picture],
+        batch_size: int = 8,
+        keep_aspect: bool = False,
+        threads: int | None = None,
+        timing: Timing | None = None,
+    ) -> Iterator[Prediction | Failure]:
+        """As ``predict`` for many, but a picture that cannot be read is a result, and the others follow.
+
+        Args:
+            images, batch_size, keep_aspect, threads: see ``predict``.
+            timing: is brought up to date with each batch.
+        """
+        if batch_size < 1 or (threads is not None and threads < 1):
+            raise ValueError(f"expected batch_size and threads of at least 1, found {batch_size} and {threads}")
+        timing = Timing() if timing is None else timing
+        return self._stream(images, batch_size, keep_aspect, threads or default_threads(), timing)
+
+    def _stream(
+        self, images: Iterable[Picture], batch_size: int, keep_aspect: bool, threads: int, timing: Timing
+    ) -> Iterator[Prediction | Failure]:
+        done: dict[int, Prediction | Failure] = {}
+        due = 0
+        loaded = self._load(images, keep_aspect, threads, batch_size + threads, timing)
+        try:
+            for batch in _batches(loaded, batch_size):
+                if isinstance(batch, tuple):
+                    done[batch[0]] = batch[1]
+                else:
+                    start = time.perf_counter()
+                    done.update(zip((item.index for item in batch), self._run(batch), strict=True))
+                    timing.network += time.perf_counter() - start
+                    timing.pictures += len(batch)
+                while due in done:
+                    yield done.pop(due)
+                    due += 1
+        finally:
+            loaded.close()
+
+    def _load(
+        self, images: Iterable[Picture], keep_aspect: bool, threads: int, ahead: int, timing: Timing
+    ) -> Generator[_Loaded | tuple[int, Failure], None, None]:
+        """Reads in threads, at most ``ahead`` pictures in advance, in order."""
+        pool = ThreadPoolExecutor(threads, "e2net-read")
+        queue: deque[tuple[int, Picture, Future[_Loaded]]] = deque()
+        source = enumerate(images)
+        try:
+            more = True
+            while more or queue:
+                while more and len(queue) < ahead:
+                    start = time.perf_counter()
+                    found = next(source, None)
+                    timing.waited += time.perf_counter() - start
+                    more = found is not None
+                    if found is not None:
+                        queue.append((*found, pool.submit(self._read, *found, keep_aspect)))
+                if not queue:
+                    break
+                index, picture, future = queue.popleft()
+                start = time.perf_counter()
+                error = future.exception()
+                timing.waited += time.perf_counter() - start
+                if error is None:
+                    item = future.result()
+                    timing.decode += item.seconds
+                    yield item
+                elif isinstance(error, ValueError | TypeError | OSError | cv2.error):
+                    yield index, Failure(Path(picture) if isinstance(picture, str | os.PathLike) else None, error)
+                else:
+                    raise error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _read(self, index: int, picture: Picture, keep_aspect: bool) -> _Loaded:
+        start = time.perf_counter()
+        source = None
+        if isinstance(picture, str | os.PathLike):
+            source = Path(picture)
+            image = read_image(source)
+        elif isinstance(picture, np.ndarray):
+            image = picture
+        else:
+            raise TypeError(f"expected a path or a uint8 array (h, w, 3), found {type(picture).__name__}")
+        if image.dtype != np.uint8:
+            raise TypeError(f"expected an image of uint8, RGB from 0 to 255, found {image.dtype}")
+        if image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+            raise ValueError(f"expected an image of shape (h, w, 3), RGB, found {image.shape}")
+        size = self._input_size(image.shape[0], image.shape[1]) if keep_aspect else self.size
+        pixels, _ = Resize(size)(image, _NO_MASK)
+        return _Loaded(index, source, image, pixels, time.perf_counter() - start)
+
+    def _input_size(self, height: int, width: int) -> tuple[int, int]:
+        """The size nearest to a picture's proportions: the longer side as the model's, both legal for the encoder."""
+        multiple = self.model.encoder.size_multiple
+        scale = max(self.size) / max(height, width)
+        return (
+            max(multiple, round(height * scale / multiple) * multiple),
+            max(multiple, round(width * scale / multiple) * multiple),
+        )
+
+    @torch.inference_mode()
+    def _run(self, batch: list[_Loaded]) -> list[Prediction]:
+        pixels = torch.from_numpy(np.stack([item.pixels for item in batch])).to(self.device)
+        prob = self.probabilities(pixels.permute(0, 3, 1, 2).contiguous())
+        results = []
+        for item, one in zip(batch, prob, strict=True):
+            # At the device, as evaluation does it: the same rounding.
+            native = F.interpolate(one[None], size=item.image.shape[:2], mode="bilinear", align_corners=False)
+            # A sum of weights may end a rounding error above 1.
+            values = native[0, 0].clamp(0, 1).cpu().numpy()
+            results.append(Prediction(item.image, values, self.threshold, item.source))
+        return results
+
+    def probabilities(self, image: Tensor) -> Tensor:
+        """Probabilities (B, 1, H, W) in [0, 1], float32, for uint8 RGB images (B, 3, H, W) at a legal size."""
+        dtype = _AUTOCAST[self.precision]
+        with nullcontext() if dtype is None else torch.autocast(self.device.type, dtype):
+            return self.predictor(self.model, image)
+
+
+def load(
+    path: str | os.PathLike[str],
+    device: str = "auto",
+    encoder_path: str | None = None,
+    flip: bool | None = None,
+    size: int | Sequence[int] | None = None,
+    scales: Sequence[float] | None = None,
+    window: int | Sequence[int] | None = None,
+    precision: str = "auto",
+    threshold: float = 0.5,
+) -> Segmenter:
+    """A trained model, ready to predict.
+
+    Args:
+        path: a run folder (its best checkpoint) or a checkpoint file.
+        device: ``auto`` takes a GPU if there is one; else a name that torch knows, such as ``cpu`` or ``cuda:1``.
+        encoder_path: where the pretrained encoder lies now, if it has moved since training.
+        flip: average the maps of image and mirror image; None does as the run did in its test.
+        size: of the network's input in pixels, a side or (height, width); None takes that of training.
+        scales: average the maps at these factors on the size; None does as the run did in its test.
+        window: look at windows of this size one by one, for a ``size`` much larger than that of training; see
+            :class:`~e2net.engine.inference.Predictor`.
+        precision: ``auto`` takes bf16 on a GPU that has it, fp16 on one that has not, fp32 on a CPU.
+        threshold: the probability above which a pixel belongs to the object.
+
+    Raises:
+        FileNotFoundError: no checkpoint there, or the encoder's files are missing.
+        ValueError: no checkpoint of e2net, another encoder than in training, or an argument that does not suit it.
+    """
+    model, config = load_model(os.fspath(path), encoder_path)
+    predictor = Predictor(
+        flip=config["flip_test"] if flip is None else flip,
+        # Runs of earlier versions have no such key.
+        scales=config.get("test_scales", (1.0,)) if scales is None else scales,
+        window=window,
+    )
+    return Segmenter(model, config["size"] if size is None else size, device, predictor, precision, threshold)
+
+
+def default_threads() -> int:
+    """One less than the usable cores, from 1 to 8."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, max(1, cores - 1))
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # an unknown word, or a backend that this machine lacks
+        raise ValueError(f"device={name} is not to be had here ({str(error).splitlines()[0]}); try auto") from error
+    return device
+
+
+def _batches(
+    items: Iterable[_Loaded | tuple[int, Failure]], batch_size: int
+) -> Iterator[list[_Loaded] | tuple[int, Failure]]:
+    """Groups pictures of one input size; failures pass at once. With one size for all the order is kept."""
+    groups: dict[tuple[int, ...], list[_Loaded]] = {}  # in the order of their first pictures
+    for item in items:
+        if isinstance(item, tuple):
+            yield item
+            continue
+        shape = item.pixels.shape
+        groups.setdefault(shape, []).append(item)
+        oldest = next(iter(groups))
+        if len(groups[shape]) == batch_size:
+            yield groups.pop(shape)
+        elif item.index - groups[oldest][0].index >= _WAITING * batch_size:
+            yield groups.pop(oldest)
+    yield from groups.values()

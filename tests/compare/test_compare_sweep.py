@@ -1,0 +1,209 @@
+"""Sweeps from the command line to the report in a browser, on tiny networks and few pictures."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from chromium import PROGRAM, Browser
+
+from e2net.compare.__main__ import main
+from e2net.compare.runs import config_key
+from e2net.compare.settings import parse
+from e2net.compare.sweep import make_plan
+
+QUICK = [
+    "size=32",
+    "data.n_train=12",
+    "data.n_test=5",
+    "data.num_workers=0",
+    "data.batch_size=4",
+    "data.val_fraction=0.3",
+    "trainer.max_epochs=1",
+    "trainer.accelerator=cpu",
+    "trainer.log_every_n_steps=1",
+    "num_samples=0",
+    "device=cpu",
+]
+
+
+def _plan(*arguments, store="nowhere"):
+    return make_plan(parse([*QUICK[1:], f"store={store}", *arguments]))
+
+
+def _two_encoders(encoder_folder):
+    """The folders of one with patches of 14 pixels and one with patches of 16."""
+    return ["encoder=local", f"encoder.path={encoder_folder('dinov2')},{encoder_folder('dinov3')}", "data=procedural"]
+
+
+def test_tokens_give_each_encoder_its_size(encoder_folder):
+    """As in 518/14 = 592/16."""
+    plan = _plan(*_two_encoders(encoder_folder), "tokens=37", "seed=0,2")
+    assert plan.names == ["dinov2", "dinov3"] and plan.warnings == []
+    assert [(j.variant, j.config["seed"], j.config["size"]) for j in plan.jobs] == [
+        (0, 0, 518), (0, 2, 518), (1, 0, 592), (1, 2, 592)
+    ]  # fmt: skip
+    assert all(job.config["data"]["size"] == job.config["size"] for job in plan.jobs)
+    assert all(job.config["data"]["seed"] == job.config["seed"] for job in plan.jobs)
+
+
+def test_without_a_size_tokens_are_made_equal_and_said(encoder_folder):
+    plan = _plan(*_two_encoders(encoder_folder))
+    assert [job.config["size"] for job in plan.jobs] == [112, 128]
+    assert "8 x 8 tokens" in plan.warnings[0]
+
+
+def test_one_size_for_all_is_kept_and_warned_of(encoder_folder):
+    plan = _plan(*_two_encoders(encoder_folder), "size=112")
+    assert [job.config["size"] for job in plan.jobs] == [112, 112]
+    assert "Not the same number of patch tokens (dinov2: 64; dinov3: 49)" in plan.warnings[0]
+
+
+def test_every_combination_is_a_variant_and_has_a_folder_of_its_own():
+    plan = _plan("decoder=linear,caem", "optim.lr=1e-3,1e-2", "seed=1", "hydra/launcher=joblib")
+    assert plan.names == ["linear, lr=0.001", "linear, lr=0.01", "caem, lr=0.001", "caem, lr=0.01"]
+    assert plan.hydra == ["hydra/launcher=joblib"]
+    assert len({job.folder for job in plan.jobs}) == 4
+    assert all(job.folder.name.endswith(config_key(job.config)) for job in plan.jobs)
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["decodr=linear,caem"], ["decodr"]),
+        (["decoder=linear,e3net"], ["e3net"]),
+        (["decoder=linear,caem", "tokns=3"], ["tokns", "Did you mean tokens"]),
+        (["decoder.width=16,17"], ["width=17", "multiple"]),
+        (["decoder=linear,linear"], ["comes twice"]),
+        (["decoder=linear,caem", "tokens=3", "size=32"], ["contradict"]),
+        (["decoder=linear,caem", "size=33"], ["33x33"]),
+        (["seed=0,1"], ["besides seed", "runs=[...]"]),
+        (["decoder=linear,caem", "names=[a,b,c]"], ["2 different names"]),
+        (["data=folder", "data.root=/nowhere", "decoder=linear,caem", "~data.n_train"], ["n_train"]),
+        (["decoder=linear,[caem"], ["decoder"]),
+    ],
+)
+def test_what_is_wrong_shows_before_anything_runs(arguments, words, tmp_path, capsys):
+    quick = QUICK[1:] if any("size" in a or "tokens" in a for a in arguments) else QUICK
+    with pytest.raises(SystemExit) as stopped:
+        main([*quick, f"store={tmp_path}/store", f"output={tmp_path}/out", *arguments])
+    assert stopped.value.code == 2
+    shown = capsys.readouterr().err.strip().splitlines()[-1]
+    assert shown.startswith("error: ") and all(word in shown for word in words), shown
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """Four runs, of which two cannot be trained: the folder and the exit status."""
+    folder = tmp_path_factory.mktemp("swept")
+    status = _sweep(folder, "images=4")
+    return folder, status
+
+
+def _sweep(folder, *more):
+    # A precision that the Trainer does not know is found only when a run starts.
+    swept = ["decoder=linear,caem", "seed=0", "trainer.precision=32-true,nonsense"]
+    return main([*QUICK, *swept, f"store={folder}/store", f"output={folder}/out", *more])
+
+
+def test_one_failed_run_does_not_lose_the_others(swept):
+    folder, status = swept
+    assert status == 1
+    document = json.loads((folder / "out" / "comparison.json").read_text())
+    assert [v["name"] for v in document["variants"]] == ["linear, precision=32-true", "caem, precision=32-true"]
+    assert [line.split(",")[0] for line in document["failures"]] == ["linear", "caem"]
+    for line in document["failures"]:
+        log = line.rpartition("(log: ")[2].rstrip(")")
+        assert "nonsense" in line and "Traceback" in Path(log).read_text()
+    for variant in document["variants"]:
+        cost = variant["cost"]
+        assert cost["parameters"] >= cost["trained"] > 0 and cost["tokens"] == [4, 4]
+        assert cost["flops"] > 1e6 and min(cost["train_steps"] + cost["predict_steps"]) > 0
+    for name in ("report.html", "report.md"):
+        assert "nonsense" in (folder / "out" / name).read_text()
+    assert (folder / "out" / "report.html").stat().st_size < 5e6
+
+
+def test_sweep_continues_where_it_stopped(swept, capfd):
+    """A finished run is not touched; one without scores goes on from its checkpoint; a broken one starts again."""
+    folder = swept[0]
+    shutil.copytree(folder / "store", folder / "again" / "store")
+    store = folder / "again" / "store"
+    linear, caem = (next(store.glob(f"{name}_precision_32_true*")) for name in ("linear", "caem"))
+    untouched = (linear / ".hydra" / "overrides.yaml").stat().st_mtime_ns
+    scores = json.loads((caem / "test_scores.json").read_text())["scores"]
+    (caem / "test_scores.json").unlink()
+    assert _sweep(folder / "again", "images=0", "cost=false") == 1
+    assert "1 of 4 runs are finished already" in capfd.readouterr().out
+    assert (linear / ".hydra" / "overrides.yaml").stat().st_mtime_ns == untouched
+    assert yaml.safe_load((caem / "config.yaml").read_text())["resume"] == str(caem)
+    assert list(caem.glob("metrics_until_*.csv"))
+    assert json.loads((caem / "test_scores.json").read_text())["scores"] == scores
+
+
+@pytest.fixture(scope="module")
+def browser(swept, tmp_path_factory):
+    """A page with the report."""
+    if PROGRAM is None:
+        pytest.skip("no Chromium here (chromium, chromium-browser or google-chrome): apt-get install chromium")
+    one = Browser(tmp_path_factory.mktemp("profile"))
+    one.resize(1280)
+    one.open(swept[0] / "out" / "report.html")
+    yield one
+    one.close()
+
+
+def test_page_loads_without_errors_and_without_the_network(browser):
+    assert browser.run("document.title").startswith("linear, precision=32-true against caem")
+    said = [e for e in browser.events if e["method"] in ("Runtime.consoleAPICalled", "Runtime.exceptionThrown")]
+    logged = [e for e in browser.events if e["method"] == "Log.entryAdded"]
+    assert said == [] and logged == []
+    asked = [e["params"]["request"]["url"] for e in browser.events if e["method"] == "Network.requestWillBeSent"]
+    assert {url.split(":")[0] for url in asked} <= {"file", "data"}, asked
+
+
+def test_pictures_load_and_say_what_they_show(browser):
+    images = browser.run("Array.from(document.images, (i) => [i.naturalWidth, i.alt])")
+    assert len(images) >= 8 and all(width > 0 and alt for width, alt in images)
+    assert browser.run("Array.from(document.querySelectorAll('svg')).every((s) => s.getAttribute('aria-label'))")
+    assert browser.run("document.querySelectorAll('svg polyline').length") == 4  # loss and S of two runs
+
+
+def test_tables_sort_by_click_and_by_key(browser):
+    """By exact values, not by their text; a second time backwards."""
+    column = """(() => {
+      const heading = Array.from(document.querySelectorAll("th")).find((t) => t.textContent === "difference");
+      const rows = heading.closest("table").tBodies[0].rows;
+      return [heading.ariaSort, Array.from(rows, (r) => Number(r.cells[heading.cellIndex].dataset.value))];
+    })()"""
+    button = 'Array.from(document.querySelectorAll("th button")).find((b) => b.textContent === "difference")'
+    _, before = browser.run(column)
+    browser.run(f"{button}.click()")
+    assert browser.run(column) == ["ascending", sorted(before)]
+    browser.run(f"{button}.focus()")
+    for kind in ("keyDown", "keyUp"):
+        browser.call(
+            "Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter", windowsVirtualKeyCode=13, text="\r"
+        )
+    assert browser.run(column) == ["descending", sorted(before, reverse=True)]
+
+
+@pytest.mark.parametrize("width", [320, 375, 1280])
+def test_nothing_leaves_the_page_sideways(browser, width):
+    browser.resize(width, 700)
+    assert browser.run("document.documentElement.scrollWidth") <= width
+    wide = "Array.from(document.querySelectorAll('.scroll')).some((s) => s.scrollWidth > s.clientWidth)"
+    assert width == 1280 or browser.run(wide)
+
+
+def test_dark_mode_follows_the_system(browser):
+    def brightness():
+        found = browser.run("getComputedStyle(document.documentElement).backgroundColor")
+        return sum(int(x) for x in found[4:-1].split(","))
+
+    browser.dark(False)
+    light = brightness()
+    browser.dark(True)
+    assert brightness() < 150 and light > 600
