@@ -207,6 +207,14 @@ def test_precision_follows_the_device(monkeypatch, cuda, bf16, accelerator, expe
     assert choose_precision("16-mixed", accelerator) == "16-mixed"
 
 
+@pytest.mark.parametrize("cpu, accelerator, warnings", [("AVX2", "cpu", 1), ("AVX512", "cpu", 0), ("AVX2", "auto", 0)])
+def test_imitated_bf16_is_warned_of(monkeypatch, caplog, cpu, accelerator, warnings):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: cpu)
+    assert choose_precision("bf16-mixed", accelerator) == "bf16-mixed"
+    assert len(caplog.records) == warnings
+
+
 def test_frozen_tiny_encoder_config_is_stored(tmp_path):
     """Random weights lie nowhere else: a frozen random encoder must come back from the checkpoint."""
     encoder = {"_target_": "e2net.encoders.ViTEncoder.from_config", "config": encoder_config("dinov2_registers")}
