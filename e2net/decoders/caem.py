@@ -13,9 +13,9 @@ class CAEM(nn.Module):
     """Aligns F1..F4 to one width, fuses them from coarse to fine, and gates their channels.
 
     F'i = BN(1x1(Fi)); G4 = F'4, Gi = φ([up(G(i+1)), F'i]) at the pyramid's strides; then squeeze-and-excitation on
-    each. Every level stays at its own stride, and F'i is convolved by φ before it is upsampled. With ``align``
-    ``unified``, F'1..F'4 are resampled to the pyramid and all brought to G1's size first, as in the published version;
-    the weights are the same, and so are the results where all levels have one size anyway.
+    each. Every level stays at its own stride, and what φ upsamples it convolves first, to the same result. With
+    ``align`` ``unified``, F'1..F'4 are resampled to the pyramid and all brought to G1's size before anything else, as
+    in the published version; the weights are the same, and so are the results where all levels have one size anyway.
 
     The published version has no BatchNorm after the 1x1 convolution; the features of DINO's blocks differ in scale by
     an order of magnitude, which the norm evens out.
@@ -68,7 +68,7 @@ class CAEM(nn.Module):
 class CAEMDecoder(nn.Module):
     """CAEM and a plain head: conv3x3 over G1..G4, BN-ReLU-1x1, at G1's size.
 
-    As in :class:`~e2net.decoders.layers.Fuse`, each level is convolved before it is upsampled.
+    As in :class:`~e2net.decoders.layers.Fuse`, each level's taps are applied before it is upsampled.
 
     Args:
         channels, strides: of the encoder's maps.

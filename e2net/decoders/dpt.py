@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from e2net.decoders.layers import conv_bn, convolve, resize
+from e2net.decoders.layers import conv_bn, resize
 from e2net.decoders.pyramid import Pyramid, PyramidName
 from e2net.structures import SegOutput
 
@@ -57,5 +57,5 @@ class DPTDecoder(nn.Module):
         sizes = self.pyramid.sizes(*image_size)
         x = self.fuse[-1](resize(maps[-1], sizes[-1]))
         for i in reversed(range(len(self.adapt))):
-            x = self.fuse[i](resize(x, sizes[i]) + convolve(self.adapt[i], maps[i], sizes[i]))
+            x = self.fuse[i](resize(x, sizes[i]) + resize(self.adapt[i](maps[i]), sizes[i]))
         return SegOutput(resize(self.head(x), image_size))

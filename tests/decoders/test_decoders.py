@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from e2net.decoders import (
     CAEM,
@@ -56,6 +57,19 @@ def test_maps_of_strides_4_to_32_and_sizes_that_32_does_not_divide(decoder, pyra
     channels, strides = (12, 24, 48, 96), (4, 8, 16, 32)
     features = [torch.randn(2, c, size[0] // s, size[1] // s) for c, s in zip(channels, strides, strict=True)]
     _assert_everything_trains(decoder(channels, strides, width=128, pyramid=pyramid), features, size)
+
+
+@pytest.mark.parametrize("pyramid", ["standard", "simple"])
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_convolutions_are_channels_last(decoder, pyramid):
+    """Maps made of tokens are channels-last; nothing on the way may copy them into another layout."""
+    module = decoder((24,) * 4, (16,) * 4, width=16, pyramid=pyramid)
+    seen = []
+    for conv in (m for m in module.modules() if isinstance(m, torch.nn.Conv2d)):
+        conv.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    module([torch.randn(2, 8, 6, 24).permute(0, 3, 1, 2) for _ in range(4)], (128, 96))
+    maps = [m for m in seen if m[0, 0].numel() > 1]
+    assert len(maps) >= 6 and all(m.is_contiguous(memory_format=torch.channels_last) for m in maps)
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
@@ -118,21 +132,57 @@ def test_caem_fuses_from_coarse_to_fine():
     assert all(not torch.equal(a, b) for a, b in zip(before, caem(features, (64, 64)), strict=True))
 
 
-def test_fuse_is_a_convolution_over_concatenated_channels():
+@pytest.mark.parametrize("size", [(6, 6), (12, 9), (24, 24), (3, 4)], ids=str)
+def test_fuse_is_a_convolution_over_the_concatenation_of_resampled_maps(size):
     fuse = Fuse(8).eval()
-    coarse, fine = torch.randn(2, 8, 6, 6), torch.randn(2, 8, 6, 6)
+    coarse, fine = torch.randn(2, 8, 3, 3), torch.randn(2, 8, 6, 6)
     weight = torch.cat([fuse.coarse.weight, fuse.fine.weight], dim=1)
-    expected = F.relu(fuse.norm(F.conv2d(torch.cat([coarse, fine], 1), weight, padding=1)))
-    torch.testing.assert_close(fuse(coarse, fine), expected)
-    assert fuse(coarse, fine, (12, 9)).shape == (2, 8, 12, 9)
+    expected = F.relu(fuse.norm(F.conv2d(torch.cat([resize(coarse, size), resize(fine, size)], 1), weight, padding=1)))
+    torch.testing.assert_close(fuse(coarse, fine, size), expected, rtol=0, atol=1e-5)
 
 
-def test_convolving_before_upsampling_and_after_downsampling():
-    conv, x = torch.nn.Conv2d(3, 5, 3, padding=1), torch.randn(1, 3, 6, 6)
-    torch.testing.assert_close(convolve(conv, x, (12, 9)), resize(conv(x), (12, 9)))
-    torch.testing.assert_close(convolve(conv, x, (3, 4)), conv(resize(x, (3, 4))))
-    pointwise = torch.nn.Conv2d(3, 5, 1)
-    torch.testing.assert_close(convolve(pointwise, x, (12, 9)), pointwise(resize(x, (12, 9))))
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+@pytest.mark.parametrize(
+    "before, after", [((6, 6), (24, 24)), ((5, 7), (13, 15)), ((1, 3), (4, 12)), ((9, 6), (9, 16))]
+)
+def test_convolving_before_upsampling_gives_the_same(before, after, kernel, bias):
+    """Values and gradients, also at the edges and for sizes that are no multiples."""
+    torch.manual_seed(0)
+    conv = torch.nn.Conv2d(32, 24, kernel, padding=kernel // 2, bias=bias)
+    found = []
+    for run in (lambda x: convolve(conv, x, after), lambda x: conv(resize(x, after))):
+        conv.zero_grad()
+        x = torch.randn(2, 32, *before, generator=torch.Generator().manual_seed(0), requires_grad=True)
+        with FlopCounterMode(display=False) as flops:
+            y = run(x)
+        y.square().mean().backward()
+        found.append((y, x.grad, *(p.grad.clone() for p in conv.parameters()), flops.get_total_flops()))
+    assert found[0][-1] < found[1][-1]
+    for a, b in zip(*(f[:-1] for f in found), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("after", [(3, 4), (3, 12), (6, 6), (6, 7)], ids=str)
+def test_where_convolving_first_costs_more_the_plain_order_is_taken(after):
+    conv, x = torch.nn.Conv2d(8, 8, 3, padding=1), torch.randn(1, 8, 6, 6)
+    assert torch.equal(convolve(conv, x, after), conv(resize(x, after)))
+
+
+@pytest.mark.parametrize("decoder", [E2NetDecoder, CAEMDecoder, UPerNetDecoder])
+def test_logits_are_those_of_upsampling_first(decoder, patch_and_size, monkeypatch):
+    """The fast path against the plain one, with every level at its own stride."""
+    patch, size = patch_and_size
+    torch.manual_seed(0)
+    module = decoder((24,) * 4, (patch,) * 4, width=64, pyramid="standard").eval()
+    fast = module(_features(patch, size), size).logits
+    plain = []
+    for place in ("layers", "caem", "upernet"):
+        monkeypatch.setattr(
+            f"e2net.decoders.{place}.convolve", lambda conv, x, s: plain.append(s) or conv(resize(x, s))
+        )
+    torch.testing.assert_close(fast, module(_features(patch, size), size).logits, rtol=0, atol=1e-5)
+    assert plain
 
 
 def _aligned(decoder, align, pyramid, **options):
