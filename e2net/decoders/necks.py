@@ -79,10 +79,15 @@ class LearnedPyramid(nn.Module):
     Args:
         channels, strides: of the encoder's maps.
         width: channels of each map that comes out.
+
+    Raises:
+        ValueError: ``width`` is not positive.
     """
 
     def __init__(self, channels: Sequence[int], strides: Sequence[int], width: int = 128) -> None:
         super().__init__()
+        if width < 1:
+            raise ValueError(f"neck.width must be at least 1, found {width}")
         self.channels, self.strides = (width,) * len(STANDARD_STRIDES), STANDARD_STRIDES
         self.levels = nn.ModuleList(
             _level(c, width, round(math.log2(stride / target)))

@@ -29,7 +29,9 @@ def compile_model(model: SegmentationModel, **options: Any) -> None:
     for part in (*model.encoder.layers(), model.neck, model.decoder):
         plain = part.forward.__func__  # type: ignore[attr-defined]
         if plain not in compiled:
-            compiled[plain] = torch.compile(plain, **options)
+            # The decoder anew for each size of image: with sizes left open its many resamplings take minutes.
+            fixed = {"dynamic": False} if part is model.decoder else {}
+            compiled[plain] = torch.compile(plain, **fixed | options)
         # A bound method, which copy.deepcopy binds to the copy.
         part.forward = MethodType(_with_fallback(compiled[plain], plain, state), part)
 

@@ -59,3 +59,8 @@ def test_norms_make_mean_0_and_deviation_1(encoder):
             torch.testing.assert_close(m.var(dims, correction=0), torch.ones_like(m.mean(dims)), rtol=0, atol=1e-3)
     with pytest.raises(ValueError, match=r"neck.kind must be 'layer' or 'batch', found 'group'"):
         Norm(channels, strides, "group")
+
+
+def test_learned_pyramid_needs_a_width():
+    with pytest.raises(ValueError, match="neck.width must be at least 1, found 0"):
+        LearnedPyramid((24,) * 4, (16,) * 4, width=0)
