@@ -1,5 +1,7 @@
 """Scores a checkpoint, or any method's maps, on named test sets. See ``python eval.py --help``."""
 
+import sys
+
 import hydra
 from omegaconf import DictConfig
 
@@ -18,6 +20,9 @@ def main(config: DictConfig) -> None:
     except UnusableMapsError:  # the user's files, not our code: a line says more than a traceback
         with user_errors():
             raise
+    except KeyboardInterrupt:
+        print("interrupted; no score was written", file=sys.stderr)
+        raise SystemExit(130) from None
     print(f"scores: {job.output}")
 
 

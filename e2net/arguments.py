@@ -1,5 +1,6 @@
 """Values of key=value arguments, for the commands whose settings are a typed dataclass. Imports nothing heavy."""
 
+from pathlib import Path
 from typing import Any, get_args
 
 import yaml
@@ -33,3 +34,14 @@ def read_value(key: str, text: str, expected: Any) -> Any:
         names = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
         raise ValueError(f"{key}={text}: expected {names}, found {value!r}")
     return value
+
+
+def check_folder(key: str, folder: Path) -> None:
+    """Makes sure that a folder is there or can be made.
+
+    Raises:
+        ValueError: it, or something above it, is a file.
+    """
+    found = next(p for p in (folder, *folder.parents) if p.exists())
+    if not found.is_dir():
+        raise ValueError(f"{key}={folder}: expected a folder or a free name, found a file: {found}")

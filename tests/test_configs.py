@@ -109,6 +109,18 @@ def test_misspelt_keys_do_not_compose(override):
         _compose(override)
 
 
+@pytest.mark.parametrize("override", ["flip_test=off", "compile=No", "encoder.pretrained=yes", "trainer.benchmark=on"])
+def test_words_that_are_no_booleans_are_refused(override):
+    """They would be strings, all of which are true."""
+    with pytest.raises(ValueError, match=f"{override}: expected true or false"):
+        _compose("encoder=dinov2_b", "+" * override.startswith(("encoder.", "trainer.")) + override)
+
+
+def test_settings_of_a_wrong_type_are_named():
+    with pytest.raises(TypeError, match=r"AdamW.*lr=fast.*:"):
+        build(_compose("optim.lr=fast")["optim"])
+
+
 def test_misspelt_keys_fail_before_anything_loads(tmp_path):
     override = "decoder.widht=32"
     result = _run("train.py", override, f"hydra.run.dir={tmp_path}/run")

@@ -11,6 +11,15 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
+def are_indices(values: object, length: int) -> bool:
+    """Whether ``values`` is a list of different 0-based indices below ``length``; a user may have given anything."""
+    return (
+        isinstance(values, Sequence)
+        and all(isinstance(i, int) and 0 <= i < length for i in values)
+        and len(set(values)) == len(values)
+    )
+
+
 class Encoder(nn.Module):
     """An image in, feature maps F1..F4 out.
 

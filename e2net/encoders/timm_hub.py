@@ -51,7 +51,10 @@ def load_timm(path: str, file: str | None, weights: Weights, checkpoint_dir: str
             f"{Path(checkpoint_dir) / Path(path).name}/, or give a file with the weights as encoder.file=..."
         ) from error
     except TypeError as error:
-        raise ValueError(f"encoder {path}: timm's model is of another kind than this encoder ({error})") from error
+        raise ValueError(
+            f"encoder {path}: timm's model is of another kind than this encoder ({error}); expected a vision "
+            "transformer that takes images of any size (encoder=timm) or a ConvNeXt (encoder=timm_convnext)"
+        ) from error
     except (RuntimeError, SafetensorError, UnpicklingError) as error:  # also for an unknown name
         reason = textwrap.shorten(str(error), 300, placeholder=" ...")  # timm names every weight that does not fit
         raise ValueError(f"encoder {path}: timm cannot build or fill this model: {reason}") from error
@@ -84,9 +87,12 @@ def _interpolate_like_hugging_face(model: Any) -> None:
     """Has a timm ViT resize its position embeddings as transformers does, so that both give the same features.
 
     timm smooths them (``antialias``), which also changes the bicubic kernel. Meta's DINOv2 and transformers do so
-    for the models with registers only.
+    for the models with registers only. Other classes than the plain one put their tokens together in other ways.
     """
-    if getattr(model, "pos_embed", None) is not None and model.reg_token is None:
+    from timm.models.vision_transformer import VisionTransformer  # noqa: PLC0415 - see load_timm
+
+    plain = isinstance(model, VisionTransformer) and type(model)._pos_embed is VisionTransformer._pos_embed
+    if plain and model.pos_embed is not None and model.reg_token is None:
         model._pos_embed = MethodType(_add_positions, model)
 
 

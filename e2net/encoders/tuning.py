@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from e2net.encoders.base import Encoder
+from e2net.encoders.base import Encoder, are_indices
 
 # Names of the projections that LoRA goes to by default, query and value, in the models there are; the first set of
 # which a model has all. The last is timm's, one matrix for query, key and value.
@@ -190,10 +190,10 @@ class Adapters(Tuning):
     def choose(self, encoder: Encoder) -> list[nn.Module]:
         layers = encoder.layers()
         chosen = range(len(layers)) if self.blocks is None else self.blocks
-        if not chosen or len(set(chosen)) != len(chosen) or not all(0 <= i < len(layers) for i in chosen):
+        if not chosen or not are_indices(chosen, len(layers)):
             raise ValueError(
-                f"tuning.blocks must be different 0-based indices below {len(layers)}, the blocks that run, "
-                f"found {list(chosen)}; null is all"
+                f"tuning.blocks must be a list of different 0-based indices below {len(layers)}, the blocks that run, "
+                f"found {chosen}; null is all"
             )
         adapters: list[nn.Module] = []
         for block in (layers[i] for i in chosen):
@@ -232,8 +232,11 @@ class LoRA(Tuning):
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__(lr_scale, gradient_checkpointing)
-        if targets is not None and not targets:
-            raise ValueError("tuning.targets must name at least one linear layer, found none; null is query and value")
+        if targets is not None and (not targets or isinstance(targets, str)):
+            raise ValueError(
+                "tuning.targets must be a list of names of linear layers, such as [q_proj], found "
+                f"{targets or 'none'}; null is query and value"
+            )
         if rank < 1 or alpha <= 0 or not 0 <= dropout < 1:
             raise ValueError(
                 "tuning: rank must be at least 1, alpha positive and dropout in [0, 1), "

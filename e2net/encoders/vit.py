@@ -8,7 +8,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from e2net.encoders.base import IMAGENET_MEAN, IMAGENET_STD, Encoder
+from e2net.encoders.base import IMAGENET_MEAN, IMAGENET_STD, Encoder, are_indices
 from e2net.encoders.hub import Weights, build_backbone, load_backbone
 from e2net.encoders.timm_hub import load_timm
 
@@ -36,8 +36,8 @@ class ViTEncoder(Encoder):
         pretrained: see :class:`~e2net.encoders.base.Encoder`.
 
     Raises:
-        ValueError: a model that is no vision transformer, impossible ``blocks``, or ``class_token`` for a model that
-            has none.
+        ValueError: a model that is no vision transformer, impossible ``blocks``, or ``norm`` or ``class_token`` for a
+            model that has none.
     """
 
     def __init__(
@@ -50,14 +50,17 @@ class ViTEncoder(Encoder):
         class_token: bool = False,
         pretrained: bool = False,
     ) -> None:
+        _drop_heads(backbone)
         shape = _shape(backbone)
         layers = _block_list(backbone)
         blocks = _check_blocks(blocks, len(layers))
         del layers[blocks[-1] + 1 :]
-        _drop_heads(backbone)
         super().__init__(backbone, mean, std, shape.patch_size, pretrained)
         if class_token and not shape.has_class_token:
             raise ValueError(f"{type(backbone).__name__} has no class token; set encoder.class_token=false")
+        final_norm = _final_norm(backbone)
+        if norm and final_norm is None:
+            raise ValueError(f"{type(backbone).__name__} has no final norm; set encoder.norm=false")
         self.patch_size = shape.patch_size
         self.embed_dim = shape.width
         self.num_special_tokens = shape.special_tokens
@@ -71,8 +74,8 @@ class ViTEncoder(Encoder):
         for name, parameter in backbone.named_parameters():
             if name.endswith("mask_token"):
                 parameter.requires_grad_(False)
-        if not norm:
-            _final_norm(backbone).requires_grad_(False)
+        if not norm and final_norm is not None:
+            final_norm.requires_grad_(False)
 
     @classmethod
     def from_config(
@@ -159,12 +162,19 @@ class ViTEncoder(Encoder):
         tokens = self._hidden_states(pixels)
         if self.norm:
             norm = _final_norm(self.backbone)
+            assert norm is not None
             tokens = [norm(t) for t in tokens]
-        return [self._to_map(t, pixels.shape[-2] // self.patch_size) for t in tokens]
+        height, width = (side // self.patch_size for side in pixels.shape[-2:])
+        return [self._to_map(t, height, width) for t in tokens]
 
-    def _to_map(self, tokens: Tensor, height: int) -> Tensor:
+    def _to_map(self, tokens: Tensor, height: int, width: int) -> Tensor:
         """(B, special + h·w, D) -> (B, D, h, w), or (B, 2·D, h, w) with the class token."""
         patches = tokens[:, self.num_special_tokens :]
+        if patches.shape[1] != height * width:
+            raise ValueError(
+                f"{type(self.backbone).__name__} returned {patches.shape[1]} patch tokens for {height}x{width} "
+                "patches; expected one for each: take a model that neither masks nor merges them"
+            )
         if self.class_token:
             patches = torch.cat((patches, tokens[:, :1].expand_as(patches)), dim=-1)
         return rearrange(patches, "b (h w) d -> b d h w", h=height)
@@ -172,8 +182,12 @@ class ViTEncoder(Encoder):
     def _hidden_states(self, pixels: Tensor) -> list[Tensor]:
         """Un-normed outputs (B, special + N, D) of ``self.blocks``; no other hidden state is kept."""
         kept: list[Tensor] = []
+
+        def keep(_block: nn.Module, _inputs: Any, output: Any) -> None:
+            kept.append(output[0] if isinstance(output, tuple) else output)
+
         layers = self.layers()
-        hooks = [layers[i].register_forward_hook(lambda _m, _i, out: kept.append(out)) for i in self.blocks]
+        hooks = [layers[i].register_forward_hook(keep) for i in self.blocks]
         try:
             self._run(pixels)
         finally:
@@ -208,7 +222,8 @@ def _shape(backbone: Any) -> _Shape:
         if not hasattr(backbone, "num_prefix_tokens"):
             raise _no_vit(backbone)
         has_class_token = getattr(backbone, "cls_token", None) is not None
-        patch_size = _square(backbone.patch_embed.patch_size)
+        # The stride: with a convolutional stem in front of its patches more than the patch size.
+        patch_size = _square(backbone.patch_embed.feat_ratio(as_scalar=False))
         return _Shape(patch_size, int(backbone.embed_dim), int(backbone.num_prefix_tokens), has_class_token)
     config = backbone.config
     if not (hasattr(config, "patch_size") and hasattr(config, "hidden_size")):
@@ -249,13 +264,13 @@ def _block_list(backbone: Any) -> nn.ModuleList | nn.Sequential:
     return max(lists, key=len)
 
 
-def _final_norm(backbone: nn.Module) -> nn.Module:
+def _final_norm(backbone: nn.Module) -> nn.Module | None:
     # timm calls it fc_norm where the classifier averages tokens first, and "norm" is an identity then.
-    for name in ("norm", "layernorm", "post_layernorm", "fc_norm"):
+    for name in ("norm", "layernorm", "post_layernorm", "rms_norm", "fc_norm"):
         norm = getattr(backbone, name, None)
         if isinstance(norm, nn.Module) and not isinstance(norm, nn.Identity):
             return norm
-    raise ValueError(f"{type(backbone).__name__} has no final norm; expected a vision transformer")
+    return None  # BEiT and others, whose pooling heads normalise
 
 
 def _drop_heads(backbone: Any) -> None:
@@ -274,9 +289,8 @@ def _check_blocks(blocks: Sequence[int] | None, depth: int) -> tuple[int, ...]:
         if depth < 4:
             raise ValueError(f"encoder has {depth} blocks; at least 4 are needed for F1..F4")
         return tuple(depth * i // 4 - 1 for i in (1, 2, 3, 4))
-    chosen = tuple(blocks)
-    if len(chosen) != 4 or list(chosen) != sorted(set(chosen)) or chosen[0] < 0 or chosen[-1] >= depth:
+    if not are_indices(blocks, depth) or len(blocks) != 4 or list(blocks) != sorted(blocks):
         raise ValueError(
-            f"encoder.blocks must be four ascending 0-based indices below the depth {depth}, found {list(chosen)}"
+            f"encoder.blocks must be four ascending 0-based indices below the depth {depth}, found {blocks}"
         )
-    return chosen
+    return tuple(blocks)

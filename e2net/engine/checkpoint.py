@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from e2net.engine.config import build_model
+from e2net.engine.config import build_model, conf_folder
 from e2net.model import SegmentationModel
 
 if TYPE_CHECKING:
@@ -92,7 +92,8 @@ def find_checkpoint(path: str | Path, prefer: str = BEST) -> Path:
             return file
     found = "an empty or other folder" if path.is_dir() else "nothing"
     raise FileNotFoundError(
-        f"ckpt={path}: expected a checkpoint file or a run folder with checkpoints/{BEST}, found {found}"
+        f"no checkpoint at {path}: expected a checkpoint file or a run folder with checkpoints/{BEST} or {LAST}, "
+        f"found {found}"
     )
 
 
@@ -139,7 +140,10 @@ def load_model(path: str | Path, encoder_path: str | None = None) -> tuple[Segme
 
 
 def inherit(config: "DictConfig") -> "DictConfig":
-    """Fills an evaluation config from its checkpoint: ``size`` where null, ``data`` where no root is given."""
+    """Fills an evaluation config from its checkpoint: ``size`` where null, ``data`` where no root is given.
+
+    Without a root, ``data`` is that of training but for what differs from ``conf/data/folder.yaml``: what was given.
+    """
     from omegaconf import OmegaConf  # noqa: PLC0415 - see config.py
 
     if not OmegaConf.is_missing(config, "ckpt"):
@@ -147,5 +151,8 @@ def inherit(config: "DictConfig") -> "DictConfig":
         if config.size is None:
             config.size = trained["size"]
         if OmegaConf.is_missing(config.data, "root"):
-            config.data = trained["data"]
+            plain: Any = OmegaConf.to_container(OmegaConf.load(conf_folder() / "data" / "folder.yaml"))
+            asked: Any = OmegaConf.to_container(config.data)
+            given = {k: v for k, v in asked.items() if k not in plain or plain[k] != v}
+            config.data = {**trained["data"], **given}
     return config

@@ -63,13 +63,26 @@ def resolve(config: "DictConfig") -> dict[str, Any]:
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         raise ValueError(f"config: {missing[0]} has no value; give it as {missing[0]}=...")
-    return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+    resolved = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+    for key, value in leaves(resolved):
+        if isinstance(value, str) and value.lower() in ("on", "off", "yes", "no"):
+            raise ValueError(f"{key}={value}: expected true or false")
+    return resolved
+
+
+def leaves(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value that is no mapping, with its dotted key."""
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def build(config: dict[str, Any], **kwargs: Any) -> Any:
     """Instantiates a config with a ``_target_``; ``kwargs`` go to the constructor.
 
-    What a constructor raises comes out as it is, not wrapped into Hydra's exception.
+    What a constructor raises comes out as it is, not wrapped into Hydra's exception; a TypeError names the settings.
     """
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
@@ -80,6 +93,10 @@ def build(config: dict[str, Any], **kwargs: Any) -> Any:
         cause: BaseException = error
         while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
             cause = cause.__cause__
+        if isinstance(cause, TypeError):
+            name = config["_target_"].rpartition(".")[2]
+            settings = ", ".join(f"{k}={v}" for k, v in leaves(config) if not k.endswith("_target_"))
+            raise TypeError(f"{name}({settings}): {cause}") from None
         raise cause from None
 
 

@@ -193,9 +193,10 @@ def choose_batch_size(
         del trial
         _release(device)
     if found < 1:
+        recompute = "" if model.encoder.frozen else " or tuning.gradient_checkpointing=true"
         raise ValueError(
             f"data.batch_size=auto: not even one image of {size[0]}x{size[1]} fits into the memory of {device}; "
-            "reduce size, or take a smaller encoder or tuning.gradient_checkpointing=true"
+            f"reduce size, or take a smaller encoder{recompute}"
         )
     log.info("data.batch_size=auto: %d images of %dx%d on %s", found, *size, device)
     return found

@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -107,13 +108,15 @@ class MapFolder:
         name: of the set.
         masks: what they are scored against.
         maps: for each mask, in the masks' order, its map, or None where it is missing.
-        extra: names of files that belong to no mask.
+        extra: names of maps that belong to no mask.
+        foreign: names of files that would be a missing map, but for their extension.
     """
 
     name: str
     masks: Masks
     maps: list[Path | None]
     extra: list[str]
+    foreign: list[str]
 
     @property
     def stems(self) -> list[str]:
@@ -124,6 +127,12 @@ class MapFolder:
     def missing(self) -> list[str]:
         """Stems of the masks without a map."""
         return [stem for stem, path in zip(self.stems, self.maps, strict=True) if path is None]
+
+    @property
+    def problems(self) -> dict[str, list[str]]:
+        """What does not match between maps and masks: kind (``report.PROBLEMS``) to names, at least one each."""
+        found = {"missing": self.missing, "foreign": self.foreign, "extra": self.extra}
+        return {kind: list(names) for kind, names in found.items() if names}
 
     def image(self, position: int) -> NDArray[np.uint8]:
         """The image of one position, (h, w, 3) RGB, at its mask's size.
@@ -167,10 +176,14 @@ def find_maps(folder: Path, name: str, masks: Masks) -> MapFolder:
     stems = [masks.name(i) for i in range(len(masks))]
     known = set(stems)
     if known.isdisjoint(files):
-        seen = some([path.name for path in files.values()]) or "no map"
-        raise ValueError(f"{place}: no map belongs to any of the {len(stems)} masks ({some(stems)}), found {seen}.")
+        seen = some(sorted(path.name for path in place.iterdir())) or "nothing"
+        raise ValueError(
+            f"{place}: no map belongs to any of the {len(stems)} masks ({some(stems)}), found {seen}. A map has its"
+            f" mask's stem and ends in {', '.join(EXTENSIONS)}."
+        )
     extra = [path.name for stem, path in files.items() if stem not in known]
-    return MapFolder(name, masks, [files.get(stem) for stem in stems], extra)
+    foreign = sorted(path.name for path in place.iterdir() if path.stem in known - files.keys())
+    return MapFolder(name, masks, [files.get(stem) for stem in stems], extra, foreign)
 
 
 @dataclass(frozen=True)
@@ -241,6 +254,15 @@ def _start_worker(task: _Task) -> None:
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     _keep_memory()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Ends this worker once its parent is gone: killed, it cannot tell its workers, who would wait for work forever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _keep_memory() -> None:
@@ -303,7 +325,7 @@ def score_maps(
     """
     workers = _cores() if num_workers is None else num_workers
     collected = [MapScores(protocol, scores) for protocol in protocols]
-    problems: dict[str, list[str]] = {"missing": found.missing, "extra": found.extra}
+    problems = found.problems
     faults: list[str] = []
     digests: dict[str, str] = {}
     stems = found.stems
@@ -318,7 +340,6 @@ def score_maps(
                 problems.setdefault(kind, []).append(stem)
             for sums, one in zip(collected, scored.scores, strict=False):
                 sums.add(position, one, stem)
-    problems = {kind: names for kind, names in problems.items() if names}
     return [
         SetResult(
             name=found.name,
@@ -338,7 +359,7 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _refuse(output: Path, faults: dict[str, list[str]], message: Callable[[str], str]) -> None:
+def _refuse(output: Path, faults: dict[str, Any], message: Callable[[str], str]) -> None:
     """Writes all faults to ``<output>/problems.json``, removes an older score file, and raises."""
     clear_report(output)
     file = output / "problems.json"
@@ -485,25 +506,29 @@ def prepare_predictions(config: dict[str, Any]) -> PredictionJob:
     if output.resolve() in [(folder / name).resolve() for name in data.test_names]:
         raise ValueError(f"output={output} is a folder of maps, where pictures would be taken for maps; choose another")
     sets = [find_maps(folder, name, masks_of(data, name)) for name in data.test_names]
-    missing = {found.name: found.missing for found in sets if found.missing}
-    if missing and not config["allow_missing"]:
-        counts = "; ".join(
-            f"{found.name}: {len(found.missing)} of {len(found.maps)} maps are missing ({some(found.missing)})"
-            for found in sets
-            if found.missing
-        )
+    incomplete = [found for found in sets if found.missing]
+    if incomplete and not config["allow_missing"]:
+        counts = "; ".join(_mismatch(found) for found in incomplete)
         _refuse(
             output,
-            missing,
+            {found.name: found.problems for found in incomplete},
             lambda file: (
-                f"{counts}. Expected a map of every mask in {folder}/<set>; add them, or score the others with"
-                f" allow_missing=true. All are named in {file}."
+                f"{counts}. Expected a map of every mask in {folder}/<set>, with its stem and one of the extensions"
+                f" {', '.join(EXTENSIONS)}; add them, or score the others with allow_missing=true. All are named in"
+                f" {file}."
             ),
         )
     if set(options.scores) & set(IMAGE_SCORES):
         for found in sets:
             found.image(0)  # without a folder of images every mask would be at fault
     return PredictionJob(folder, sets, protocol, options, output)
+
+
+def _mismatch(found: MapFolder) -> str:
+    """What is missing, and what lies there instead."""
+    others = [*found.foreign, *found.extra]
+    instead = f", these files are no mask's or have another extension: {some(others)}" if others else ""
+    return f"{found.name}: {len(found.missing)} of {len(found.maps)} maps are missing ({some(found.missing)}){instead}"
 
 
 class MaskDigests(L.Callback):

@@ -39,9 +39,12 @@ PAPER_COLUMNS = (
     ("wF", r"$F_\beta^w\uparrow$", "wF ↑"),
     ("MAE", r"$M\downarrow$", "MAE ↓"),
 )
+# Of a protocol, what tables name; the JSON file has all of it.
+PROTOCOL_FIELDS = ("quantise", "normalize", "binarise")
 # What can be odd about a set's maps without stopping the evaluation.
 PROBLEMS = {
     "missing": "not there, left out",
+    "foreign": "of another file type than maps have, ignored",
     "extra": "belong to no mask, ignored",
     "resized": "not of the mask's size, resized bilinearly",
     "lossy": "JPEG: compression has changed the values",
@@ -50,7 +53,12 @@ PROBLEMS = {
 }
 _NAMES_SHOWN = 3
 _TABLE_WIDTH = 78  # rich keeps a margin of a letter on either side
-_NAME_WIDTH = 8  # the least that a set's name gets
+_NAME_WIDTH = len("  binarised")  # the least that a set's name gets
+# Of a report's files, less what stands before "scores" in its name; "*" is a set's name. That of the scores comes last.
+_FILES = (
+    *("scores.csv", "intervals.csv", "per_image.csv", "curves.csv", "curves.png", "table.tex", "table.md"),
+    *("worst_best_*.png", "scores.json"),
+)
 
 
 @dataclass
@@ -221,18 +229,25 @@ def _short(value: float) -> str:
 
 
 def latex_rows(method: str, results: Sequence[SetResult]) -> str:
-    """A LaTeX row of the method, with comments that say what its columns are.
+    """A LaTeX row of the method, with comments that say what its columns and the scores behind them are.
 
     Columns as papers on camouflaged objects have them: for each set S-measure, mean E-measure, weighted F-measure
     and MAE. A second row where the maps were scored binarised too.
     """
     sets = [r for r in results if not r.binarised]
     headings = " & ".join(heading for _, heading, _ in PAPER_COLUMNS)
-    lines = [f"% e2net {e2net.__version__}, normalize: {sets[0].protocol['normalize']}"]
-    lines += [f"% {r.name}: {headings} ({len(r.scores.per_image())} of {len(r.stems)} maps)" for r in sets]
+    lines = [f"% {line}" for line in _about(sets)] + [f"% columns of {r.name}: {headings}" for r in sets]
     for name, cells in _paper_rows(method, results):
         lines.append(" & ".join([_latex(name), *cells]) + r" \\")
     return "\n".join(lines) + "\n"
+
+
+def _about(sets: Sequence[SetResult]) -> list[str]:
+    """What a table must name to be reproduced: the protocol, and of each set how much of which file list."""
+    protocol = ", ".join(f"{k}: {sets[0].protocol[k]}" for k in PROTOCOL_FIELDS)
+    return [f"e2net {e2net.__version__}, {protocol}"] + [
+        f"{r.name}: {len(r.scores.per_image())} of {len(r.stems)} maps, file list {stems_hash(r.stems)}" for r in sets
+    ]
 
 
 def _latex(text: str) -> str:
@@ -241,12 +256,13 @@ def _latex(text: str) -> str:
 
 
 def markdown_rows(method: str, results: Sequence[SetResult]) -> str:
-    """The same row as ``latex_rows`` gives, as a Markdown table with its headings."""
-    sets = [r.name for r in results if not r.binarised]
-    head = ["Method", *(f"{name} {heading}" for name in sets for _, _, heading in PAPER_COLUMNS)]
+    """The same row as ``latex_rows`` gives, as a Markdown table with its headings, and the same as comments."""
+    sets = [r for r in results if not r.binarised]
+    head = ["Method", *(f"{r.name} {heading}" for r in sets for _, _, heading in PAPER_COLUMNS)]
     lines = [head, ["---"] + ["---:"] * (len(head) - 1)]
     lines += [[name, *cells] for name, cells in _paper_rows(method, results)]
-    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+    table = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
+    return "\n".join([*(f"<!-- {line} -->" for line in _about(sets)), *table]) + "\n"
 
 
 def _paper_rows(method: str, results: Sequence[SetResult]) -> list[tuple[str, list[str]]]:
@@ -272,13 +288,15 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def clear_report(folder: Path, name: str = "scores") -> None:
-    """Removes ``<folder>/<name>.json`` of an earlier evaluation, and its list of problems.
+    """Removes the report of an earlier evaluation (see ``write_report``), and its list of problems.
 
-    Called where scoring begins. As that file is written last, its presence means that all others are of the same,
-    finished evaluation.
+    Called where scoring begins. As ``<name>.json`` is written last, its presence means that all others are of the
+    same, finished evaluation.
     """
-    for old in (folder / f"{name}.json", folder / "problems.json"):
-        old.unlink(missing_ok=True)
+    prefix = name.removesuffix("scores")
+    for pattern in reversed(("problems.json", *(prefix + file for file in _FILES))):
+        for old in folder.glob(pattern):
+            old.unlink(missing_ok=True)
 
 
 def write_report(
@@ -313,7 +331,15 @@ def write_report(
         write_atomically(folder / (prefix + file), content)
 
     tables: dict[str, list[list[Any]]] = {
-        "scores.csv": [["test_set", *columns], *([label, *row.values()] for label, row in values.items())],
+        "scores.csv": [
+            ["test_set", *columns, "maps", "masks", *PROTOCOL_FIELDS, "file_list_sha256"],
+            *(
+                [r.label, *values[r.label].values(), len(images[r.label]), len(r.stems)]
+                + [r.protocol[k] for k in PROTOCOL_FIELDS]
+                + [stems_hash(r.stems)]
+                for r in results
+            ),
+        ],
         "intervals.csv": [
             ["test_set", "score", "value", "low", "high"],
             *([label, k, row[k], *intervals[label][k]] for label, row in values.items() for k in columns),

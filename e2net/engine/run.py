@@ -21,7 +21,7 @@ from e2net.engine.averaging import WeightAverage
 from e2net.engine.cache import FeatureCache
 from e2net.engine.callbacks import CheckpointFile, MapWriter, ResumeState, SamplePictures
 from e2net.engine.checkpoint import BEST, KEY, LAST, find_checkpoint, load_model, load_state, read_checkpoint, restore
-from e2net.engine.config import build, build_model
+from e2net.engine.config import build, build_model, leaves
 from e2net.engine.inference import Predictor
 from e2net.engine.memory import AUTO, OutOfMemoryError, Trial, advise, choose_batch_size, is_out_of_memory
 from e2net.engine.module import SegmentationModule
@@ -89,6 +89,13 @@ def prepare_training(config: dict[str, Any]) -> Job:
         resume = find_checkpoint(config["resume"], prefer=LAST)
         content = read_checkpoint(resume)
         restore(model, content)
+        before = dict(leaves(content[KEY]["config"]["optim"], "optim."))
+        for key, value in leaves(config["optim"], "optim."):
+            if before.get(key) != value:
+                raise ValueError(
+                    f"resume={config['resume']} was trained with {key}={before.get(key)}: expected it here too, as the "
+                    f"optimiser's state is restored, found {value}"
+                )
         if averaging.KEY in content and not average:
             # The optimiser's state belongs to the weights beside the average, which nothing would restore.
             found = content[KEY]["config"]["ema"]

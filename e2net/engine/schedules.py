@@ -119,10 +119,15 @@ class Step(Curve):
 
     def __init__(self, warmup: float = 0.05, at: Sequence[float] = (0.6, 0.9), factor: float = 0.1) -> None:
         super().__init__(warmup)
-        if list(at) != sorted(set(at)) or not all(warmup <= point < 1 for point in at) or not at:
+        if (
+            not isinstance(at, Sequence)
+            or not at
+            or not all(isinstance(point, int | float) and warmup <= point < 1 for point in at)
+            or list(at) != sorted(set(at))
+        ):
             raise ValueError(
-                f"schedule.at must be ascending fractions of all steps, from the warmup {warmup} to below 1, "
-                f"found {list(at)}"
+                f"schedule.at must be a list of ascending fractions of all steps, from the warmup {warmup} to below 1, "
+                f"found {at}"
             )
         if not 0 < factor < 1:
             raise ValueError(f"schedule.factor must be between 0 and 1, found {factor}")
@@ -138,7 +143,7 @@ class Plateau(Schedule):
     Args:
         monitor: a validation score, such as ``val/S`` or ``val/MAE``, or ``train/mean_loss``.
         factor: by which the rate falls.
-        patience: epochs without improvement before it does.
+        patience: epochs without improvement before it does; those without validation count too.
         final: the rate never falls below this fraction of the first one.
 
     Raises:
@@ -171,4 +176,5 @@ class Plateau(Schedule):
             min_lr=[self.final * group["lr"] for group in optimizer.param_groups],
             eps=0.0,  # by default, falls of less than 1e-8 are left out: a decayed encoder's whole rate
         )
-        return {"scheduler": scheduler, "interval": "epoch", "monitor": self.monitor}
+        # Not strict: before the first validation (trainer.check_val_every_n_epoch=2) there is no score to look at.
+        return {"scheduler": scheduler, "interval": "epoch", "monitor": self.monitor, "strict": False}

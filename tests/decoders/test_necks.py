@@ -62,5 +62,5 @@ def test_norms_make_mean_0_and_deviation_1(encoder):
 
 
 def test_learned_pyramid_needs_a_width():
-    with pytest.raises(ValueError, match="neck.width must be at least 1, found 0"):
+    with pytest.raises(ValueError, match=r"neck.width must be at least 1, found 0"):
         LearnedPyramid((24,) * 4, (16,) * 4, width=0)

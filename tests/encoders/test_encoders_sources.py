@@ -75,6 +75,38 @@ def test_any_vision_transformer_gives_its_hidden_states(name, norm):
         torch.testing.assert_close(found.flatten(2).transpose(1, 2), expected, rtol=0, atol=1e-5)
 
 
+# BEiT's norm is in its pooling head, Data2Vec's blocks return tuples.
+@pytest.mark.parametrize("model_type", ["beit", "data2vec-vision"])
+def test_a_model_without_a_final_norm_is_taken_without_it(model_type):
+    config = {**VIT, "model_type": model_type}
+    with pytest.raises(ValueError, match=r"has no final norm; set encoder.norm=false"):
+        ViTEncoder.from_config(config)
+    encoder = ViTEncoder(_model(config), (0.0,) * 3, (1.0,) * 3, norm=False)
+    image = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        hidden = _model(config)(image, output_hidden_states=True).hidden_states
+        maps = encoder(image)
+    for found, expected in zip(maps, hidden[1:], strict=True):
+        torch.testing.assert_close(found.flatten(2).transpose(1, 2), expected[:, 1:], rtol=0, atol=1e-5)
+    Full().apply(encoder)
+    sum(m.square().sum() for m in encoder(image)).backward()
+    assert not {n for n, p in encoder.named_parameters() if p.requires_grad and p.grad is None}
+
+
+def test_a_model_whose_norm_is_named_otherwise():
+    encoder = ViTEncoder(_model({**VIT, "model_type": "aimv2_vision_model"}))
+    assert encoder.num_special_tokens == 0  # a class token in the head that is dropped is none of the blocks'
+    Full().apply(encoder)
+    sum(m.square().sum() for m in encoder(torch.rand(2, 3, 64, 64))).backward()
+    assert not {n for n, p in encoder.named_parameters() if p.requires_grad and p.grad is None}
+
+
+def test_a_model_that_drops_patches_is_refused():
+    encoder = ViTEncoder.from_config({**VIT, "model_type": "vit_mae"})
+    with pytest.raises(ValueError, match="ViTMAEModel returned 4 patch tokens for 4x4 patches; expected one for each"):
+        encoder(torch.rand(2, 3, 64, 64))
+
+
 @pytest.mark.parametrize("name", sorted(OTHERS))
 def test_every_trainable_parameter_of_any_vision_transformer_gets_a_gradient(name):
     encoder = ViTEncoder(_model(OTHERS[name]))

@@ -167,6 +167,35 @@ def test_same_features_as_hugging_face_convnext(tmp_path):
     _compare(ours, reference, 32, [(2, 3)])
 
 
+@pytest.mark.parametrize(
+    "name, stride, special",
+    [
+        ("deit_tiny_distilled_patch16_224", 16, 2),
+        ("vit_small_patch16_rope_ape_224", 16, 1),
+        ("vit_pe_core_tiny_patch16_384", 16, 1),
+        ("vit_tiny_r_s16_p8_224", 32, 1),
+    ],
+)
+def test_other_classes_of_timm_keep_their_own_tokens(name, stride, special):
+    """A distillation token, learned positions beside rotary ones, a convolutional stem."""
+    torch.manual_seed(0)
+    encoder = ViTEncoder.from_timm(name, weights="random", norm=False)
+    for parameter in encoder.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    size = timm.get_pretrained_cfg(name).input_size[-1]  # where no position is interpolated
+    reference = timm.create_model(name)
+    reference.load_state_dict(encoder.backbone.state_dict(), strict=False)  # all but the classifier
+    image = torch.rand(2, 3, size, size)
+    with torch.no_grad():
+        found = encoder(image)
+        expected = reference.eval().forward_intermediates(
+            (image - encoder.mean) / encoder.std, indices=list(encoder.blocks), intermediates_only=True
+        )
+    assert (encoder.size_multiple, encoder.num_special_tokens) == (stride, special)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+
 def test_name_with_a_file_of_weights(tmp_path):
     name = "vit_tiny_patch16_224"
     torch.manual_seed(0)
@@ -192,7 +221,7 @@ def test_random_weights_of_a_name_need_no_files():
 def test_what_cannot_be_loaded_says_why(tmp_path, encoder_folder):
     with pytest.raises(ValueError, match=r"encoder vit_smal: timm cannot build .*Unknown model"):
         ViTEncoder.from_timm("vit_smal", weights="random")
-    with pytest.raises(ValueError, match="timm's model is of another kind than this encoder"):
+    with pytest.raises(ValueError, match=r"of another kind than this encoder .* a ConvNeXt \(encoder=timm_convnext\)"):
         ViTEncoder.from_timm("convnext_tiny", weights="random")
     with pytest.raises(ValueError, match="VisionTransformer is no ConvNeXt"):
         ConvNeXtEncoder.from_timm("vit_tiny_patch16_224", weights="random")

@@ -47,7 +47,9 @@ def test_blocks_after_the_last_used_one_are_dropped():
     assert any(".layer.4." in name for name, _ in encoder.named_parameters())
 
 
-@pytest.mark.parametrize("blocks", [[0, 1, 2], [0, 1, 1, 2], [3, 2, 1, 0], [0, 1, 2, 4], [-1, 0, 1, 2]])
+@pytest.mark.parametrize(
+    "blocks", [[0, 1, 2], [0, 1, 1, 2], [3, 2, 1, 0], [0, 1, 2, 4], [-1, 0, 1, 2], 3, [0, 1, 2, 2.5], "0123"]
+)
 def test_impossible_blocks_are_refused(blocks):
     with pytest.raises(ValueError, match=r"encoder.blocks must be four ascending .* depth 4"):
         ViTEncoder.from_config(encoder_config("dinov2"), blocks=blocks)

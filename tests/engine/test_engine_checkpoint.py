@@ -2,6 +2,7 @@ import pytest
 import torch
 import yaml
 from conftest import encoder_config
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from transformers import AutoModel
 
@@ -16,7 +17,7 @@ from e2net.engine.checkpoint import (
     restore,
     saved_state,
 )
-from e2net.engine.config import build_model
+from e2net.engine.config import build_model, conf_folder
 
 LINEAR = {"_target_": "e2net.decoders.LinearDecoder"}
 FROZEN = {"_target_": "e2net.encoders.Frozen"}
@@ -134,7 +135,7 @@ def test_state_of_another_architecture_is_refused_whole(encoder_folder):
 
 
 def test_files_that_are_no_checkpoints(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"expected a checkpoint file or a run folder .* found nothing"):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*nowhere: expected a checkpoint .* found nothing"):
         find_checkpoint(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="found an empty or other folder"):
         find_checkpoint(tmp_path)
@@ -159,5 +160,8 @@ def test_evaluation_inherits_what_it_is_not_given(encoder_folder, tmp_path):
     _save(_config(_local(encoder_folder("dinov2"))) | {"data": {"root": "trained"}}, tmp_path)
     config = inherit(OmegaConf.create({"ckpt": str(tmp_path), "size": None, "data": {"root": "???"}}))
     assert config.size == 64 and config.data.root == "trained"
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        config = inherit(compose("eval", [f"ckpt={tmp_path}", "data.test=[other]"]))
+    assert config.data == {"root": "trained", "test": ["other"]}
     config = inherit(OmegaConf.create({"ckpt": str(tmp_path), "size": 32, "data": {"root": "given"}}))
     assert config.size == 32 and config.data.root == "given"

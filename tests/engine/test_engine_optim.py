@@ -216,6 +216,7 @@ def test_plateau_without_validation_says_what_to_do():
         (lambda: Step(at=[0.9, 0.6]), r"ascending fractions .* found \[0.9, 0.6\]"),
         (lambda: Step(at=[]), r"found \[\]"),
         (lambda: Step(at=[30, 60]), r"to below 1, found \[30, 60\]"),
+        (lambda: Step(at=0.5), "must be a list of ascending fractions .* found 0.5"),
         (lambda: Step(factor=1.0), "factor must be between 0 and 1"),
         (lambda: Plateau(monitor="val/Q"), "monitor must be one of .*val/S.* found val/Q"),
         (lambda: Plateau(factor=1.0), "factor must be between"),
@@ -247,7 +248,7 @@ def _loader(count):
     return DataLoader(samples, batch_size=2, collate_fn=collate)
 
 
-def _fit(folder, model, schedule, epochs=1):
+def _fit(folder, model, schedule, epochs=1, **options):
     criterion = Criterion(final={"bce": 1.0})
     module = SegmentationModule(model, {}, Protocol(), criterion, AdamW(schedule, lr=1e-2))
     rates = []
@@ -259,6 +260,7 @@ def _fit(folder, model, schedule, epochs=1):
     trainer = L.Trainer(
         max_epochs=epochs, accelerator="cpu", num_sanity_val_steps=1, logger=False, enable_checkpointing=False,
         enable_model_summary=False, enable_progress_bar=False, default_root_dir=folder, callbacks=[Note()],
+        **options,
     )  # fmt: skip
     trainer.fit(module, _loader(4), _loader(2))
     return trainer, rates
@@ -286,3 +288,10 @@ def test_plateau_in_training(monitor, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.optim.lr_scheduler.ReduceLROnPlateau, "_is_better", lambda *_: False)
     _, rates = _fit(tmp_path, _model(Frozen()), schedule, epochs=3)
     assert [r[0] for r in rates] == pytest.approx([1e-2, 5e-3, 2.5e-3])
+
+
+def test_plateau_waits_for_the_first_validation(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.optim.lr_scheduler.ReduceLROnPlateau, "_is_better", lambda *_: False)
+    schedule = Plateau("val/S", patience=0, factor=0.5)
+    _, rates = _fit(tmp_path, _model(Frozen()), schedule, epochs=3, check_val_every_n_epoch=2)
+    assert [r[0] for r in rates] == pytest.approx([1e-2, 1e-2, 5e-3])

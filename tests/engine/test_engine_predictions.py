@@ -3,8 +3,11 @@
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -199,7 +202,26 @@ def test_missing_maps_are_an_error_that_names_them(folders):
     with pytest.raises(UnusableMapsError, match=r"5 of 7 maps are missing \(m0, m1, m2 and 2 more\).*allow_missing"):
         _run(folders)
     assert not (folders / "out" / "scores.json").exists()
-    assert json.loads((folders / "out" / "problems.json").read_text()) == {"CAMO": [f"m{i}" for i in range(5)]}
+    names = {"missing": [f"m{i}" for i in range(5)]}
+    assert json.loads((folders / "out" / "problems.json").read_text()) == {"CAMO": names}
+
+
+def test_files_that_lie_where_maps_are_missing_are_named(folders, capsys):
+    maps = folders / "maps" / "CAMO"
+    (maps / "m1.png").rename(maps / "m1.webp")
+    (maps / "m2.png").rename(maps / "M2.png")
+    (maps / "m3.txt").touch()  # not in the place of a map
+    with pytest.raises(UnusableMapsError, match=r"2 of 7 maps are missing \(m1, m2\), these .*: m1\.webp, M2\.png\."):
+        _run(folders)
+    names = {"missing": ["m1", "m2"], "foreign": ["m1.webp"], "extra": ["M2.png"]}
+    assert json.loads((folders / "out" / "problems.json").read_text()) == {"CAMO": names}
+    _run(folders, "allow_missing=true")
+    assert _report(folders)["sets"]["CAMO"]["problems"] == names
+    assert "m1.webp" in capsys.readouterr().out
+    for path in maps.glob("*.png"):
+        path.rename(path.with_suffix(".npy"))
+    with pytest.raises(ValueError, match=r"no map belongs to any .* found M2\.npy, m0\.npy.* ends in \.jpg, .*\.png"):
+        _run(folders, "allow_missing=true")
 
 
 def test_missing_maps_are_allowed_and_counted(folders, capsys):
@@ -330,6 +352,52 @@ def test_killed_worker_ends_the_run_without_a_score_file(folders, monkeypatch):
     with pytest.raises(RuntimeError):
         _run(folders, "num_workers=2")
     assert not (folders / "out" / "scores.json").exists()
+
+
+ENDLESS = """
+import multiprocessing, os, sys, time
+sys.path[:0] = [{root!r}]
+from e2net.engine import predictions
+def wait(task, position):
+    with open({pids!r}, "a") as file:
+        file.write(f"{{os.getpid()}}\\n")
+    time.sleep({sleep})
+    return predictions._Scored([])
+predictions._score_one = wait
+found = predictions.MapFolder("set", range(6), [None] * 6, [], [])
+with predictions._results(predictions._Task(found, [], ()), 2, "fork") as results:
+    list(results)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a patch reaches forked processes only")
+def test_workers_end_with_a_killed_run(tmp_path):
+    """Without being told so: nobody is left to tell them."""
+    pids = tmp_path / "pids"
+    code = ENDLESS.format(root=str(ROOT), pids=str(pids), sleep=0.5)
+    with subprocess.Popen([sys.executable, "-c", code]) as run:
+        _until(lambda: pids.is_file() and len(set(pids.read_text().split())) == 2)
+        run.kill()
+    workers = [Path("/proc") / pid for pid in set(pids.read_text().split())]
+    try:
+        _until(lambda: not any(map(_alive, workers)), 10)
+    finally:
+        for worker in filter(_alive, workers):
+            os.kill(int(worker.name), signal.SIGKILL)
+
+
+def _alive(process):
+    try:
+        return process.joinpath("stat").read_text().rpartition(") ")[2][0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def _until(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 def test_masks_of_generated_pairs(folders):

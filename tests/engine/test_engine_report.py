@@ -21,7 +21,7 @@ from e2net.engine.report import (
     stems_hash,
     write_atomically,
 )
-from e2net.metrics import ALL_SCORES, ImageScores, MapScores, Protocol, score_map
+from e2net.metrics import ALL_SCORES, DEFAULT_SCORES, ImageScores, MapScores, Protocol, score_map
 
 RNG = np.random.default_rng(0)
 
@@ -32,11 +32,11 @@ def _image(seed):
     return rng.integers(0, 256, mask.shape, dtype=np.uint8), mask
 
 
-def _result(name="set", count=5, binarised=False, seed=0, **kwargs):
+def _result(name="set", count=5, binarised=False, seed=0, names=DEFAULT_SCORES, **kwargs):
     protocol = Protocol(binarise=binarised)
-    scores = MapScores(protocol)
+    scores = MapScores(protocol, names)
     for i in range(count):
-        scores.add(i, score_map(*_image(seed + i), protocol=protocol), f"n{i}")
+        scores.add(i, score_map(*_image(seed + i), protocol=protocol, scores=names), f"n{i}")
     stems = [f"n{i}" for i in range(count)]
     return SetResult(name, scores, stems, protocol.describe(), binarised=binarised, **kwargs)
 
@@ -94,11 +94,21 @@ def test_rows_are_in_the_order_of_papers():
     cells = [f"{results[i].values()[k]:.3f}".removeprefix("0") for i in (0, 1) for k in ("S", "Emean", "wF", "MAE")]
     *comments, row = latex_rows("Ours_50%", results).splitlines()
     assert row == " & ".join(["Ours\\_50\\%", *cells]) + r" \\"
-    assert comments[1].startswith(r"% CAMO: $S_\alpha\uparrow$ & $E_\phi\uparrow$") and "5 of 5 maps" in comments[1]
-    head, rule, line = markdown_rows("Ours|x", results).splitlines()
+    assert comments[3].startswith(r"% columns of CAMO: $S_\alpha\uparrow$ & $E_\phi\uparrow$")
+    head, rule, line = markdown_rows("Ours|x", results).splitlines()[3:]
     assert line == "| " + " | ".join(["Ours\\|x", *cells]) + " |"
     assert head.startswith("| Method | CAMO S ↑ | CAMO E ↑ | CAMO wF ↑ | CAMO MAE ↓ | A_B S ↑")
     assert head.count("|") == rule.count("|")
+
+
+@pytest.mark.parametrize("rows", [latex_rows, markdown_rows])
+def test_tables_name_protocol_counts_and_file_lists(rows):
+    results = [_result(), _result("part", binarised=False), _result(binarised=True)]
+    results[1].stems = ["a", "b", *results[1].stems]
+    first, *others = [line for line in rows("m", results).splitlines() if line.startswith(("%", "<!--"))]
+    assert "quantise: True, normalize: minmax, binarise: False" in first
+    for line, result, count in zip(others, results[:2], ("5 of 5", "5 of 7"), strict=False):
+        assert f"{result.name}: {count} maps, file list {stems_hash(result.stems)}" in line
 
 
 def test_binarised_maps_have_a_row_of_their_own():
@@ -109,9 +119,11 @@ def test_binarised_maps_have_a_row_of_their_own():
 
 @pytest.mark.parametrize("name", ["CAMO", "a-set-with-a-very-long-name"])
 @pytest.mark.parametrize("partial", [False, True])
-def test_table_fits_the_terminal(capsys, monkeypatch, name, partial):
+@pytest.mark.parametrize("names", [DEFAULT_SCORES, ALL_SCORES[:-1]])
+def test_table_fits_the_terminal(capsys, monkeypatch, name, partial, names):
     monkeypatch.setenv("COLUMNS", "80")
-    results = [_result(name, problems={"lossy": [f"file{i}" for i in range(90)]}), _result(name, binarised=True)]
+    lossy = {"lossy": [f"file{i}" for i in range(90)]}
+    results = [_result(name, names=names, problems=lossy), _result(name, names=names, binarised=True)]
     if partial:
         results[0].stems = results[1].stems = [f"n{i}" for i in range(4121)]
     intervals = {r.label: bootstrap_intervals(r.scores.scores, *r.arrays()) for r in results}
@@ -121,6 +133,7 @@ def test_table_fits_the_terminal(capsys, monkeypatch, name, partial):
     for result in results:
         assert all(f"{v:.3f}".removeprefix("0") in shown for v in result.values().values())
     assert all(column in shown for column in results[0].values())
+    assert shown.count("± (95 %)") == shown.count("±") and shown.count("  binarised") == shown.count("±") / 2
     assert ("5/4121" in shown) == partial
     assert "90 lossy" in shown and "file2 and 87 more" in " ".join(shown.split()) and "binarised" in shown
 
@@ -149,6 +162,12 @@ def test_all_files(tmp_path, monkeypatch):
     assert written["sets"]["one"]["file_list_sha256"] == stems_hash(["n4", "n3", "n2", "n1", "n0"])
     assert written["sets"]["two"]["problems"] == {"extra": ["x.png"]}
     assert written["bootstrap"] == {"level": 0.95, "resamples": 1000, "seed": 0, "over": "images"}
+    rows = list(csv.DictReader((tmp_path / "scores.csv").open()))
+    assert [(r["test_set"], r["maps"], r["masks"], r["normalize"]) for r in rows] == [
+        ("one", "5", "5", "minmax"),
+        ("two", "1", "1", "minmax"),
+    ]
+    assert all(r["file_list_sha256"] == written["sets"][r["test_set"]]["file_list_sha256"] for r in rows)
     rows = list(csv.DictReader((tmp_path / "intervals.csv").open()))
     assert [float(rows[0][k]) for k in ("low", "high")] == written["intervals"]["one"]["S"]
     per_image = list(csv.DictReader((tmp_path / "per_image.csv").open()))
@@ -199,11 +218,20 @@ def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
     assert [p.name for p in path.parent.iterdir()] == ["a.json"] and path.read_text() == "old"
 
 
-def test_clear_report_removes_the_score_file_only(tmp_path):
-    for name in ("scores.json", "problems.json", "scores.csv", "test_scores.json"):
+def test_clear_report_leaves_nothing_of_an_earlier_report(tmp_path):
+    def picture(position):
+        return None, _image(0)[1], _image(position)[0]
+
+    for name in ("scores", "test_scores"):
+        report(tmp_path, [_result("one", picture=picture)], "method", {}, name=name)
+    for name in ("problems.json", "eval_environment.json"):
         (tmp_path / name).touch()
     clear_report(tmp_path)
-    assert {p.name for p in tmp_path.iterdir()} == {"scores.csv", "test_scores.json"}
+    left = {path.name for path in tmp_path.iterdir()}
+    assert "test_worst_best_one.png" in left and "test_scores.json" in left
+    assert {name for name in left if not name.startswith("test_")} == {"eval_environment.json"}
+    clear_report(tmp_path, "test_scores")
+    assert [path.name for path in tmp_path.iterdir()] == ["eval_environment.json"]
     clear_report(tmp_path / "nowhere")
 
 

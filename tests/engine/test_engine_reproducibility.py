@@ -199,7 +199,7 @@ def test_resume_without_the_average_is_refused_and_with_a_new_one_starts_it(tmp_
     assert _last(tmp_path / "new")["ema"]["updates"] == job.trainer.global_step // 2
 
 
-@pytest.mark.parametrize("decay", [1.0, -0.5, 2])
+@pytest.mark.parametrize("decay", [1.0, -0.5, 2, "0.9x"])
 def test_impossible_decay(decay):
     with pytest.raises(ValueError, match="ema: expected a decay above 0 and below 1"):
         WeightAverage(decay)

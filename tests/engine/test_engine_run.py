@@ -87,8 +87,8 @@ def test_train_then_eval_gives_the_same_numbers(run, tmp_path):
     assert _evaluate(folder, tmp_path) == scores
     assert json.loads((tmp_path / "scores.json").read_text())["scores"] == scores
     (row,) = csv.DictReader((tmp_path / "scores.csv").open())
-    assert row.pop("test_set") == "procedural"
-    assert {k: float(v) for k, v in row.items()} == scores["procedural"]
+    assert row["test_set"] == "procedural"
+    assert {k: float(row[k]) for k in scores["procedural"]} == scores["procedural"]
 
 
 def test_evaluation_at_other_scales_and_in_windows(run, tmp_path):
@@ -189,6 +189,9 @@ def test_size_is_checked_before_training(tmp_path):
 def test_checkpoint_of_another_decoder_is_refused(run, tmp_path):
     with pytest.raises(ValueError, match="trained with another encoder, decoder or tuning"):
         _prepare(tmp_path / "run", f"resume={run[0]}", "decoder.width=32")
+    for override in ("optim.lr=1e-5", "schedule.warmup=0.1", "schedule=plateau"):  # they would have no effect
+        with pytest.raises(ValueError, match=r"resume=.* was trained with optim\.\S+=.*: expected it here too"):
+            _prepare(tmp_path / "run", f"resume={run[0]}", override)
 
 
 @pytest.mark.parametrize(
