@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
+from e2net.arguments import check_folder
 from e2net.compare.settings import Settings, describe, parse
 
 
@@ -22,10 +23,12 @@ def main(arguments: Sequence[str]) -> int:
         return 0 if arguments else 2
     try:
         settings = parse(arguments)
+        output = Path(settings.output or f"runs/compare_{datetime.now():%Y-%m-%d_%H-%M-%S}").expanduser()
+        check_folder("output", output)
+        check_folder("store", Path(settings.store).expanduser())
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    output = Path(settings.output or f"runs/compare_{datetime.now():%Y-%m-%d_%H-%M-%S}").expanduser()
     try:
         return _compare(settings, output)
     except KeyboardInterrupt:
@@ -45,14 +48,15 @@ def _compare(settings: Settings, output: Path) -> int:
     failures: list[str] = []
     if settings.runs is not None:
         with user_errors():
-            variants = group([read_run(run) for run in settings.runs], settings.names)
+            variants = group([read_run(str(run)) for run in settings.runs], settings.names)
     else:
         with user_errors():
             plan = make_plan(settings)
         for line in plan.warnings:
             print(f"note: {line}", file=sys.stderr)
         print(f"{len(plan.names)} variants, {len(plan.jobs)} runs, in {settings.store}: {', '.join(plan.names)}")
-        run_sweep(plan, output / "sweep")
+        with user_errors():
+            run_sweep(plan, output / "sweep")
         warnings = plan.warnings
         failures = [
             f"{plan.names[job.variant]}, seed {job.config['seed']}: {job.fault}" for job in plan.jobs if job.fault

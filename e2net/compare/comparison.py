@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 import e2net
+from e2net.arguments import check_folder
 from e2net.compare.cost import choose_device, machine, measure
 from e2net.compare.gallery import choose, draw
 from e2net.compare.markdown import markdown
@@ -62,6 +63,7 @@ def compare(
         resamples=resamples,
         bootstrap_seed=bootstrap_seed,
     )
+    check_folder("output", Path(output))
     return compare_variants(group([read_run(run) for run in runs], names), Path(output), settings)
 
 

@@ -5,14 +5,17 @@ job's resolved config is written as an option of a generated group ``job``, and 
 any launcher carries it.
 """
 
+import contextlib
+import fcntl
 import itertools
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,7 @@ from typing import Any
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, ValueType
 from hydra.errors import HydraException
 
 import e2net
@@ -29,11 +32,14 @@ from e2net.compare.settings import Settings, close_to_own
 from e2net.engine import build, build_model, inherit, resolve
 from e2net.engine.checkpoint import LAST, read_checkpoint
 from e2net.engine.config import conf_folder, hydra_message
+from e2net.engine.module import DEFAULT_SCORES
 
 ROOT = Path(e2net.__file__).parent.parent
 # Set by the user: hydra/launcher=..., hydra.launcher.n_jobs=..., and alike.
 _TO_HYDRA = ("hydra/", "hydra.", "+hydra.", "~hydra")
 _INTERRUPTED = (130, -2)
+# How long an interrupted multirun may take to end by itself: a checkpoint may be half written.
+_GRACE = 30
 
 
 @dataclass
@@ -90,6 +96,8 @@ def make_plan(settings: Settings) -> Plan:
     passed = [o for o in settings.overrides if o.startswith(_TO_HYDRA)]
     parsed = _parse([o for o in settings.overrides if o not in passed])
     seeds = [o for o in parsed if o.key_or_group == "seed"]
+    if len(seeds) > 1:
+        raise ValueError("seed is given twice; expected all seeds in one list, such as seed=0,1,2")
     swept = [o for o in parsed if o.is_sweep_override() and o not in seeds]
     plain = [str(o.input_line) for o in parsed if o not in swept and o not in seeds]
     choices = [_expand(o) for o in swept]
@@ -98,20 +106,26 @@ def make_plan(settings: Settings) -> Plan:
             "nothing to compare: expected an override besides seed with several values, such as "
             "encoder=dinov2_b,dinov3_b; to compare seeds, train them (python train.py -m seed=0,1) and give runs=[...]"
         )
+    if settings.score not in DEFAULT_SCORES:  # now, not when all has been trained
+        raise ValueError(f"score={settings.score}: expected one of {', '.join(DEFAULT_SCORES)}")
     variants = list(itertools.product(*choices))
     plan = Plan(_variant_names(variants, settings.names), [], passed)
     sized = [_with_tokens([*plain, *variant], settings.tokens) for variant in variants]
     _be_fair(plan, sized, settings.tokens, any(o.key_or_group == "size" for o in parsed))
+    tested: list[Any] = []
     for position, (overrides, _) in enumerate(sized):
-        checked = False
         for seed in _expand(seeds[0]) if seeds else [None]:
             config = _compose([*overrides, *([seed] if seed else [])])
-            if not checked:
-                _check(plan.names[position], config)
-                checked = True
+            if len(tested) == position:
+                tested.append(_check(plan.names[position], config))
             key = config_key(config)
-            folder = _folder(Path(settings.store), f"{plan.names[position]}_seed{config['seed']}", key)
+            folder = _folder(Path(settings.store).expanduser(), f"{plan.names[position]}_seed{config['seed']}", key)
             plan.jobs.append(Job(position, config, folder))
+        if tested[position] != tested[0]:
+            raise ValueError(
+                f"{plan.names[0]} and {plan.names[position]} have different test images or protocols; expected the "
+                "same for all, as their scores could not be compared"
+            )
     keys = [config_key(job.config) for job in plan.jobs]
     twice = [job for i, job in enumerate(plan.jobs) if keys[i] in keys[:i]]
     if twice:
@@ -136,8 +150,8 @@ def _expand(override: Override) -> list[str]:
     """Every value of a swept override, as an override; of another one just itself."""
     if not override.is_sweep_override():
         return [str(override.input_line)]
-    if not override.is_discrete_sweep():
-        raise ValueError(f"{override.input_line}: expected a list of values, found an interval")
+    if not override.is_discrete_sweep() or override.value_type == ValueType.GLOB_CHOICE_SWEEP:
+        raise ValueError(f"{override.input_line}: expected a list of values, found an interval or a pattern")
     return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
 
 
@@ -147,7 +161,7 @@ def _variant_names(variants: Sequence[Sequence[str]], given: Sequence[Any] | Non
     for overrides in zip(*variants, strict=True):
         key = overrides[0].partition("=")[0].rpartition(".")[2]
         values = [override.partition("=")[2].strip("'\"") for override in overrides]
-        if all(re.fullmatch(r"[A-Za-z/][\w./-]*", v) and v not in ("true", "false", "null") for v in values):
+        if all(re.fullmatch(r"[A-Za-z/][\w./-]*", v) and v.lower() not in ("true", "false", "null") for v in values):
             columns.append([value.rstrip("/").rpartition("/")[2] for value in values])
         else:
             columns.append([f"{key}={value}" for value in values])
@@ -197,15 +211,23 @@ def _be_fair(plan: Plan, sized: list[Any], tokens: Any, size_given: bool) -> Non
         plan.warnings.append(f"Not the same number of patch tokens ({each}); tokens=... makes them equal.")
 
 
-def _check(name: str, config: dict[str, Any]) -> None:
-    """Builds everything but the trainer, so that a wrong setting shows before any run starts."""
+def _check(name: str, config: dict[str, Any]) -> tuple[Any, dict[str, list[str]]]:
+    """Builds everything but the trainer, so that a wrong setting shows before any run starts.
+
+    Returns:
+        What has to be the same for all: the protocol, and the names of each test set's images.
+    """
     try:
         build_model(config).encoder.check_size(*(data := build(config["data"])).size)
         for key in ("loss", "optim", "protocol"):
             build(config[key])
         data.setup(None)
+        sources = {test_set: data.test_source(test_set) for test_set in data.test_names}
     except (ValueError, TypeError, OSError) as error:
         raise ValueError(f"{name}: {error}") from error
+    if not sources:
+        raise ValueError(f"{name}: data.test names no test set; expected one at least, to compare scores on")
+    return config["protocol"], {k: [source.name(i) for i in range(len(source))] for k, source in sources.items()}
 
 
 def _folder(store: Path, name: str, key: str) -> Path:
@@ -226,15 +248,22 @@ def run_sweep(plan: Plan, work: Path, say: Callable[[str], None] = print) -> Non
         say: prints a line.
 
     Raises:
-        KeyboardInterrupt: the sweep was interrupted; the same plan continues it.
+        KeyboardInterrupt: the sweep was interrupted, by Ctrl-C or SIGTERM; the same plan continues it.
+        ValueError: another sweep is training in the same store.
     """
     done = sum(job.finished for job in plan.jobs)
     if done:
         say(f"{done} of {len(plan.jobs)} runs are finished already and are used as they are")
+    if done < len(plan.jobs):
+        with _alone(plan.jobs[0].folder.parent) as lock:
+            _train(plan, work, lock)
+
+
+def _train(plan: Plan, work: Path, lock: int) -> None:
     open_jobs = [job for job in plan.jobs if not job.finished]
     while open_jobs:
         before = {job.folder: _started(job) for job in open_jobs}
-        code = _launch(open_jobs, work, plan.hydra)
+        code = _launch(open_jobs, work, plan.hydra, lock)
         if code in _INTERRUPTED:
             raise KeyboardInterrupt
         tried = [job for job in open_jobs if _started(job) != before[job.folder]]
@@ -242,6 +271,22 @@ def run_sweep(plan: Plan, work: Path, say: Callable[[str], None] = print) -> Non
             if not job.finished:
                 job.fault = _fault(job, code)
         open_jobs = [job for job in open_jobs if not job.finished and job.fault is None]
+
+
+@contextlib.contextmanager
+def _alone(store: Path) -> Iterator[int]:
+    """Locks a store; the descriptor keeps the lock for as long as any process has it open."""
+    store.mkdir(parents=True, exist_ok=True)
+    with (store / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(
+                f"store={store}: another sweep is training there; wait until it has ended, or give another store=..."
+            ) from error
+        except OSError:  # a file system without locks
+            pass
+        yield file.fileno()
 
 
 def _started(job: Job) -> int | None:
@@ -259,8 +304,8 @@ def _fault(job: Job, code: int) -> str:
     return f"{last[:300]} (log: {job.log})"
 
 
-def _launch(jobs: Sequence[Job], work: Path, hydra: Sequence[str]) -> int:
-    """One multirun of train.py over the jobs."""
+def _launch(jobs: Sequence[Job], work: Path, hydra: Sequence[str], lock: int) -> int:
+    """One multirun of train.py over the jobs; it holds the lock as well, should it outlive this process."""
     shutil.rmtree(work, ignore_errors=True)
     (work / "job").mkdir(parents=True)
     store = jobs[0].folder.parent.resolve()
@@ -282,13 +327,42 @@ def _launch(jobs: Sequence[Job], work: Path, hydra: Sequence[str]) -> int:
     command = [sys.executable, str(ROOT / "train.py"), "-m", f"--config-dir={work.resolve()}", "--config-name=sweep"]
     # The package beside this very file, also where another checkout is the installed one.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
-    process = subprocess.Popen([*command, f"job={names}", *hydra], env=environment)
+    # In a process group of its own, so that it can be ended with all that it has started.
+    with _signals_interrupt():
+        process = subprocess.Popen(
+            [*command, f"job={names}", *hydra], env=environment, process_group=0, pass_fds=[lock]
+        )
+        try:
+            return process.wait()
+        except BaseException:
+            _end(process)
+            raise
+
+
+@contextlib.contextmanager
+def _signals_interrupt() -> Iterator[None]:
+    """SIGTERM, and SIGHUP unless nohup ignores it, act like Ctrl-C."""
+    signals = [s for s in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) is signal.SIG_DFL]
+    for one in signals:
+        signal.signal(one, signal.default_int_handler)
     try:
-        return process.wait()
-    except KeyboardInterrupt:
-        # Ctrl-C reached it as well; it writes its checkpoint and ends.
+        yield
+    finally:
+        for one in signals:
+            signal.signal(one, signal.SIG_DFL)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ends a multirun, then what it has left behind, such as joblib's workers."""
+    process.terminate()
+    try:
+        process.wait(_GRACE)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        raise
 
 
 def _resume(job: Job) -> str | None:

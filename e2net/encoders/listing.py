@@ -32,7 +32,7 @@ Lists the encoders, what they cost, and which of them fit a GPU.
   size            pixels a side; rounded, for each encoder, to the nearest multiple of its patch size (or of 32)
   batch           images at a time, for memory
   gpu_gb          GPU memory in GiB; marks the ways of tuning that fit it with a *
-  checkpoint_dir  where downloaded encoders lie, as for train.py
+  checkpoint_dir  where downloaded encoders lie; train.py looks into checkpoint/
 
   extra           tokens that are no patches: class token and registers
   GFLOP           of one image forward, a multiplication and an addition counted as two

@@ -16,6 +16,7 @@ import cv2
 from tqdm import tqdm
 
 import e2net
+from e2net.arguments import check_folder
 from e2net.datasets import read_image
 from e2net.engine.checkpoint import find_checkpoint
 from e2net.engine.report import write_atomically
@@ -106,8 +107,7 @@ class Job:
         self._kinds: list[Kind] = ["map"]
         self._kinds += ["overlay"] if settings.overlays else []
         self._kinds += ["cutout"] if settings.cutouts else []
-        if self._output.exists() and not self._output.is_dir():
-            raise ValueError(f"output={settings.output}: expected a folder or a free name, found a file")
+        check_folder("output", self._output)
         checkpoint = find_checkpoint(Path(settings.ckpt).expanduser())
         if len(items) == 1:  # among many a broken one is reported at the end
             _ = FilmReader(items[0].source) if items[0].film else read_image(items[0].source)

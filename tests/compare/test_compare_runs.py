@@ -114,6 +114,8 @@ def test_runs_that_are_none(tmp_path):
         compare([run, other], tmp_path / "out", names=["a"])
     with pytest.raises(ValueError, match="score=F: expected one of S, MAE"):
         compare([run, other], tmp_path / "out", score="F")
+    with pytest.raises(ValueError, match=r"output=.*found a file"):
+        compare([run, other], run / "config.yaml")
     (other / "test_scores.json").write_text("{}")
     with pytest.raises(ValueError, match=r"test_scores.json"):
         read_run(other)

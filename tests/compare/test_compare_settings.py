@@ -41,6 +41,13 @@ def test_wrong_arguments_end_in_one_line(arguments, words, capsys):
     assert shown.err.startswith("error: ") and words in shown.err
 
 
+def test_runs_that_yaml_takes_for_something_else(capsys):
+    """A folder of a multirun is called 0."""
+    with pytest.raises(SystemExit):
+        main(["runs=[0, null]"])
+    assert "run 0: expected a run folder, found no such folder" in capsys.readouterr().err
+
+
 def test_help_lists_every_setting(capsys):
     assert main(["--help"]) == 0 and main([]) == 2
     shown = capsys.readouterr().out

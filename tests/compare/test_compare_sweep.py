@@ -1,17 +1,24 @@
 """Sweeps from the command line to the report in a browser, on tiny networks and few pictures."""
 
+import fcntl
 import json
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import cv2
 import pytest
 import yaml
 from chromium import PROGRAM, Browser
+from conftest import ROOT
 
 from e2net.compare.__main__ import main
 from e2net.compare.runs import config_key
 from e2net.compare.settings import parse
 from e2net.compare.sweep import make_plan
+from e2net.datasets import ProceduralPairs
 
 QUICK = [
     "size=32",
@@ -82,16 +89,74 @@ def test_every_combination_is_a_variant_and_has_a_folder_of_its_own():
         (["decoder=linear,caem", "names=[a,b,c]"], ["2 different names"]),
         (["data=folder", "data.root=/nowhere", "decoder=linear,caem", "~data.n_train"], ["n_train"]),
         (["decoder=linear,[caem"], ["decoder"]),
+        (["decoder=glob(l*)"], ["decoder=glob(l*)", "expected a list of values"]),
+        (["decoder=linear,caem", "seed=0", "seed=1"], ["seed is given twice"]),
+        (["decoder=linear,caem", "score=F"], ["score=F", "expected one of S, Fmax"]),
+        (["protocol.normalize=minmax,as_is"], ["minmax and as_is", "test images or protocols"]),
+        (["data.n_test=5,6"], ["n_test=5 and n_test=6", "test images or protocols"]),
     ],
 )
 def test_what_is_wrong_shows_before_anything_runs(arguments, words, tmp_path, capsys):
-    quick = QUICK[1:] if any("size" in a or "tokens" in a for a in arguments) else QUICK
+    given = {argument.partition("=")[0] for argument in arguments}
+    quick = [one for one in QUICK if one.partition("=")[0] not in (given | {"size"} if "tokens" in given else given)]
     with pytest.raises(SystemExit) as stopped:
         main([*quick, f"store={tmp_path}/store", f"output={tmp_path}/out", *arguments])
     assert stopped.value.code == 2
     shown = capsys.readouterr().err.strip().splitlines()[-1]
     assert shown.startswith("error: ") and all(word in shown for word in words), shown
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sweep_needs_a_test_set(tmp_path):
+    with pytest.raises(ValueError, match=r"linear: .*names no test set"):
+        make_plan(parse([*_pairs(tmp_path), "data.test=[]", "decoder=linear,caem"]))
+
+
+def _pairs(folder):
+    """Overrides for two generated pairs in folders."""
+    source = ProceduralPairs(2, 0, 0.2, "train")
+    for i in range(len(source)):
+        image, mask = source.read(i)
+        for kind, values in (("Image", image[..., ::-1]), ("GT", mask.astype("uint8") * 255)):
+            file = folder / "train" / kind / f"{i}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(file), values)
+    return ["data=folder", f"data.root={folder}", "data.val_fraction=0", "size=32"]
+
+
+def test_switches_are_named_with_their_keys():
+    assert _plan("flip_test=true,false").names == ["flip_test=True", "flip_test=False"]
+
+
+@pytest.mark.parametrize("key", ["output", "store"])
+def test_a_file_is_no_folder(key, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main([*QUICK, "decoder=linear,caem", f"{key}={tmp_path}/file/x"]) == 2
+    assert "found a file" in (line := capsys.readouterr().err) and line.startswith(f"error: {key}=")
+
+
+def test_a_store_is_for_one_sweep_and_sigterm_ends_it(tmp_path, capsys):
+    """Its train.py holds the store's lock too: that the lock is free again says that nothing of it is left."""
+    arguments = [*QUICK, "decoder=linear,caem", f"store={tmp_path}/store", f"output={tmp_path}/out"]
+    command = [sys.executable, "-m", "e2net.compare", *arguments, "trainer.max_epochs=10000"]
+    log = tmp_path / "log"
+    with log.open("w") as file:
+        first = subprocess.Popen(command, stdout=file, stderr=file, cwd=ROOT)
+    try:
+        while not list(tmp_path.glob("store/*/config.yaml")):  # written when training starts
+            assert first.poll() is None, log.read_text()
+            time.sleep(0.1)
+        with pytest.raises(SystemExit):
+            main(arguments)
+        error = capsys.readouterr().err
+        assert error.startswith("error: store=") and "another sweep is training there" in error
+        assert len(error.splitlines()) == 1
+    finally:
+        first.terminate()
+        status = first.wait(60)
+    assert status == 130 and log.read_text().endswith("interrupted; the same command goes on from here\n")
+    with (tmp_path / "store" / ".lock").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @pytest.fixture(scope="module")
@@ -196,6 +261,13 @@ def test_nothing_leaves_the_page_sideways(browser, width):
     assert browser.run("document.documentElement.scrollWidth") <= width
     wide = "Array.from(document.querySelectorAll('.scroll')).some((s) => s.scrollWidth > s.clientWidth)"
     assert width == 1280 or browser.run(wide)
+
+
+def test_no_number_is_cut_off_on_a_desktop(browser):
+    """Half of a p-value reads as another one; names of this length leave the table no room beside the chart."""
+    browser.resize(1280, 900)
+    sizes = "Array.from(document.querySelectorAll('.beside .scroll'), (s) => s.scrollWidth - s.clientWidth)"
+    assert browser.run(sizes) == [0]
 
 
 def test_dark_mode_follows_the_system(browser):

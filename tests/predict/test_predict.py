@@ -179,6 +179,7 @@ def test_a_result_that_cannot_be_written_is_reported(run, photos, tmp_path, caps
         ({"input": "broken.png"}, "truncated, or not an image that can be decoded"),
         ({"input": "broken.mp4"}, "expected a film that OpenCV can decode"),
         ({"output": "broken.png"}, "expected a folder or a free name, found a file"),
+        ({"output": "broken.png/out"}, "expected a folder or a free name, found a file: broken.png"),
         ({"size": "60"}, "nearest legal sizes are 56x56 and 64x64"),
         ({"window": "60"}, "nearest legal sizes are 56x56 and 64x64"),
         ({"device": "abacus"}, "device=abacus is not to be had here"),
