@@ -27,8 +27,7 @@ def convolve(conv: nn.Module, x: Tensor, size: Sequence[int]) -> Tensor:
     A kernel is a sum of shifted 1x1 convolutions, its taps. These mix channels, resampling mixes positions of one
     channel, so they commute: the taps are applied to the small map, and two matrix products, along the width and along
     the height, upsample, shift and add up what they gave. For 128 channels and 96x96 pixels that takes a sixth of the
-    multiplications from 24x24 on, and two thirds from 48x48 on. It pays from a factor of two, and up to about twice as
-    many pixels a side as there are channels.
+    multiplications from 24x24 pixels on, and little more than half from 48x48 on.
 
     Args:
         conv: a ``nn.Conv2d`` with a square odd kernel, padded to keep the size; no groups, stride or dilation.
@@ -37,8 +36,9 @@ def convolve(conv: nn.Module, x: Tensor, size: Sequence[int]) -> Tensor:
     """
     assert isinstance(conv, nn.Conv2d)
     (height, width), (h, w), k = size, x.shape[-2:], conv.kernel_size[0]
-    # Simple comparisons: torch.compile proves them anew for sizes that vary, and takes minutes for exact costs.
-    if height < 2 * h or width < 2 * w or max(height, width) > 2 * conv.in_channels:
+    # Multiplications for each output channel.
+    taps_first = k * k * h * w * (conv.in_channels + width) + k * h * height * width
+    if height < h or width < w or taps_first >= k * k * height * width * conv.in_channels:
         return conv(resize(x, size))
     tapped = torch.einsum("b c h w, o c k l -> b h k l w o", x, conv.weight)
     columns = rearrange(_shifted_upsampling(w, width, k, x), "W l w -> W (l w)")

@@ -1,9 +1,10 @@
 """The two main jobs, as plain functions of a resolved config: train and test a model, or test a checkpoint."""
 
+import contextlib
 import dataclasses
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -173,14 +174,24 @@ def train(job: Job) -> Scores:
     log.info("precision %s on %s", job.trainer.precision, job.trainer.strategy.root_device)
     fill_cache(job)
     fit = partial(job.trainer.fit, job.module, datamodule=job.data, ckpt_path=job.checkpoint, weights_only=True)
-    with_memory_advice(job, fit)
-    if job.trainer.interrupted:
-        raise KeyboardInterrupt
+    with _interrupts(job.trainer):
+        with_memory_advice(job, fit)
     job.checkpoint = find_checkpoint(job.output)
     load_state(job.module.model, read_checkpoint(job.checkpoint)["state_dict"])
     scores = _report(job, "test_scores") if job.module.test_names else {}
     print(f"run folder: {job.output}")
     return scores
+
+
+@contextlib.contextmanager
+def _interrupts(trainer: L.Trainer) -> Iterator[None]:
+    """Ctrl-C and SIGTERM raise a KeyboardInterrupt; Lightning ends the process, after SIGTERM as if all were done."""
+    try:
+        yield
+    except SystemExit:
+        if trainer.interrupted:
+            raise KeyboardInterrupt from None
+        raise
 
 
 def fill_cache(job: Job) -> None:
@@ -321,7 +332,8 @@ def _test(job: Job) -> list[SetResult]:
     sets = [masks_of(job.data, name) for name in job.module.test_names]
     job.module.test_images = [masks.image for masks in sets]
     try:
-        job.trainer.test(job.module, datamodule=job.data, verbose=False)
+        with _interrupts(job.trainer):
+            job.trainer.test(job.module, datamodule=job.data, verbose=False)
     except Exception:
         if maps is not None and maps.is_dir():
             log.error("stopped; eval.py predictions=%s allow_missing=true scores the maps written so far", maps)

@@ -163,7 +163,7 @@ def test_convolving_before_upsampling_gives_the_same(before, after, kernel, bias
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("after", [(3, 4), (3, 12), (6, 6), (6, 12), (11, 13), (12, 17)], ids=str)
+@pytest.mark.parametrize("after", [(3, 4), (3, 12), (6, 6), (6, 7), (6, 12)], ids=str)
 def test_where_convolving_first_gains_nothing_the_plain_order_is_taken(after):
     conv, x = torch.nn.Conv2d(8, 8, 3, padding=1), torch.randn(1, 8, 6, 6)
     assert torch.equal(convolve(conv, x, after), conv(resize(x, after)))

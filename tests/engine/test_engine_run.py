@@ -3,8 +3,11 @@
 import csv
 import hashlib
 import json
+import os
+import signal
 
 import cv2
+import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -192,6 +195,25 @@ def test_checkpoint_of_another_decoder_is_refused(run, tmp_path):
     for override in ("optim.lr=1e-5", "schedule.warmup=0.1", "schedule=plateau"):  # they would have no effect
         with pytest.raises(ValueError, match=r"resume=.* was trained with optim\.\S+=.*: expected it here too"):
             _prepare(tmp_path / "run", f"resume={run[0]}", override)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_an_interrupted_run_says_so_and_can_be_resumed(tmp_path, sent):
+    class Interrupt(L.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            if trainer.current_epoch == 1:
+                os.kill(os.getpid(), sent)
+
+    job = _prepare(tmp_path, "trainer.max_epochs=2")
+    job.trainer.callbacks.append(Interrupt())
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(job)
+    finally:
+        signal.signal(signal.SIGINT, before)  # Lightning ignores it from the first Ctrl-C on
+    assert not (tmp_path / "test_scores.json").exists()
+    assert "procedural" in train(_prepare(tmp_path, "trainer.max_epochs=2", f"resume={tmp_path}"))
 
 
 @pytest.mark.parametrize(
