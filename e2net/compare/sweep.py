@@ -284,8 +284,8 @@ def _alone(store: Path) -> Iterator[int]:
             raise ValueError(
                 f"store={store}: another sweep is training there; wait until it has ended, or give another store=..."
             ) from error
-        except OSError:  # a file system without locks
-            pass
+        except OSError as error:
+            print(f"note: store={store} cannot be locked ({error}); let no other sweep train there", file=sys.stderr)
         yield file.fileno()
 
 

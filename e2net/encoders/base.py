@@ -94,7 +94,7 @@ class Encoder(nn.Module):
         if height > 0 and width > 0 and height % p == 0 and width % p == 0:
             return
         lower = (max(p, height // p * p), max(p, width // p * p))
-        upper = (-(-height // p) * p, -(-width // p) * p)
+        upper = (max(p, -(-height // p) * p), max(p, -(-width // p) * p))
         raise ValueError(
             f"image size {height}x{width} (height x width) is not a multiple of {p}, the encoder's patch size or "
             f"largest stride; the nearest legal sizes are {lower[0]}x{lower[1]} and {upper[0]}x{upper[1]}"

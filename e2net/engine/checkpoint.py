@@ -108,7 +108,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever the unpickler trips over, from KeyError to UnpicklingError
-        raise ValueError(f"{file} is not a readable checkpoint ({str(error).splitlines()[0]})") from error
+        reason = str(error).splitlines()[0].split(". ")[0]
+        raise ValueError(f"{file} is not a readable checkpoint ({reason})") from error
     if not isinstance(content, dict) or KEY not in content:
         raise ValueError(f"{file} was not written by e2net: it holds no '{KEY}' entry with the config")
     return content

@@ -70,6 +70,8 @@ def prepare_training(config: dict[str, Any]) -> Job:
     Raises:
         ValueError, FileNotFoundError: a setting, a file or the data is wrong; the message says what to do.
     """
+    if not isinstance(config["seed"], int):
+        raise ValueError(f"seed={config['seed']}: expected a whole number")
     L.seed_everything(config["seed"], workers=True, verbose=False)
     output = Path(config["run_dir"])
     auto = config["data"]["batch_size"] == AUTO

@@ -62,6 +62,8 @@ def test_other_sizes_name_the_nearest_legal_ones(architecture):
         encoder(torch.rand(1, 3, 4 * p + 3, 4 * p))
     with pytest.raises(ValueError, match=f"nearest legal sizes are {p}x{p} and {p}x{p}"):
         encoder.check_size(1, p)
+    with pytest.raises(ValueError, match=f"nearest legal sizes are {p}x{p} and {p}x{p}"):
+        encoder.check_size(0, -1)
 
 
 def test_loaded_from_a_folder(architecture, encoder_folder):

@@ -187,6 +187,8 @@ def test_overfits_two_images(tmp_path):
 def test_size_is_checked_before_training(tmp_path):
     with pytest.raises(ValueError, match=r"60x60 .* nearest legal sizes are 56x56 and 64x64"):
         _prepare(tmp_path / "run", "size=60")
+    with pytest.raises(ValueError, match="seed=a: expected a whole number"):
+        _prepare(tmp_path / "run", "seed=a")
 
 
 def test_checkpoint_of_another_decoder_is_refused(run, tmp_path):
