@@ -369,7 +369,7 @@ def _method(job: Job) -> str:
 def choose_precision(precision: str, accelerator: str) -> str:
     """The Trainer's precision; ``auto`` takes the fastest safe one that the device has.
 
-    There is a warning where a CPU would have to imitate bf16: without AVX-512 that was 20 times slower than fp32.
+    There is a warning where a CPU would have to imitate bf16: without AVX-512 that was nine times slower than fp32.
     """
     on_cpu = accelerator not in ("auto", "gpu", "cuda") or not torch.cuda.is_available()
     if precision != "auto":
