@@ -14,6 +14,7 @@ import yaml
 from numpy.typing import NDArray
 
 from e2net.datasets.io import some
+from e2net.engine.config import flatten
 
 SCORES, PER_IMAGE = "test_scores.json", "test_per_image.csv"
 # Says where a run is, not what it is; the last three change nothing about a result.
@@ -129,16 +130,6 @@ def read_run(folder: str | Path) -> Run:
     if not complete:
         raise ValueError(f"run {folder}: {SCORES} holds no scores; test it again with the present version")
     return run
-
-
-def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """{"a.b": value} of nested mappings; lists stay whole."""
-    if not isinstance(config, dict) or not config:
-        return {prefix: config}
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
-    return flat
 
 
 def identity(config: dict[str, Any], seeds: bool = False) -> dict[str, Any]:

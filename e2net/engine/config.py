@@ -64,19 +64,20 @@ def resolve(config: "DictConfig") -> dict[str, Any]:
     if missing:
         raise ValueError(f"config: {missing[0]} has no value; give it as {missing[0]}=...")
     resolved = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
-    for key, value in leaves(resolved):
+    for key, value in flatten(resolved).items():
         if isinstance(value, str) and value.lower() in ("on", "off", "yes", "no"):
             raise ValueError(f"{key}={value}: expected true or false")
     return resolved
 
 
-def leaves(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value that is no mapping, with its dotted key."""
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """{"a.b": value} of nested mappings; lists stay whole."""
+    if not isinstance(config, dict) or not config:
+        return {prefix: config}
+    flat: dict[str, Any] = {}
     for key, value in config.items():
-        if isinstance(value, dict):
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat
 
 
 def build(config: dict[str, Any], **kwargs: Any) -> Any:
@@ -95,7 +96,7 @@ def build(config: dict[str, Any], **kwargs: Any) -> Any:
             cause = cause.__cause__
         if isinstance(cause, TypeError):
             name = config["_target_"].rpartition(".")[2]
-            settings = ", ".join(f"{k}={v}" for k, v in leaves(config) if not k.endswith("_target_"))
+            settings = ", ".join(f"{k}={v}" for k, v in flatten(config).items() if not k.endswith("_target_"))
             raise TypeError(f"{name}({settings}): {cause}") from None
         raise cause from None
 

@@ -22,7 +22,7 @@ from e2net.engine.averaging import WeightAverage
 from e2net.engine.cache import FeatureCache
 from e2net.engine.callbacks import CheckpointFile, MapWriter, ResumeState, SamplePictures
 from e2net.engine.checkpoint import BEST, KEY, LAST, find_checkpoint, load_model, load_state, read_checkpoint, restore
-from e2net.engine.config import build, build_model, leaves
+from e2net.engine.config import build, build_model, flatten
 from e2net.engine.inference import Predictor
 from e2net.engine.memory import AUTO, OutOfMemoryError, Trial, advise, choose_batch_size, is_out_of_memory
 from e2net.engine.module import SegmentationModule
@@ -92,8 +92,8 @@ def prepare_training(config: dict[str, Any]) -> Job:
         resume = find_checkpoint(config["resume"], prefer=LAST)
         content = read_checkpoint(resume)
         restore(model, content)
-        before = dict(leaves(content[KEY]["config"]["optim"], "optim."))
-        for key, value in leaves(config["optim"], "optim."):
+        before = flatten(content[KEY]["config"]["optim"], "optim")
+        for key, value in flatten(config["optim"], "optim").items():
             if before.get(key) != value:
                 raise ValueError(
                     f"resume={config['resume']} was trained with {key}={before.get(key)}: expected it here too, as the "

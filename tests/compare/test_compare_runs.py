@@ -13,10 +13,10 @@ from e2net.compare.runs import (
     common_seeds,
     config_key,
     diff,
-    flatten,
     group,
     read_run,
 )
+from e2net.engine.config import flatten
 
 
 def _variants(tmp_path, *runs):
