@@ -5,13 +5,14 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from e2net.engine import evaluate, inherit, prepare_evaluation, resolve, user_errors
-from e2net.engine.predictions import UnusableMapsError, check_task
-
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="eval")
 def main(config: DictConfig) -> None:
     """Composes the config, builds the model or finds the maps, checks the data, then scores."""
+    # Only now, as these take seconds to import, which --help and a misspelt key need not wait for.
+    from e2net.engine import evaluate, inherit, prepare_evaluation, resolve, user_errors  # noqa: PLC0415
+    from e2net.engine.predictions import UnusableMapsError, check_task  # noqa: PLC0415
+
     with user_errors():
         check_task(config)
         job = prepare_evaluation(resolve(config if config.ckpt is None else inherit(config)))

@@ -6,7 +6,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from e2net.engine import OutOfMemoryError, list_groups, prepare_training, resolve, train, user_errors
+from e2net.engine.config import list_groups
 
 # For --help, which is printed before main() runs.
 OmegaConf.register_new_resolver("list_groups", lambda: list_groups(Path(__file__).parent / "conf"))
@@ -15,6 +15,9 @@ OmegaConf.register_new_resolver("list_groups", lambda: list_groups(Path(__file__
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(config: DictConfig) -> None:
     """Composes the config, builds and checks everything, then trains and tests."""
+    # Only now, as these take seconds to import, which --help and a misspelt key need not wait for.
+    from e2net.engine import OutOfMemoryError, prepare_training, resolve, train, user_errors  # noqa: PLC0415
+
     with user_errors():
         job = prepare_training(resolve(config))
     try:

@@ -3,38 +3,7 @@
 Start with a data module (`FolderData`, `ProceduralData`); `Source` is the protocol for pairs of another kind.
 """
 
-from e2net.datasets.datamodule import (
-    EvalSet,
-    FolderData,
-    ProceduralData,
-    SegmentationData,
-    TrainSet,
-    collate,
-    in_validation,
-)
-from e2net.datasets.io import find_by_stem, is_jpeg, read_image, read_map, read_mask, write_map
-from e2net.datasets.pairs import FolderMasks, FolderPairs, Source
-from e2net.datasets.procedural import ProceduralPairs
-from e2net.datasets.transforms import Augment, Resize
+import lazy_loader
 
-__all__ = [
-    "Augment",
-    "EvalSet",
-    "FolderData",
-    "FolderMasks",
-    "FolderPairs",
-    "ProceduralData",
-    "ProceduralPairs",
-    "Resize",
-    "SegmentationData",
-    "Source",
-    "TrainSet",
-    "collate",
-    "find_by_stem",
-    "in_validation",
-    "is_jpeg",
-    "read_image",
-    "read_map",
-    "read_mask",
-    "write_map",
-]
+# What this package offers is listed in __init__.pyi and imported when it is asked for.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

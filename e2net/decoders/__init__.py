@@ -3,22 +3,7 @@
 A decoder is built with the encoder's ``channels`` and ``strides`` and called with the maps and the image's (H, W).
 """
 
-from e2net.decoders.caem import CAEM, CAEMDecoder
-from e2net.decoders.dpt import DPTDecoder
-from e2net.decoders.e2net import CCM, CFZM, LFSM, E2NetDecoder
-from e2net.decoders.linear import LinearDecoder
-from e2net.decoders.pyramid import Pyramid
-from e2net.decoders.upernet import UPerNetDecoder
+import lazy_loader
 
-__all__ = [
-    "CAEM",
-    "CCM",
-    "CFZM",
-    "LFSM",
-    "CAEMDecoder",
-    "DPTDecoder",
-    "E2NetDecoder",
-    "LinearDecoder",
-    "Pyramid",
-    "UPerNetDecoder",
-]
+# What this package offers is listed in __init__.pyi and imported when it is asked for.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,6 +1,7 @@
 """From a Hydra config to objects, and from any exception of the set-up phase to one line for the user."""
 
-# Hydra and OmegaConf are imported where they are used, so that the Python API works without them.
+# Hydra and OmegaConf are imported where they are used, so that the Python API works without them; the model too, as
+# torch takes seconds and --help shall take none.
 # ruff: noqa: PLC0415
 
 import contextlib
@@ -10,10 +11,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from e2net.model import SegmentationModel
-
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+    from e2net.model import SegmentationModel
 
 _ROOT = Path(__file__).parent.parent.parent
 
@@ -101,8 +102,10 @@ def build(config: dict[str, Any], **kwargs: Any) -> Any:
         raise cause from None
 
 
-def build_model(config: dict[str, Any]) -> SegmentationModel:
+def build_model(config: dict[str, Any]) -> "SegmentationModel":
     """The model that a resolved config with ``encoder``, ``neck``, ``decoder`` and ``tuning`` describes."""
+    from e2net.model import SegmentationModel
+
     return SegmentationModel(
         encoder=build(config["encoder"]),
         decoder=build(config["decoder"], _partial_=True),

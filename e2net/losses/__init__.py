@@ -1,6 +1,6 @@
 """Losses: terms as pure functions, and the criterion that weighs and adds them."""
 
-from e2net.losses.criterion import TERMS, Criterion
-from e2net.losses.schedule import Schedule
+import lazy_loader
 
-__all__ = ["TERMS", "Criterion", "Schedule"]
+# What this package offers is listed in __init__.pyi and imported when it is asked for.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,5 +1,6 @@
 """Where a training step's time goes, and how near to the device's limit it is."""
 
-from e2net.profile.measure import Parts, count_flops, peak_flops, profile_job
+import lazy_loader
 
-__all__ = ["Parts", "count_flops", "peak_flops", "profile_job"]
+# What this package offers is listed in __init__.pyi and imported when it is asked for.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,4 @@
+from .predict.segmenter import load
+
+__version__: str
+__all__ = ["load"]

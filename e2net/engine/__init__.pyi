@@ -1,0 +1,21 @@
+from .checkpoint import inherit, load_model
+from .config import build, build_model, compose_training, list_groups, resolve, user_errors
+from .memory import OutOfMemoryError
+from .run import Job, evaluate, prepare_evaluation, prepare_training, train
+
+__all__ = [
+    "Job",
+    "OutOfMemoryError",
+    "build",
+    "build_model",
+    "compose_training",
+    "evaluate",
+    "inherit",
+    "list_groups",
+    "load_model",
+    "prepare_evaluation",
+    "prepare_training",
+    "resolve",
+    "train",
+    "user_errors",
+]

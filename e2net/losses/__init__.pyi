@@ -1,0 +1,4 @@
+from .criterion import TERMS, Criterion
+from .schedule import Schedule
+
+__all__ = ["TERMS", "Criterion", "Schedule"]
