@@ -7,6 +7,7 @@ from conftest import ROOT, encoder_config
 from hydra import compose, initialize_config_dir
 
 from e2net.engine import prepare_training, resolve
+from e2net.engine.data import DataModule
 
 RECIPES = sorted(file.stem for file in (ROOT / "conf" / "experiment").glob("*.yaml"))
 # By a part of the name of a downloaded encoder: the tiny one that stands in for it. The order matters: both kinds of
@@ -45,7 +46,7 @@ def test_recipe_takes_two_steps(recipe, tmp_path):
     if "width" in config["decoder"]:
         config["decoder"]["width"] = 16
     job = prepare_training(config)
-    job.trainer.fit(job.module, datamodule=job.data)
+    job.trainer.fit(job.module, datamodule=DataModule(job.data))
     assert job.trainer.global_step == 2
     assert math.isfinite(job.trainer.callback_metrics["train/loss"])
     assert (tmp_path / "checkpoints" / "last.ckpt").is_file()

@@ -5,6 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+# Each of them takes a second or more to import.
+HEAVY = {"torch", "lightning", "torchmetrics", "transformers", "timm", "peft", "torchvision"}
 PACKAGE = Path(__file__).parent.parent / "e2net"
 
 ALLOWED = {
@@ -62,5 +66,31 @@ def test_importing_the_package_has_no_side_effects():
         "import sys, e2net.model, e2net.datasets, e2net.losses, e2net.metrics;"
         "assert 'hydra' not in sys.modules, 'Hydra was imported';"
         "assert 'py_sod_metrics' not in sys.modules, 'a test dependency was imported'"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent)
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["train.py --help", "eval.py --help"] + [f"-m e2net.{name} --help" for name in ("predict", "compare", "profile")],
+)
+def test_help_is_there_before_torch_is(command):
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", *command.split()], cwd=PACKAGE.parent, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and done.stdout
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert "yaml" in loaded or "argparse" in loaded, "importtime printed nothing that is known"
+    assert loaded.isdisjoint(HEAVY)
+
+
+def test_a_table_of_scores_needs_no_lightning():
+    code = (
+        (
+            "import sys, e2net.engine.predictions, e2net.engine.report; from e2net.datasets import FolderData;"
+            f"found = {sorted(HEAVY - {'torch'})} & sys.modules.keys(); assert not found, found"
+        )
+        .replace("[", "{")
+        .replace("]", "}")
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent)

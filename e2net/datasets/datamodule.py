@@ -1,4 +1,4 @@
-"""Lightning data modules: which pairs are for training, validation and test, and how they become batches."""
+"""Which pairs are for training, validation and test, and how they become batches. Needs no Lightning."""
 
 import hashlib
 import os
@@ -10,7 +10,6 @@ import cv2
 import numpy as np
 import torch
 import torch.distributed
-from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from e2net.datasets.cached import CachedEvalSet, CachedTrainSet, FeatureStore, ViewSet
@@ -167,7 +166,7 @@ class _Cache(NamedTuple):
     mirrored: bool
 
 
-class SegmentationData(LightningDataModule):
+class SegmentationData:
     """Training, validation and test pairs as batches.
 
     Validation images are held out of the training set; a test set is never used to choose anything. A
@@ -197,7 +196,6 @@ class SegmentationData(LightningDataModule):
         augment: Augment | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__()
         sides = (size, size) if isinstance(size, int) else tuple(size)
         if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
             raise ValueError(f"expected size as a positive number of pixels or [H, W], got {size}")
@@ -213,7 +211,9 @@ class SegmentationData(LightningDataModule):
         self.batch_size, self.val_fraction = batch_size, val_fraction
         self.num_workers = min(8, max(1, _cpus() - 1)) if num_workers is None else num_workers
         self.augment, self.seed = augment, seed
-        self._first_epoch = 0
+        # Lightning sets a sampler's epoch after it has started the loader, whose workers read ahead: a resumed run says
+        # it here, or it would begin with the order of epoch 0.
+        self.first_epoch = 0
         self._sources: dict[tuple[str, str], Source] = {}
         self._checked: set[tuple[str, str]] = set()
         self._cache: _Cache | None = None
@@ -274,11 +274,6 @@ class SegmentationData(LightningDataModule):
                 self._source(*key).check()
                 self._checked.add(key)
 
-    def prepare_data(self) -> None:
-        """Lightning's hook, once per machine: `check` for the stage at hand."""
-        state = self.trainer.state.fn if self.trainer is not None else None
-        self.check(state.value if state is not None else None)
-
     def setup(self, stage: str | None = None) -> None:
         """List the files a stage needs and split them; for the arguments and errors, see `check`."""
         for key in self._needed(stage):
@@ -324,20 +319,8 @@ class SegmentationData(LightningDataModule):
             flip = self.augment.flip if self.augment is not None else 0.0
             dataset = CachedTrainSet(self._cache.store, self.train_names(), self._cache.views, flip, self.seed)
         sampler: Any = EpochSampler(dataset, self.seed)  # of pairs, which DataLoader's types do not foresee
-        sampler.set_epoch(self._first_epoch)
+        sampler.set_epoch(self.first_epoch)
         return self._loader(dataset, True, workers, sampler=sampler, drop_last=len(sampler) > self.batch_size)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Lightning's hook: the epoch that a resumed run begins with, as checkpoints are written at the end of one.
-
-        Lightning sets a sampler's epoch after it has started the loader, whose workers read ahead: without this they
-        would begin every resumed run with the order of epoch 0.
-        """
-        return {"epoch": 0 if self.trainer is None else self.trainer.current_epoch + 1}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Lightning's hook: see `state_dict`."""
-        self._first_epoch = state_dict["epoch"]
 
     def val_dataloader(self) -> DataLoader[Sample] | list[DataLoader[Sample]]:
         """The held-out images, in the order of their stems; an empty list where val_fraction is 0."""

@@ -11,50 +11,9 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from e2net.datasets import write_map
+from e2net.engine.pictures import contact_sheet, panel
+from e2net.engine.report import mask_digest, masks_hash
 from e2net.structures import Batch
-
-# Height of every panel of a picture, in pixels.
-PANEL = 160
-GREEN = (60, 220, 90)
-RED = (235, 60, 60)
-
-
-def panel(image: np.ndarray, mask: np.ndarray, prediction: np.ndarray) -> np.ndarray:
-    """Image, mask, prediction and overlay side by side.
-
-    In the overlay what is predicted is green, and what the mask has outside the prediction red.
-
-    Args:
-        image: (H, W, 3) uint8, RGB.
-        mask: (h, w) bool.
-        prediction: (h, w) uint8.
-
-    Returns:
-        (PANEL, w', 3) uint8, RGB.
-    """
-    height, width = mask.shape
-    size = (max(1, round(PANEL * width / height)), PANEL)
-    picture = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    truth = cv2.resize(mask.astype(np.uint8) * 255, size, interpolation=cv2.INTER_NEAREST)
-    predicted = cv2.resize(prediction, size, interpolation=cv2.INTER_LINEAR)
-    found = predicted > 127
-    overlay = picture.copy()
-    for where, colour in ((found, GREEN), ((truth > 127) & ~found, RED)):
-        overlay[where] = (0.5 * overlay[where] + 0.5 * np.array(colour)).astype(np.uint8)
-    grey = [cv2.cvtColor(x, cv2.COLOR_GRAY2RGB) for x in (truth, predicted)]
-    return cv2.hconcat([picture, *grey, overlay])
-
-
-def contact_sheet(rows: Sequence[np.ndarray], columns: int = 2) -> np.ndarray:
-    """Pictures of equal height in a grid, on white, 4 pixels apart. (H, W, 3) uint8 in and out."""
-    gap = 4
-    width = max(row.shape[1] for row in rows)
-    cells = [
-        cv2.copyMakeBorder(r, 0, gap, 0, width - r.shape[1] + gap, cv2.BORDER_CONSTANT, value=(255,) * 3) for r in rows
-    ]
-    cells += [np.full_like(cells[0], 255)] * (-len(cells) % columns)
-    lines = [cv2.hconcat(cells[i : i + columns]) for i in range(0, len(cells), columns)]
-    return cv2.vconcat(lines)
 
 
 class SamplePictures(L.Callback):
@@ -191,3 +150,21 @@ class ResumeState(L.Callback):
             if schedule.reduce_on_plateau and "plateau" in self._state:
                 schedule.scheduler.step(self._state["plateau"])
         self._state = {}
+
+
+class MaskDigests(L.Callback):
+    """Takes the digest of every mask that a test run meets, so that a report can name the data it is about."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, dict[str, str]] = {}
+
+    def on_test_batch_end(
+        self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        digests = self.found.setdefault(module.test_names[dataloader_idx], {})
+        digests.update((name, mask_digest(mask)) for name, mask in zip(batch.names, batch.native_masks, strict=True))
+
+    def hash(self, name: str, stems: Sequence[str]) -> str | None:
+        """Of all masks of a set, see ``masks_hash``; None where this process has not met all of them."""
+        digests = self.found.get(name, {})
+        return masks_hash(digests) if set(digests) == set(stems) else None

@@ -6,11 +6,9 @@ from typing import Any
 
 import cv2
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from e2net.engine.callbacks import contact_sheet
+from e2net.engine.pictures import contact_sheet
 
 # Image (h, w, 3) uint8 RGB or None, mask (h, w) bool, map (h, w) uint8.
 Picture = tuple[NDArray[np.uint8] | None, NDArray[np.bool_], NDArray[np.uint8]]
@@ -31,6 +29,10 @@ def curve_figure(curves: Mapping[str, Mapping[str, NDArray[np.float64]]]) -> byt
     Returns:
         A PNG file.
     """
+    # Only now: scoring begins without the half second that this takes to import.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
     figure = Figure(figsize=(10, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import cv2
-import lightning as L
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -33,7 +32,7 @@ from e2net.metrics import (
     EXTRA_SCORES,
     IMAGE_SCORES,
     ImageScores,
-    MapScores,
+    ScoreTable,
     score_maps_of,
 )
 
@@ -324,7 +323,7 @@ def score_maps(
         results are not to be reported.
     """
     workers = _cores() if num_workers is None else num_workers
-    collected = [MapScores(protocol, scores) for protocol in protocols]
+    collected: list[list[tuple[int, str | None, ImageScores]]] = [[] for _ in protocols]
     problems = found.problems
     faults: list[str] = []
     digests: dict[str, str] = {}
@@ -338,12 +337,12 @@ def score_maps(
             digests[stem] = scored.digest
             for kind in scored.problems:
                 problems.setdefault(kind, []).append(stem)
-            for sums, one in zip(collected, scored.scores, strict=False):
-                sums.add(position, one, stem)
+            for images, one in zip(collected, scored.scores, strict=False):
+                images.append((position, stem, one))
     return [
         SetResult(
             name=found.name,
-            scores=sums,
+            scores=ScoreTable.of(scores, images),
             stems=stems,
             protocol=protocol.describe(),
             masks_sha256=masks_hash(digests),
@@ -351,7 +350,7 @@ def score_maps(
             binarised=number > 0,
             picture=found.picture if number == 0 else None,
         )
-        for number, (protocol, sums) in enumerate(zip(protocols, collected, strict=True))
+        for number, (protocol, images) in enumerate(zip(protocols, collected, strict=True))
     ], faults
 
 
@@ -529,21 +528,3 @@ def _mismatch(found: MapFolder) -> str:
     others = [*found.foreign, *found.extra]
     instead = f", these files are no mask's or have another extension: {some(others)}" if others else ""
     return f"{found.name}: {len(found.missing)} of {len(found.maps)} maps are missing ({some(found.missing)}){instead}"
-
-
-class MaskDigests(L.Callback):
-    """Takes the digest of every mask that a test run meets, so that a report can name the data it is about."""
-
-    def __init__(self) -> None:
-        self.found: dict[str, dict[str, str]] = {}
-
-    def on_test_batch_end(
-        self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        digests = self.found.setdefault(module.test_names[dataloader_idx], {})
-        digests.update((name, mask_digest(mask)) for name, mask in zip(batch.names, batch.native_masks, strict=True))
-
-    def hash(self, name: str, stems: Sequence[str]) -> str | None:
-        """Of all masks of a set, see ``masks_hash``; None where this process has not met all of them."""
-        digests = self.found.get(name, {})
-        return masks_hash(digests) if set(digests) == set(stems) else None

@@ -22,7 +22,7 @@ from rich.table import Table
 import e2net
 from e2net.datasets.io import some
 from e2net.engine.plots import Picture, curve_figure, extremes_sheet
-from e2net.metrics import CURVES, MapScores
+from e2net.metrics import CURVES, ScoreTable
 from e2net.metrics.functional import f_of
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class SetResult:
 
     Attributes:
         name: of the set.
-        scores: of its images, finished.
+        scores: of its images.
         stems: of all its masks, scored or not.
         protocol: how maps were prepared, as ``Protocol.describe`` gives it.
         masks_sha256: of the masks' contents, see ``masks_hash``; None where they were not at hand.
@@ -77,7 +77,7 @@ class SetResult:
     """
 
     name: str
-    scores: MapScores
+    scores: ScoreTable
     stems: list[str]
     protocol: dict[str, Any]
     masks_sha256: str | None = None
@@ -92,12 +92,7 @@ class SetResult:
 
     def values(self) -> dict[str, float]:
         """Score name to value, fractions."""
-        return {name: float(value) for name, value in self.scores.compute().items()}
-
-    def arrays(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Scores (n, len(names)) and curves (n, 4, 256) of each image, in the order of the images."""
-        rows, curves, _ = self.scores._images()
-        return rows[:, 1:].numpy(), curves.numpy()
+        return self.scores.values()
 
 
 def bootstrap_intervals(
@@ -184,7 +179,7 @@ def print_scores(results: Sequence[SetResult], intervals: dict[str, dict[str, In
         results: at least one, all with the same scores.
         intervals: of every result, by its label.
     """
-    counts = [_count(len(r.scores.per_image()), len(r.stems)) for r in results]
+    counts = [_count(len(r.scores), len(r.stems)) for r in results]
     rows = [{k: _short(v) for k, v in r.values().items()} for r in results]
     widths = {k: 2 + max(len(k), *(len(row[k]) for row in rows)) for k in rows[0]}
     fixed = 2 + max(4, *map(len, counts))
@@ -246,7 +241,7 @@ def _about(sets: Sequence[SetResult]) -> list[str]:
     """What a table must name to be reproduced: the protocol, and of each set how much of which file list."""
     protocol = ", ".join(f"{k}: {sets[0].protocol[k]}" for k in PROTOCOL_FIELDS)
     return [f"e2net {e2net.__version__}, {protocol}"] + [
-        f"{r.name}: {len(r.scores.per_image())} of {len(r.stems)} maps, file list {stems_hash(r.stems)}" for r in sets
+        f"{r.name}: {len(r.scores)} of {len(r.stems)} maps, file list {stems_hash(r.stems)}" for r in sets
     ]
 
 
@@ -325,7 +320,7 @@ def write_report(
     values = {r.label: r.values() for r in results}
     columns = list(next(iter(values.values())))
     images = {r.label: r.scores.per_image() for r in results}
-    curves = {r.label: {k: v.numpy() for k, v in r.scores.compute_curves().items()} for r in results}
+    curves = {r.label: {k: v.numpy() for k, v in r.scores.mean_curves().items()} for r in results}
 
     def write(file: str, content: str | bytes) -> None:
         write_atomically(folder / (prefix + file), content)
@@ -430,7 +425,10 @@ def report(
     Returns:
         {test set: {score: value}}, fractions.
     """
-    intervals = {r.label: bootstrap_intervals(r.scores.scores, *r.arrays(), seed=seed) for r in results}
+    intervals = {
+        r.label: bootstrap_intervals(r.scores.scores, r.scores.rows.numpy(), r.scores.curves.numpy(), seed=seed)
+        for r in results
+    }
     print_scores(results, intervals)
     about = {**about, "bootstrap": {"level": LEVEL, "resamples": RESAMPLES, "seed": seed, "over": "images"}}
     write_report(folder, results, intervals, method, about, name)

@@ -20,14 +20,14 @@ from e2net.datasets.transforms import Size
 from e2net.engine import averaging
 from e2net.engine.averaging import WeightAverage
 from e2net.engine.cache import FeatureCache
-from e2net.engine.callbacks import CheckpointFile, MapWriter, ResumeState, SamplePictures
+from e2net.engine.callbacks import CheckpointFile, MapWriter, MaskDigests, ResumeState, SamplePictures
 from e2net.engine.checkpoint import BEST, KEY, LAST, find_checkpoint, load_model, load_state, read_checkpoint, restore
 from e2net.engine.config import build, build_model, flatten
+from e2net.engine.data import DataModule
 from e2net.engine.inference import Predictor
 from e2net.engine.memory import AUTO, OutOfMemoryError, Trial, advise, choose_batch_size, is_out_of_memory
 from e2net.engine.module import SegmentationModule
 from e2net.engine.predictions import (
-    MaskDigests,
     PredictionJob,
     ReportOptions,
     binarised,
@@ -92,6 +92,7 @@ def prepare_training(config: dict[str, Any]) -> Job:
         resume = find_checkpoint(config["resume"], prefer=LAST)
         content = read_checkpoint(resume)
         restore(model, content)
+        data.first_epoch = content["epoch"] + 1  # checkpoints are written at the end of one
         before = flatten(content[KEY]["config"]["optim"], "optim")
         for key, value in flatten(config["optim"], "optim").items():
             if before.get(key) != value:
@@ -175,7 +176,8 @@ def train(job: Job) -> Scores:
     log.info("%s", describe(job.module.model))
     log.info("precision %s on %s", job.trainer.precision, job.trainer.strategy.root_device)
     fill_cache(job)
-    fit = partial(job.trainer.fit, job.module, datamodule=job.data, ckpt_path=job.checkpoint, weights_only=True)
+    data = DataModule(job.data)
+    fit = partial(job.trainer.fit, job.module, datamodule=data, ckpt_path=job.checkpoint, weights_only=True)
     with _interrupts(job.trainer):
         with_memory_advice(job, fit)
     job.checkpoint = find_checkpoint(job.output)
@@ -335,7 +337,7 @@ def _test(job: Job) -> list[SetResult]:
     job.module.test_images = [masks.image for masks in sets]
     try:
         with _interrupts(job.trainer):
-            job.trainer.test(job.module, datamodule=job.data, verbose=False)
+            job.trainer.test(job.module, datamodule=DataModule(job.data), verbose=False)
     except Exception:
         if maps is not None and maps.is_dir():
             log.error("stopped; eval.py predictions=%s allow_missing=true scores the maps written so far", maps)
@@ -346,7 +348,7 @@ def _test(job: Job) -> list[SetResult]:
     results = []
     for name, scores, masks in zip(job.module.test_names, job.module.test_scores, sets, strict=True):
         stems = [masks.name(i) for i in range(len(masks))]
-        result = SetResult(name, scores, stems, job.module.protocol.describe(), digests.hash(name, stems))
+        result = SetResult(name, scores.table(), stems, job.module.protocol.describe(), digests.hash(name, stems))
         results.append(result)
         if maps is not None and job.trainer.is_global_zero:
             found = find_maps(maps, name, masks)

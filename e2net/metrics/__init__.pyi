@@ -42,6 +42,7 @@ from .scoring import (
     score_map,
     score_maps_of,
 )
+from .table import ScoreTable
 
 __all__ = [
     "ALL_SCORES",
@@ -68,6 +69,7 @@ __all__ = [
     "PrecisionRecall",
     "Protocol",
     "SMeasure",
+    "ScoreTable",
     "WeightedFMeasure",
     "ber",
     "boundary_scores",

@@ -15,7 +15,6 @@ from e2net.metrics.functional import (
     boundary_of,
     e_from,
     f_from,
-    f_of,
     overlap_from,
     pair,
     s_from,
@@ -25,13 +24,12 @@ from e2net.metrics.functional import (
 from e2net.metrics.geometry import GeometryCache, MaskGeometry
 from e2net.metrics.protocol import Protocol
 from e2net.metrics.scoring import CURVES, DEFAULT_SCORES, IMAGE_SCORES, ImageScores, check_scores, score_map
+from e2net.metrics.table import ScoreTable
 
 Array = NDArray[Any]
 Maps = Tensor | Array | Sequence[Tensor | Array]
 Reduction = Literal["max", "mean", "adaptive"]
 
-# Boundary scores are undefined for masks without a contour; those images are left out of these means only.
-_MAY_BE_NAN = ("bMAE", "bwF")
 # The longest file name that common file systems allow, in bytes.
 _NAME_BYTES = 255
 
@@ -397,7 +395,7 @@ class MapScores(Metric):
         self.scores = check_scores(scores)
         self._geometries = GeometryCache(cache_bytes) if cache_bytes else None
         self._numbered: bool | None = None
-        self._merged: tuple[Tensor, Tensor, list[str | None]] | None = None
+        self._table: ScoreTable | None = None
         # (n, 1 + scores): index, then scores. (n, 4 * 256). (n, 1 + 255): length and bytes of the UTF-8 name.
         self.add_state("rows", [], dist_reduce_fx="cat")
         self.add_state("curves", [], dist_reduce_fx="cat")
@@ -518,7 +516,7 @@ class MapScores(Metric):
         self.curves.append(torch.from_numpy(scored.curves.reshape(1, -1)).to(device))
         self.labels.append(torch.from_numpy(label)[None].to(device))
         self._computed = None
-        self._merged = None
+        self._table = None
         self._update_count += 1
 
     def _sync_dist(self, *args: Any, **kwargs: Any) -> None:
@@ -534,75 +532,52 @@ class MapScores(Metric):
         """Forget all images. Cached geometries stay."""
         super().reset()
         self._numbered = None
-        self._merged = None
+        self._table = None
 
     def compute(self) -> dict[str, Tensor]:
         """Scores of the data set; in several processes a collective call with the same result in each.
 
         Returns:
-            () float64 CPU tensor per score, fractions. Fmax, Fmean, Emax, Emean are taken on the mean curve
-            over images, all others are means over images; bMAE and bwF over those that have a contour.
+            () float64 CPU tensor per score, see ``ScoreTable.values``.
 
         Raises:
             ValueError: if no image was scored.
         """
-        rows, curves, _ = self._merge()
-        f, e, precision, recall = curves.mean(dim=0)
-        over_curves = {
-            "Fmax": f.max(),
-            "Fmean": f.mean(),
-            "Emax": e.max(),
-            "Emean": e.mean(),
-            "FmaxPR": torch.from_numpy(f_of(precision.numpy(), recall.numpy())).max(),
-        }
-        result = {}
-        for i, name in enumerate(self.scores):
-            values = rows[:, 1 + i]
-            result[name] = over_curves.get(name, values.nanmean() if name in _MAY_BE_NAN else values.mean())
-        return result
+        self._table = self._merge()
+        return {name: torch.tensor(value, dtype=torch.float64) for name, value in self._table.values().items()}
 
-    def _merge(self) -> tuple[Tensor, Tensor, list[str | None]]:
+    def _merge(self) -> ScoreTable:
         states = [getattr(self, name) for name in self._widths]
         rows, curves, labels = (torch.cat(x).cpu() if isinstance(x, list) and x else x for x in states)
         if len(rows) == 0:
             raise ValueError("MapScores: no image was scored; call update or add first")
         rows, curves, labels = rows.cpu(), curves.cpu(), labels.cpu().numpy()
-        _, first = np.unique(rows[:, 0].numpy(), return_index=True)
+        indices, first = np.unique(rows[:, 0].numpy(), return_index=True)
         keep = torch.from_numpy(first)
-        names = [bytes(x[1 : 1 + x[0]]).decode() or None for x in labels[first]]
-        self._merged = rows[keep], curves[keep].reshape(-1, len(CURVES), 256), names
-        return self._merged
+        return ScoreTable(
+            self.scores,
+            indices.astype(int).tolist(),
+            [bytes(x[1 : 1 + x[0]]).decode() or None for x in labels[first]],
+            rows[keep, 1:],
+            curves[keep].reshape(-1, len(CURVES), 256),
+        )
 
-    def _images(self) -> tuple[Tensor, Tensor, list[str | None]]:
-        if self._merged is None:
+    def table(self) -> ScoreTable:
+        """All rows, ordered by index; in several processes a collective call.
+
+        Raises:
+            ValueError: if no image was scored.
+        """
+        if self._table is None:
             self._computed = None
             self.compute()
-        assert self._merged is not None
-        return self._merged
+        assert self._table is not None
+        return self._table
 
     def per_image(self) -> list[dict[str, Any]]:
-        """One row per image, ordered by index; in several processes a collective call.
-
-        Returns:
-            "index" (int), "name" (str or None), then a float per score. Max and mean scores are those of the
-            image's own curve, so their mean over rows differs from ``compute``.
-
-        Raises:
-            ValueError: if no image was scored.
-        """
-        rows, _, names = self._images()
-        return [
-            {"index": int(row[0]), "name": name, **dict(zip(self.scores, row[1:].tolist(), strict=True))}
-            for row, name in zip(rows, names, strict=True)
-        ]
+        """See ``ScoreTable.per_image``; in several processes a collective call."""
+        return self.table().per_image()
 
     def compute_curves(self) -> dict[str, Tensor]:
-        """Mean curves over images; in several processes a collective call.
-
-        Returns:
-            (256,) float64 each under "F", "E", "precision", "recall", for thresholds 0..255.
-
-        Raises:
-            ValueError: if no image was scored.
-        """
-        return dict(zip(CURVES, self._images()[1].mean(dim=0), strict=True))
+        """See ``ScoreTable.mean_curves``; in several processes a collective call."""
+        return self.table().mean_curves()

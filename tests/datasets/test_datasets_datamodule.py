@@ -6,6 +6,7 @@ from lightning import LightningModule, Trainer
 from PIL import Image
 
 from e2net.datasets import Augment, FolderData, ProceduralData, collate, in_validation
+from e2net.engine.data import DataModule
 from e2net.structures import Sample
 
 
@@ -226,7 +227,7 @@ def trainer(epochs):
 
 def test_under_lightning(root):
     model = Recorder()
-    trainer(2).fit(model, datamodule=folder_data(root, augment=Augment()))
+    trainer(2).fit(model, datamodule=DataModule(folder_data(root, augment=Augment())))
     plain = [(e, b.names, int(b.image.sum())) for e, batches in enumerate(epochs(root)) for b in batches]
     assert model.seen == plain  # Lightning's epochs are the plain loop's
     assert set(model.validated) == {"img_0", "img_6", "img_15"}
@@ -238,7 +239,9 @@ def test_lightning_tests_without_a_training_set(root):
     (root / "test").rename(root / "more" / "one")
     write_set(root / "more" / "two", ["q"])
     model = Recorder()
-    trainer(1).test(model, datamodule=folder_data(root, test=["two", "one"], test_folder="more"), verbose=False)
+    trainer(1).test(
+        model, datamodule=DataModule(folder_data(root, test=["two", "one"], test_folder="more")), verbose=False
+    )
     assert model.tested == [(0, "q"), (1, "x"), (1, "y"), (1, "z")]
 
 
@@ -246,7 +249,7 @@ def test_lightning_checks_files_before_the_first_step(root):
     (root / "train" / "Image" / "img_3.jpg").write_bytes(b"")
     model = Recorder()
     with pytest.raises(ValueError, match=r"img_3\.jpg: truncated"):
-        trainer(1).fit(model, datamodule=folder_data(root))
+        trainer(1).fit(model, datamodule=DataModule(folder_data(root)))
     assert model.seen == []
 
 

@@ -18,6 +18,7 @@ from hydra import compose, initialize_config_dir
 from e2net.datasets import ProceduralData, ProceduralPairs
 from e2net.engine import evaluate, predictions, prepare_evaluation, prepare_training, resolve, train, user_errors
 from e2net.engine.checkpoint import inherit
+from e2net.engine.data import DataModule
 from e2net.engine.predictions import UnusableMapsError, check_task, find_maps, masks_of, score_maps
 from e2net.engine.report import mask_digest, masks_hash, stems_hash
 from e2net.metrics import ALL_SCORES, DEFAULT_SCORES, EXTRA_SCORES, MapScores, Protocol, score_map, score_maps_of
@@ -509,7 +510,7 @@ def test_validation_keeps_what_depends_on_masks_alone(tmp_path, monkeypatch):
         )  # fmt: skip
         job = prepare_training(resolve(config))
         measured = _count_transforms(monkeypatch)
-        job.trainer.fit(job.module, datamodule=job.data)
+        job.trainer.fit(job.module, datamodule=DataModule(job.data))
         images = len(job.data.val_names())
         assert images >= 2 and measured[0] == images if kept else measured[0] >= 3 * images
         logged = list(csv.DictReader((tmp_path / str(kept) / "metrics.csv").open()))

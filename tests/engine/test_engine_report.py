@@ -38,7 +38,7 @@ def _result(name="set", count=5, binarised=False, seed=0, names=DEFAULT_SCORES, 
     for i in range(count):
         scores.add(i, score_map(*_image(seed + i), protocol=protocol, scores=names), f"n{i}")
     stems = [f"n{i}" for i in range(count)]
-    return SetResult(name, scores, stems, protocol.describe(), binarised=binarised, **kwargs)
+    return SetResult(name, scores.table(), stems, protocol.describe(), binarised=binarised, **kwargs)
 
 
 def _scored(names, count):
@@ -49,8 +49,8 @@ def _scored(names, count):
             mask = np.zeros_like(mask)  # boundary scores are undefined there
         image = np.random.default_rng(i).integers(0, 256, (*mask.shape, 3), dtype=np.uint8)
         scores.add(i, score_map(level_map, mask, scores=names, image=image))
-    rows, curves, _ = scores._images()
-    return scores, rows[:, 1:].numpy(), curves.numpy()
+    table = scores.table()
+    return scores, table.rows.numpy(), table.curves.numpy()
 
 
 def test_bootstrap_equals_a_loop_over_the_drawn_images():
@@ -126,7 +126,9 @@ def test_table_fits_the_terminal(capsys, monkeypatch, name, partial, names):
     results = [_result(name, names=names, problems=lossy), _result(name, names=names, binarised=True)]
     if partial:
         results[0].stems = results[1].stems = [f"n{i}" for i in range(4121)]
-    intervals = {r.label: bootstrap_intervals(r.scores.scores, *r.arrays()) for r in results}
+    intervals = {
+        r.label: bootstrap_intervals(r.scores.scores, r.scores.rows.numpy(), r.scores.curves.numpy()) for r in results
+    }
     print_scores(results, intervals)
     shown = capsys.readouterr().out
     assert max(map(len, shown.splitlines())) <= 80
@@ -182,7 +184,7 @@ def test_score_that_is_nowhere_defined(tmp_path):
     scores = MapScores(scores=("S", "bMAE"))
     for i in range(3):
         scores.add(i, score_map(_image(i)[0], np.zeros((20, 24), bool), scores=("S", "bMAE")), f"n{i}")
-    report(tmp_path, [SetResult("set", scores, ["n0", "n1", "n2"], Protocol().describe())], "m", {})
+    report(tmp_path, [SetResult("set", scores.table(), ["n0", "n1", "n2"], Protocol().describe())], "m", {})
     written = json.loads((tmp_path / "scores.json").read_text(), parse_constant=pytest.fail)
     assert written["scores"]["set"]["bMAE"] is None and written["intervals"]["set"]["bMAE"] == [None, None]
     assert 0 < written["scores"]["set"]["S"] < 1

@@ -12,6 +12,7 @@ from hydra import compose, initialize_config_dir
 from e2net.engine import load_model, prepare_training, resolve, train
 from e2net.engine.averaging import WeightAverage, averaged_tensors
 from e2net.engine.checkpoint import read_checkpoint
+from e2net.engine.data import DataModule
 from e2net.engine.module import SegmentationModule
 
 TINY = [
@@ -29,7 +30,7 @@ def _job(folder, *overrides):
 
 def _fit(job, *callbacks):
     job.trainer.callbacks.extend(callbacks)
-    job.trainer.fit(job.module, datamodule=job.data, ckpt_path=job.checkpoint, weights_only=True)
+    job.trainer.fit(job.module, datamodule=DataModule(job.data), ckpt_path=job.checkpoint, weights_only=True)
     return job
 
 

@@ -16,6 +16,7 @@ from e2net import load
 from e2net.datasets import ProceduralPairs, read_image
 from e2net.engine import evaluate, prepare_evaluation, prepare_training, resolve
 from e2net.engine.checkpoint import inherit
+from e2net.engine.data import DataModule
 from e2net.predict.__main__ import main
 from e2net.predict.film import FilmReader, FilmWriter
 from e2net.predict.result import Prediction
@@ -51,7 +52,7 @@ def run(tmp_path_factory):
             f"run_dir={folder}",
         )
     )
-    job.trainer.fit(job.module, datamodule=job.data)
+    job.trainer.fit(job.module, datamodule=DataModule(job.data))
     return folder
 
 
