@@ -6,6 +6,20 @@ import numpy as np
 from torch import Tensor
 
 
+def canonical_mask(mask: np.ndarray) -> np.ndarray:
+    """The one form in which masks travel: C-contiguous, free to be written to, every byte 0 or 1.
+
+    A bool array can hold other bytes: Pillow hands over bilevel images with True as 255, ``array.view(bool)`` takes
+    what there is. Comparisons don't notice, sums of bytes do.
+
+    Args:
+        mask: bool of any shape and strides; copied only where it has another form.
+    """
+    mask = np.require(mask, requirements=["C", "W"])
+    levels = mask.view(np.uint8)
+    return mask if mask.size == 0 or levels.max() <= 1 else levels != 0
+
+
 class Sample(NamedTuple):
     """One image as a data set yields it, resized for the network.
 

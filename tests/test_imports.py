@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "e2net"
 ALLOWED = {
     "arguments": set(),
     "structures": set(),
-    "metrics": set(),
+    "metrics": {"structures"},
     "encoders": {"structures"},
     "decoders": {"structures"},
     "losses": {"structures"},

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from e2net.datasets.pairs import Source
+from e2net.datasets.pairs import Source, read_pair
 from e2net.datasets.transforms import Augment, Resize, Size
 from e2net.structures import Sample
 
@@ -174,7 +174,7 @@ class ViewSet(Dataset[Sample]):
     def __getitem__(self, entry: int) -> Sample:
         """One view; ``position`` is its entry."""
         at, view = divmod(entry, self.views)
-        image, mask = self.source.read(self.indices[at])
+        image, mask = read_pair(self.source, self.indices[at])
         if view == 0 or self.augment is None:
             image, mask = Resize(self.size)(image, mask)
         else:

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from e2net.datasets.cached import CachedEvalSet, CachedTrainSet, FeatureStore, ViewSet
 from e2net.datasets.io import some
-from e2net.datasets.pairs import FolderPairs, Source
+from e2net.datasets.pairs import FolderPairs, Source, read_pair
 from e2net.datasets.procedural import ProceduralPairs
 from e2net.datasets.transforms import Augment, Resize, Size
 from e2net.structures import Batch, Sample
@@ -32,7 +32,7 @@ def in_validation(stem: str, fraction: float) -> bool:
         stem: the image's stem.
         fraction: of the images to hold out, 0 to below 1, on average.
     """
-    digest = hashlib.sha256(stem.encode()).digest()
+    digest = hashlib.sha256(stem.encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:8], "big") < fraction * 2**64
 
 
@@ -79,7 +79,7 @@ class EvalSet(Dataset[Sample]):
     def __getitem__(self, position: int) -> Sample:
         """The sample at a position, the same every time."""
         index = self.indices[position]
-        native_image, native_mask = self.source.read(index)
+        native_image, native_mask = read_pair(self.source, index)
         image, mask = self.resize(native_image, native_mask)
         return _sample(image, mask, native_mask, self.source.name(index), index)
 
@@ -111,9 +111,9 @@ class TrainSet(Dataset[Sample]):
         epoch, position = key if isinstance(key, tuple) else (0, key)
         index = self.indices[position]
         if self.augment is None:
-            image, mask = Resize(self.size)(*self.source.read(index))
+            image, mask = Resize(self.size)(*read_pair(self.source, index))
         else:
-            image, mask = self.source.read(index, self.augment.needs(self.size))
+            image, mask = read_pair(self.source, index, self.augment.needs(self.size))
             rng = np.random.default_rng([self.seed, epoch, position])
             image, mask = self.augment(image, mask, self.size, rng)
         return _sample(image, mask, None, self.source.name(index), index)

@@ -2,56 +2,176 @@
 
 Images are decoded by OpenCV (fast), masks and maps by Pillow (which reports palette, alpha and bit depth, all of
 which decide whether a file means what it seems to mean).
+
+Here files become arrays of one form, on which all other code relies: images (h, w, 3) uint8 RGB, masks (h, w) bool of
+the bytes 0 and 1, maps (h, w) uint8; C-contiguous, and free to be written to.
 """
 
+import logging
+import stat
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError
+
+log = logging.getLogger(__name__)
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 
 _SOS, _EOI = b"\xff\xda", b"\xff\xd9"  # JPEG markers: start of scan, end of image
 _ORIENTATION = 0x0112  # the EXIF tag
+_TIFFS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how they begin; the last two are large ones
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
+
+
+def printable(text: str) -> str:
+    """The same, fit for UTF-8: each byte XY of a file name that is no UTF-8 becomes ``\\udcXY``.
+
+    In a JSON string this escape stands for just what Python has in the name's place, so the name survives.
+    """
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def some(items: list[str], limit: int = 3) -> str:
     """The first few of many items on one line, with a count of the rest."""
     rest = len(items) - limit
-    return ", ".join(items[:limit]) + (f" and {rest} more" if rest > 0 else "")
+    return printable(", ".join(items[:limit])) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _special(path: Path) -> str | None:
+    """What a path is that is no regular file (nor a link to one), in words."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:  # not there, or links in a circle
+        return "a link to nothing" if path.is_symlink() else None
+    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+    return None if stat.S_ISREG(mode) else kinds.get(stat.S_IFMT(mode), "a device")
 
 
 def find_by_stem(folder: str | Path) -> dict[str, Path]:
     """Image files directly inside a folder, by stem and in the order of the stems.
 
-    Hidden files (``.DS_Store``, ``._photo.jpg``) and other extensions are ignored.
+    Hidden files (``.DS_Store``, ``._photo.jpg``) and other extensions are ignored. Folders, pipes and the like that are
+    named like an image are ignored with a warning where an image file has their stem.
 
     Args:
-        folder: where to look; extensions (`EXTENSIONS`) are compared without case.
+        folder: where to look; extensions (`EXTENSIONS`) are compared without case. Links are followed.
 
     Returns:
         Stem to path, sorted by stem. Empty where the folder has no image file.
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: two files have the same stem, so that pairing would be ambiguous.
+        ValueError: two files have the same stem, so that pairing would be ambiguous, or a stem has no file but a
+            folder, a pipe, a link to nothing or the like.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}")
     found: dict[str, Path] = {}
     twins: list[str] = []
+    odd: list[tuple[str, str]] = []
     for path in sorted(folder.iterdir(), key=lambda path: (path.stem, path.suffix)):
         if path.name.startswith(".") or path.suffix.lower() not in EXTENSIONS:
+            continue
+        kind = _special(path)
+        if kind is not None:
+            odd.append((path.stem, f"{path.name} ({kind})"))
             continue
         if path.stem in found:
             twins.append(f"{found[path.stem].name} and {path.name}")
         found[path.stem] = path
     if twins:
         raise ValueError(f"{folder}: the same stem twice: {some(twins)}. Keep one file per stem.")
+    lost = [name for stem, name in odd if stem not in found]
+    if lost:
+        raise ValueError(f"{folder}: expected image files, found {some(lost)}. Remove or rename what is no file.")
+    if odd:
+        log.warning("%s: ignored, being no files: %s", printable(str(folder)), some([name for _, name in odd]))
     return found
+
+
+def _check_regular(path: Path) -> None:
+    """Refuse what cannot be read to its end, before a reader waits for that end."""
+    kind = _special(path)
+    if kind is not None and kind != "a link to nothing":  # for which opening has its own error
+        raise ValueError(f"{path}: expected a file, found {kind}.")
+
+
+def _tiff_fault(path: Path) -> str | None:
+    """In words, what a TIFF holds that none can decode; None for other files, and where that cannot be told."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(8)
+            if not head.startswith(_TIFFS):
+                return None
+            directory = TiffImagePlugin.ImageFileDirectory_v2(head)
+            file.seek(directory.next)
+            directory.load(file)
+            if _PHOTOMETRIC not in directory:  # cut before its end
+                return None
+            bits, sample = directory.get(_BITS, (1,)), directory.get(_SAMPLE_FORMAT, (1,))[0]
+            photometric = directory[_PHOTOMETRIC]
+    except Exception:  # Pillow raises what comes on broken files, and broken is what the caller says then
+        return None
+    names = {2: "signed integers", 3: "floats"}
+    return f"a TIFF of {len(bits)} x {bits[0]}-bit {names.get(sample, 'integers')}, photometric {photometric}"
+
+
+def _undecodable(path: Path, what: str, error: Exception | None = None) -> ValueError:
+    """The error for a file that a decoder has given up on, with the true reason where there is another than damage."""
+    size: tuple[int, int] | None = None
+    try:
+        with Image.open(path) as file:
+            size = file.size
+    except Image.DecompressionBombError as bomb:
+        error = bomb
+    except Exception as other:
+        error = error or other
+    if isinstance(error, Image.DecompressionBombError):
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        return _FileError(
+            f"{path}: expected a {what} of at most {most // 10**6} million pixels, found a larger one ({error})."
+            " Scale it down, or cut it into parts."
+        )
+    if isinstance(error, cv2.error) and size is not None and size[0] * size[1] > 1 << 30:
+        return _FileError(
+            f"{path}: expected a {what} of at most 2^30 pixels, found {size[0]}x{size[1]}. Scale it down."
+        )
+    unknown = isinstance(error, UnidentifiedImageError)
+    fault = _tiff_fault(path) if unknown or error is None else None
+    if fault is not None:
+        return _FileError(f"{path}: expected an 8- or 16-bit {what}, found {fault}. Save it as 8-bit {_DEPTHS[what]}.")
+    because = "" if unknown or error is None else f" ({error})"
+    return _FileError(f"{path}: truncated, or not an image that can be decoded{because}. Copy the file again.")
+
+
+class _FileError(ValueError):
+    """What is wrong with a file, said already."""
+
+
+_DEPTHS = {"picture": "RGB", "mask": "grey", "map": "grey"}
+
+
+@contextmanager
+def _opened(path: Path, what: str) -> Iterator[ImageFile.ImageFile]:
+    """A file in Pillow; what it cannot decode becomes a ValueError, what the file system refuses stays an OSError."""
+    _check_regular(path)
+    try:
+        # Given a path, Pillow maps uncompressed TIFFs into memory, with sides exchanged where the orientation says so.
+        with path.open("rb") as opened, Image.open(opened) as file:
+            yield file
+    except _FileError:
+        raise
+    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ...
+        if isinstance(error, OSError) and error.errno is not None:  # Pillow's own have none
+            raise
+        raise _undecodable(path, what, error) from error
 
 
 def _check_jpeg_is_whole(data: bytes, path: Path) -> None:
@@ -73,7 +193,7 @@ def read_image(path: str | Path, reduce: int = 1) -> np.ndarray:
     The EXIF orientation is applied, alpha dropped, 16 bit scaled to 8, grey replicated to three channels.
 
     Args:
-        path: a file in one of the formats of `EXTENSIONS`.
+        path: a file in one of the formats of `EXTENSIONS`, of at most 2^30 pixels.
         reduce: 1, 2, 4 or 8: a JPEG's sides are divided by it (rounded up) while it is decoded; other formats keep
             their size.
 
@@ -82,17 +202,44 @@ def read_image(path: str | Path, reduce: int = 1) -> np.ndarray:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is truncated or not an image that can be decoded.
+        ValueError: the file is truncated, too large or not an image of 8 or 16 bits that can be decoded.
     """
     path = Path(path)
+    _check_regular(path)
     data = path.read_bytes()
     jpeg = data.startswith(b"\xff\xd8")
     if jpeg:
         _check_jpeg_is_whole(data, path)
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), _REDUCED[reduce if jpeg else 1]) if data else None
+    elif data.startswith(_TIFFS):
+        colours = _tiff_without_alpha(path)
+        if colours is not None:
+            return colours
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), _REDUCED[reduce if jpeg else 1]) if data else None
+    except cv2.error as error:
+        raise _undecodable(path, "picture", error) from error
     if image is None:
-        raise ValueError(f"{path}: truncated, or not an image that can be decoded. Copy the file again.")
+        raise _undecodable(path, "picture")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _tiff_without_alpha(path: Path) -> np.ndarray | None:
+    """The colours of a TIFF that has an alpha, which OpenCV would multiply them by; None for other TIFFs.
+
+    Raises:
+        ValueError: it is of floats, signed or 32-bit numbers, which OpenCV would cut to some 8 bits or other.
+    """
+    try:
+        with Image.open(path) as file:
+            mode = file.mode
+    except Exception:  # OpenCV knows kinds that Pillow doesn't, and what it doesn't know either has its own error
+        return None
+    if mode in ("F", "I"):
+        raise _undecodable(path, "picture")
+    if mode != "RGBA":
+        return None
+    with _opened(path, "picture") as file:
+        return np.ascontiguousarray(np.asarray(ImageOps.exif_transpose(file))[..., :3])
 
 
 def verify_image(path: str | Path) -> tuple[int, int]:
@@ -102,30 +249,24 @@ def verify_image(path: str | Path) -> tuple[int, int]:
     most of the work. Other formats are read in full.
 
     Args:
-        path: a file in one of the formats of `EXTENSIONS`.
+        path: a file in one of the formats of `EXTENSIONS`, of at most twice ``PIL.Image.MAX_IMAGE_PIXELS`` pixels
+            (178 million).
 
     Returns:
         (h, w) in pixels, EXIF orientation applied: the size that `read_image` gives.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is truncated or not an image that can be decoded.
+        ValueError: the file is truncated, too large or not an image that can be decoded.
     """
     path = Path(path)
-    try:
-        with Image.open(path) as picture:
-            jpeg = picture.format in ("JPEG", "MPO")
-            if jpeg:
-                width, height = picture.size  # before draft(), which changes it
-                turned = picture.getexif().get(_ORIENTATION, 1) >= 5
-                picture.draft("RGB", (max(1, width // 8), max(1, height // 8)))
-                picture.load()
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ...
-        raise ValueError(f"{path}: truncated, or not an image that can be decoded ({error}).") from error
-    if jpeg:
-        return (width, height) if turned else (height, width)
+    with _opened(path, "picture") as picture:
+        if picture.format in ("JPEG", "MPO"):
+            width, height = picture.size  # before draft(), which changes it
+            turned = picture.getexif().get(_ORIENTATION, 1) >= 5
+            picture.draft("RGB", (max(1, width // 8), max(1, height // 8)))
+            picture.load()
+            return (width, height) if turned else (height, width)
     height, width = read_image(path).shape[:2]
     return height, width
 
@@ -133,40 +274,94 @@ def verify_image(path: str | Path) -> tuple[int, int]:
 _HALVES = "Save the object as 255 and everything else as 0, 8-bit grey."
 
 
-def _open(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as file:
-            return ImageOps.exif_transpose(file)
-    except FileNotFoundError:
-        raise
-    except Exception as error:
-        raise ValueError(f"{path}: truncated, or not an image that can be decoded ({error}).") from error
+class _Pixels(NamedTuple):
+    """What the file of a mask or map holds: palettes looked up, turned upright, nothing interpreted yet.
+
+    Attributes:
+        values: (h, w) or (h, w, 3) integers, black being 0 also where the file has it otherwise.
+        full: the largest value that the file's type can hold: white.
+        alpha: (h, w) of the same type, or None.
+        keyed: whether the file names a value that means "nothing here".
+        palette: whether the values come from one.
+    """
+
+    values: np.ndarray
+    full: int
+    alpha: np.ndarray | None = None
+    keyed: bool = False
+    palette: bool = False
 
 
-def _channels(picture: Image.Image, path: Path, what: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """Split what Pillow has opened into values (h, w) or (h, w, 3) and alpha (h, w), palettes looked up."""
-    mode = picture.mode
-    if mode == "P":
-        picture = picture.convert("RGBA" if "transparency" in picture.info else "RGB")
-    elif mode == "PA":
-        picture = picture.convert("RGBA")
+def _pixels(path: Path, what: str) -> _Pixels:
+    """Decode a mask's or a map's file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be decoded, or holds floats or colours that are no RGB.
+    """
+    with _opened(path, what) as file:
+        mode, keyed = file.mode, "transparency" in file.info and file.mode not in ("P", "PA")
+        if mode == "F":
+            raise _FileError(f"{path}: expected an 8- or 16-bit {what}, found floats. Save it as 8-bit grey.")
+        if mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA") and not mode.startswith("I"):
+            raise _FileError(f"{path}: expected a grey {what}, found colour mode {mode}. Save it as 8-bit grey.")
+        if file.format in ("PNG", "TIFF") and mode in ("LA", "RGB", "RGBA") and ";16" in str(file.tile[0][3]):
+            return _deep(file, path, what)._replace(keyed=keyed)
+        tags = file.tag_v2 if isinstance(file, TiffImagePlugin.TiffImageFile) else {}
+        picture = ImageOps.exif_transpose(file)
+    if mode in ("P", "PA"):
+        picture = picture.convert("RGBA" if mode == "PA" or "transparency" in picture.info else "RGB")
     values = np.asarray(picture)
-    if values.dtype.kind == "f":
-        raise ValueError(f"{path}: expected an 8- or 16-bit {what}, found floats. Save it as 8-bit grey.")
+    if mode == "1":
+        return _Pixels((values.view(np.uint8) != 0).astype(np.uint8) * 255, 255, keyed=keyed)
+    if mode.startswith("I"):
+        return _Pixels(*_wide(values, tags), keyed=keyed)
     if picture.mode in ("LA", "RGBA"):
-        colours, alpha = values[..., :-1], values[..., -1]
-        return colours, alpha
-    if picture.mode not in ("1", "L", "RGB") and not mode.startswith("I"):
-        raise ValueError(f"{path}: expected a grey {what}, found colour mode {mode}. Save it as 8-bit grey.")
-    return values, None
+        return _Pixels(values[..., :-1], 255, values[..., -1], palette=mode in ("P", "PA"))
+    return _Pixels(values, 255, keyed=keyed, palette=mode == "P")
 
 
-def _grey(values: np.ndarray, path: Path, what: str, mode: str, remedy: str) -> np.ndarray:
+def _wide(values: np.ndarray, tags: Any) -> tuple[np.ndarray, int]:
+    """Grey of more than 8 bits as Pillow gives it, and white."""
+    bits, signed = tags.get(_BITS, (16,))[0], tags.get(_SAMPLE_FORMAT, (1,))[0] == 2
+    if bits == 32 and not signed:
+        values = values.view(np.uint32)  # Pillow knows no other than signed ones
+    full = (1 << (bits - signed)) - 1
+    if tags.get(_PHOTOMETRIC) == 0 and not signed:  # white is 0, which Pillow sees to up to 8 bits
+        values = full - values
+    return values, full
+
+
+def _deep(file: ImageFile.ImageFile, path: Path, what: str) -> _Pixels:
+    """Several channels of 16 bits, of which Pillow keeps the upper bytes only; OpenCV keeps them."""
+    values = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
+    if values is None or values.dtype != np.uint16:
+        raise _undecodable(path, what)
+    if file.format == "PNG":  # for TIFFs OpenCV has done so
+        values = _upright(values, file.getexif().get(_ORIENTATION, 1))
+    if values.ndim == 3 and values.shape[2] in (2, 4):
+        return _Pixels(values[..., :-1], 65535, values[..., -1])
+    return _Pixels(values, 65535)
+
+
+def _upright(values: np.ndarray, orientation: int) -> np.ndarray:
+    """An array turned and mirrored as its EXIF orientation (1 to 8) asks for."""
+    if orientation >= 5:  # stored by columns
+        values = values.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        values = values[::-1]
+    if orientation in (2, 3, 6, 7):
+        values = values[:, ::-1]
+    return values
+
+
+def _grey(pixels: _Pixels, path: Path, what: str, remedy: str) -> np.ndarray:
     """One channel (h, w) out of equal ones."""
+    values = pixels.values
     if values.ndim == 2:
         return values
     if (values != values[..., :1]).any():
-        found = "a palette with colours" if mode in ("P", "PA") else "channels that differ"
+        found = "a palette with colours" if pixels.palette else "channels that differ"
         raise ValueError(f"{path}: expected a grey {what}, found {found}: {remedy}")
     return values[..., 0]
 
@@ -174,58 +369,53 @@ def _grey(values: np.ndarray, path: Path, what: str, mode: str, remedy: str) -> 
 def read_mask(path: str | Path) -> np.ndarray:
     """Read a binary mask, refusing files whose meaning would be a guess.
 
-    Grey values above half of the range are object (more than 127 of 255, more than 32767 of 65535); a file
-    whose largest value is 1 is taken as 0/1. Three equal channels and a constant alpha are accepted.
+    Values above half of the range are object: more than 127 in files of 8 bits, more than 32767 in those of 16; 1 and 2
+    bits count as 8, between black and white. A file without any value so large is a mask if all of its values are 0
+    and 1, or, in files of 16 and 32 bits, 0 and 255 or 0 and 65535: the larger is object then. Three equal channels and
+    a constant alpha are accepted.
 
     Args:
-        path: a grey, bilevel, grey-palette or equal-channel colour file.
+        path: a grey, bilevel, grey-palette or equal-channel colour file, of at most twice
+            ``PIL.Image.MAX_IMAGE_PIXELS`` pixels (178 million).
 
     Returns:
-        (h, w) bool, True on the object, EXIF orientation applied.
+        (h, w) bool, True on the object, EXIF orientation applied; C-contiguous, its bytes 0 and 1.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file cannot be decoded, or is no binary mask: coloured, partly transparent, floating
-            point, or with values that are neither 0/1 nor reach half of the range (a label map).
+            point, negative, or with other values that do not reach half of the range (a label map).
     """
     path = Path(path)
-    picture = _open(path)
-    if picture.mode == "1":
-        return np.array(picture)
-    full = 65535 if picture.mode.startswith("I") else 255
-    values, alpha = _channels(picture, path, "mask")
-    if alpha is not None and alpha.min() != alpha.max():
+    pixels = _pixels(path, "mask")
+    alpha, full = pixels.alpha, pixels.full
+    if pixels.keyed or (alpha is not None and alpha.min() != alpha.max()):
+        how = "names one value as transparent" if alpha is None else f"varies ({alpha.min()} to {alpha.max()})"
         raise ValueError(
-            f"{path}: expected a grey mask, found one whose transparency varies ({alpha.min()} to"
-            f" {alpha.max()}): is the object in the colour or in the alpha? Save it as 8-bit grey."
+            f"{path}: expected a grey mask, found one whose transparency {how}: is the object in the colour or in the"
+            " alpha? Save it as 8-bit grey."
         )
-    values = _grey(values, path, "mask", picture.mode, f"a label map or an overlay? {_HALVES}")
+    values = _grey(pixels, path, "mask", f"a label map or an overlay? {_HALVES}")
 
     largest = int(values.max())
-    if largest == 1:
-        return values == 1
-    if 1 < largest <= full // 2:
+    if values.dtype.kind == "i" and values.min() < 0:
+        raise ValueError(f"{path}: expected a mask from 0 up, found values down to {values.min()}. {_HALVES}")
+    if largest > full // 2:
+        return np.ascontiguousarray(values > full // 2)
+    binary = largest in (1, 255, 65535) and not ((values != 0) & (values != largest)).any()
+    if largest > 0 and not binary:
         # thresholding would silently make it empty, and an empty mask still gets plausible scores
         raise ValueError(
             f"{path}: its largest value is {largest}, expected 1 (a 0/1 mask) or more than {full // 2}"
             f" (half of the range). {_HALVES}"
         )
-    return values > full // 2
+    return np.ascontiguousarray(values != 0)
 
 
 def is_jpeg(path: str | Path) -> bool:
     """Whether a file is a JPEG, whatever its name says."""
     with Path(path).open("rb") as file:
         return file.read(2) == b"\xff\xd8"
-
-
-def _deep_colours(path: Path) -> np.ndarray | None:
-    # Pillow cuts the channels of a 16-bit colour PNG to their upper bytes; OpenCV keeps them.
-    with path.open("rb") as file:
-        head = file.read(26)
-    if not head.startswith(b"\x89PNG") or head[24:25] != b"\x10" or head[25:26] == b"\x00":
-        return None
-    return cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
 
 
 def read_map(path: str | Path) -> np.ndarray:
@@ -236,7 +426,8 @@ def read_map(path: str | Path) -> np.ndarray:
     greys and an opaque alpha are accepted.
 
     Args:
-        path: a file in one of the formats of `EXTENSIONS`.
+        path: a file in one of the formats of `EXTENSIONS`, of at most twice ``PIL.Image.MAX_IMAGE_PIXELS`` pixels
+            (178 million).
 
     Returns:
         (h, w) uint8, EXIF orientation applied.
@@ -244,34 +435,33 @@ def read_map(path: str | Path) -> np.ndarray:
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file cannot be decoded, or is no grey map: coloured, transparent anywhere, floating point
-            or of 32-bit integers.
+            or of 32-bit or signed integers, or of 16 bits with no value above 255 but some above 0, which are 8-bit
+            levels as a rule.
     """
     path = Path(path)
-    picture = _open(path)
-    deep = _deep_colours(path)
-    if deep is None:
-        values, alpha = _channels(picture, path, "map")
-    else:
-        values, alpha = (deep[..., :3], deep[..., 3]) if deep.shape[2] == 4 else (deep, None)
-    keyed = "transparency" in picture.info and picture.mode not in ("P", "PA")  # one colour that means "nothing"
-    opaque = alpha is None or int(alpha.min()) == np.iinfo(alpha.dtype).max
-    if keyed or not opaque:
+    pixels = _pixels(path, "map")
+    alpha = pixels.alpha
+    if pixels.keyed or (alpha is not None and int(alpha.min()) != pixels.full):
         raise ValueError(
             f"{path}: expected a grey map, found one with transparency: is the prediction in the colour or in the"
             " alpha? Save it as 8-bit grey without alpha."
         )
     remedy = "a colour map or an overlay? Save the probability times 255 as 8-bit grey."
-    values = _grey(values, path, "map", picture.mode, remedy)
-    if values.dtype == bool:
-        return values.astype(np.uint8) * 255
-    if values.dtype == np.uint8:
+    values = _grey(pixels, path, "map", remedy)
+    if pixels.full == 255:
         return np.array(values, order="C")  # Pillow's own memory is read-only
-    if values.min() < 0 or values.max() > 65535:
+    low, high = int(values.min()), int(values.max())
+    if pixels.full > 65535 or low < 0 or pixels.full == 32767:
         raise ValueError(
-            f"{path}: expected an 8- or 16-bit map, found integers from {values.min()} to {values.max()}."
+            f"{path}: expected an 8- or 16-bit map, found integers from {low} to {high}, signed or of 32 bits."
             " Save the probability times 255 as 8-bit grey."
         )
-    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    if 0 < high <= 255 < pixels.full:
+        raise ValueError(
+            f"{path}: its largest value is {high} of {pixels.full}: 8-bit levels in a 16-bit file, or a map that is"
+            " empty but for noise? Save the probability times 255 as 8-bit grey."
+        )
+    return ((values.astype(np.uint32) * 255 + pixels.full // 2) // pixels.full).astype(np.uint8)
 
 
 def write_map(path: str | Path, values: np.ndarray) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from e2net.datasets.io import EXTENSIONS, find_by_stem, read_image, read_mask, some, verify_image
+from e2net.structures import canonical_mask
 
 IMAGE_FOLDERS = ("Image", "Imgs", "Images", "img")
 MASK_FOLDERS = ("GT", "Mask", "Masks")
@@ -45,6 +46,29 @@ class Source(Protocol):
             ValueError: something is wrong with some of the pairs; one line says what, where and the remedy.
         """
         ...
+
+
+def read_pair(source: Source, index: int, at_least: tuple[int, int] | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """A source's pair in the one form that all other code relies on.
+
+    Args:
+        source: of any kind.
+        index: which of its pairs.
+        at_least: see :meth:`Source.read`.
+
+    Returns:
+        Image (h, w, 3) uint8 RGB, C-contiguous, and mask (h, w) bool, C-contiguous, its bytes 0 and 1.
+
+    Raises:
+        TypeError: the source gives arrays of other types or shapes.
+    """
+    image, mask = (np.asarray(part) for part in source.read(index, at_least))
+    found = f"{type(source).__name__}.read({index})"
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise TypeError(f"{found}: expected an image (h, w, 3) uint8, found {image.shape} {image.dtype}")
+    if mask.dtype != np.bool_ or mask.ndim != 2:
+        raise TypeError(f"{found}: expected a mask (h, w) bool, found {mask.shape} {mask.dtype}")
+    return np.ascontiguousarray(image), canonical_mask(mask)
 
 
 def _find_folder(root: Path, names: tuple[str, ...], what: str) -> Path:

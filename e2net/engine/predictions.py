@@ -24,6 +24,7 @@ from tqdm import tqdm
 import e2net.metrics
 from e2net.datasets import FolderData, FolderMasks, SegmentationData, Source, find_by_stem, is_jpeg, read_map
 from e2net.datasets.io import EXTENSIONS, some
+from e2net.datasets.pairs import read_pair
 from e2net.engine.config import build
 from e2net.engine.plots import Picture
 from e2net.engine.report import SetResult, clear_report, mask_digest, masks_hash, write_atomically
@@ -79,11 +80,11 @@ class SourceMasks:
 
     def mask(self, index: int) -> NDArray[np.bool_]:
         """Mask `index`, (h, w)."""
-        return self.source.read(index)[1]
+        return read_pair(self.source, index)[1]
 
     def image(self, index: int) -> NDArray[np.uint8] | None:
         """The image of mask `index`, (h, w, 3) RGB."""
-        return self.source.read(index)[0]
+        return read_pair(self.source, index)[0]
 
 
 def masks_of(data: SegmentationData, name: str) -> Masks:

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 import e2net
-from e2net.datasets.io import some
+from e2net.datasets.io import printable, some
 from e2net.engine.plots import Picture, curve_figure, extremes_sheet
 from e2net.metrics import CURVES, ScoreTable
 from e2net.metrics.functional import f_of
@@ -156,7 +156,7 @@ def bootstrap_intervals(
 
 def stems_hash(stems: Iterable[str]) -> str:
     """SHA-256 of a set's sorted mask stems, one a line: which images a score is about."""
-    return hashlib.sha256("\n".join(sorted(stems)).encode()).hexdigest()
+    return hashlib.sha256("\n".join(sorted(stems)).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def mask_digest(mask: NDArray[np.bool_]) -> str:
@@ -166,7 +166,9 @@ def mask_digest(mask: NDArray[np.bool_]) -> str:
 
 def masks_hash(digests: dict[str, str]) -> str:
     """SHA-256 of all masks of a set, from stem to ``mask_digest``."""
-    return hashlib.sha256("\n".join(f"{k} {v}" for k, v in sorted(digests.items())).encode()).hexdigest()
+    return hashlib.sha256(
+        "\n".join(f"{k} {v}" for k, v in sorted(digests.items())).encode("utf-8", "surrogateescape")
+    ).hexdigest()
 
 
 def print_scores(results: Sequence[SetResult], intervals: dict[str, dict[str, Interval]]) -> None:
@@ -275,7 +277,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{uuid.uuid4().hex}.part")
     try:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        temporary.write_bytes(printable(content).encode() if isinstance(content, str) else content)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

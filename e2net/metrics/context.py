@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from e2net.metrics.functional import AS_IS, EPS, Prepared, pair
-from e2net.metrics.geometry import MaskGeometry, as_mask
+from e2net.metrics.geometry import MaskGeometry, as_mask, to_numpy
 from e2net.metrics.protocol import Protocol
 
 Float64 = NDArray[np.float64]
@@ -155,7 +155,7 @@ def camouflage_degree(
         ValueError: if the image is not (h, w, 3) of the mask's size.
     """
     inside = as_mask(mask)
-    rgb = image.detach().cpu().numpy() if isinstance(image, Tensor) else np.asarray(image)
+    rgb = to_numpy(image, "image") if isinstance(image, Tensor) else np.asarray(image)
     if rgb.dtype != np.uint8:
         raise TypeError(f"image: expected uint8, got {rgb.dtype}")
     if rgb.shape != (*inside.shape, 3):

@@ -173,6 +173,39 @@ class Prepared:
         return np.ascontiguousarray(self.dense[rows, columns].detach().cpu().to(torch.float64).numpy())
 
 
+def as_map(map: Tensor | NDArray[np.generic]) -> Tensor:
+    """View a map as a tensor of one of the types that are scored, without copying where possible.
+
+    Args:
+        map: uint8, or floating point of any width and byte order; tensor or array, of any strides.
+
+    Returns:
+        uint8, or float16, bfloat16, float32 or float64, of the map's shape and device, without gradient.
+
+    Raises:
+        TypeError: if the type is another, or the tensor not dense.
+    """
+    if isinstance(map, Tensor):
+        dense = map.layout == torch.strided and not map.is_quantized
+        if not dense or not (map.dtype == torch.uint8 or map.is_floating_point()):
+            raise TypeError(_WRONG_MAP.format(map.dtype if dense else f"{map.dtype}, {map.layout}"))
+        map = map.detach()
+        return map.float() if map.is_floating_point() and map.itemsize == 1 else map  # float8 has no arithmetic
+    array = np.asarray(map)
+    if array.dtype != np.uint8 and array.dtype.kind != "f":
+        raise TypeError(_WRONG_MAP.format(array.dtype))
+    if array.dtype.itemsize > 8:  # long double, which torch does not know
+        array = array.astype(np.float64)
+    # torch takes neither foreign byte order nor negative strides, and warns of memory that must not be written to
+    return torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), ["C", "W"]))
+
+
+_WRONG_MAP = (
+    "map: expected uint8 levels or a floating-point tensor of probabilities, got {}; scale to 0..255 as uint8, or"
+    " divide by the type's range"
+)
+
+
 def prepare(map: Tensor | NDArray[np.generic], protocol: Protocol = AS_IS) -> Prepared:
     """Apply a protocol to a map of the mask's size, keeping 8-bit maps 8-bit.
 
@@ -184,8 +217,7 @@ def prepare(map: Tensor | NDArray[np.generic], protocol: Protocol = AS_IS) -> Pr
         TypeError: if the type is neither.
         ValueError: if it is not one map, or leaves [0, 1].
     """
-    tensor = map if isinstance(map, Tensor) else torch.from_numpy(np.ascontiguousarray(map))
-    tensor = protocol.levels(tensor)
+    tensor = protocol.levels(as_map(map))
     if tensor.dtype != torch.uint8:
         return Prepared(None, np.empty(0), protocol.apply(tensor))
     levels = np.ascontiguousarray(tensor.detach().cpu().numpy())
@@ -256,10 +288,10 @@ def _statistics(
 ) -> MapStatistics:
     if statistics is None:
         return map_statistics(map, mask, geometry=geometry)
-    if not (tuple(map.shape) == tuple(mask.shape) == statistics.shape):
+    shapes = tuple(np.shape(map)), tuple(np.shape(mask))
+    if shapes != (statistics.shape, statistics.shape):
         raise ValueError(
-            f"statistics belong to another map: they have shape {statistics.shape}, "
-            f"map {tuple(map.shape)}, mask {tuple(mask.shape)}"
+            f"statistics belong to another map: they have shape {statistics.shape}, map {shapes[0]}, mask {shapes[1]}"
         )
     return statistics
 

@@ -11,8 +11,11 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from e2net.structures import canonical_mask
 
 BOUNDARY_WIDTH = 15.0
 """Half-width in pixels of the band that the boundary scores look at."""
@@ -56,20 +59,20 @@ _STEPS = _steps_to_nearest()
 
 
 def as_mask(mask: Tensor | NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """View a boolean mask as a contiguous NumPy array, without copying where possible.
+    """View a boolean mask as a NumPy array of the one form that the scores rely on, without copying where possible.
 
     Args:
-        mask: (h, w) bool, tensor or array.
+        mask: (h, w) bool, tensor or array, of any strides, on any device.
 
     Returns:
-        (h, w) bool, C-contiguous, on the CPU.
+        (h, w) bool, C-contiguous, its bytes 0 and 1, on the CPU.
 
     Raises:
         TypeError: if the type is not bool. A 0/1 or 0/255 integer mask is refused rather than guessed at: a
             comparison with 127 or 128 silently reads a 0/1 mask as empty.
         ValueError: if it is not one non-empty (h, w) mask.
     """
-    array = mask.detach().cpu().numpy() if isinstance(mask, Tensor) else np.asarray(mask)
+    array = to_numpy(mask, "mask") if isinstance(mask, Tensor) else np.asarray(mask)
     if array.dtype != np.bool_:
         raise TypeError(
             f"mask: expected bool, got {array.dtype}; threshold it where its coding is known "
@@ -77,7 +80,18 @@ def as_mask(mask: Tensor | NDArray[np.bool_]) -> NDArray[np.bool_]:
         )
     if array.ndim != 2 or array.size == 0:
         raise ValueError(f"mask: expected one non-empty mask (h, w), got shape {array.shape}")
-    return np.ascontiguousarray(array)
+    return canonical_mask(array)
+
+
+def to_numpy(tensor: Tensor, what: str) -> NDArray[Any]:
+    """A dense tensor of any device as an array.
+
+    Raises:
+        TypeError: it is sparse, or has another layout of its own.
+    """
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        raise TypeError(f"{what}: expected a dense tensor, got {tensor.layout}, {tensor.dtype}")
+    return tensor.detach().cpu().numpy()
 
 
 def _squared_distance(mask: NDArray[np.bool_]) -> NDArray[np.uint16]:

@@ -501,9 +501,9 @@ class MapScores(Metric):
             numbered = False
         if index < 0:
             raise ValueError(f"index: expected at least 0, got {index}")
-        encoded = (name or "").encode()
+        encoded = (name or "").encode("utf-8", "surrogateescape")  # a file name that is no UTF-8 keeps its bytes
         if len(encoded) > _NAME_BYTES:
-            raise ValueError(f"name: expected at most {_NAME_BYTES} bytes of UTF-8, got {len(encoded)}")
+            raise ValueError(f"name: expected at most {_NAME_BYTES} bytes, got {len(encoded)}")
         label = np.zeros(1 + _NAME_BYTES, dtype=np.uint8)
         label[0] = len(encoded)
         label[1 : 1 + len(encoded)] = np.frombuffer(encoded, dtype=np.uint8)
@@ -557,7 +557,7 @@ class MapScores(Metric):
         return ScoreTable(
             self.scores,
             indices.astype(int).tolist(),
-            [bytes(x[1 : 1 + x[0]]).decode() or None for x in labels[first]],
+            [bytes(x[1 : 1 + x[0]]).decode("utf-8", "surrogateescape") or None for x in labels[first]],
             rows[keep, 1:],
             curves[keep].reshape(-1, len(CURVES), 256),
         )

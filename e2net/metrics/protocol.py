@@ -34,7 +34,7 @@ def check_probability(prob: Tensor, what: str = "prob") -> None:
         raise ValueError(
             f"{what}: expected one non-empty map (h, w), got shape {tuple(prob.shape)}; score one at a time"
         )
-    low, high = (float(x) for x in torch.aminmax(prob))
+    low, high = (float(x) for x in torch.aminmax(prob.detach()))
     if not (low >= 0.0 and high <= 1.0):
         raise ValueError(
             f"{what}: expected values in [0, 1], got [{low:g}, {high:g}]; pass logits through a sigmoid first"
