@@ -6,6 +6,12 @@ import numpy as np
 from torch import Tensor
 
 
+def plain(array: np.ndarray) -> np.ndarray:
+    """The same, C-contiguous, writable, strides positive: what torch takes without an error or a warning."""
+    array = np.require(array, requirements=["C", "W"])
+    return array if min(array.strides, default=1) > 0 else array.copy()  # an axis of length 1 may have any stride
+
+
 def canonical_mask(mask: np.ndarray) -> np.ndarray:
     """The one form in which masks travel: C-contiguous, free to be written to, every byte 0 or 1.
 
@@ -15,7 +21,7 @@ def canonical_mask(mask: np.ndarray) -> np.ndarray:
     Args:
         mask: bool of any shape and strides; copied only where it has another form.
     """
-    mask = np.require(mask, requirements=["C", "W"])
+    mask = plain(mask)
     levels = mask.view(np.uint8)
     return mask if mask.size == 0 or levels.max() <= 1 else levels != 0
 

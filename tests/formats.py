@@ -287,6 +287,37 @@ def maps(draw, shape):
     return File(what, suffix, data), np.floor(samples / white * 255 + 0.5).astype(np.uint8)
 
 
+@st.composite
+def pictures(draw, shape):
+    """A colour or grey picture's file, and its pixels (h, w, 3) of 8 bits, deep ones to 1 level; None: lossy."""
+    turn, rng = draw(_turns), np.random.default_rng(draw(_seeds))
+    kind = draw(st.sampled_from(["png", "tiff", "jpeg", "cmyk jpeg", "lzw", "bmp", "grey"]))
+    if kind == "grey":
+        name, depth = draw(_ways)
+        white = (1 << depth) - 1
+        s = rng.integers(0, white + 1, shape)
+        turn = turn if name in ORIENTED else 1
+        what, suffix, data = _write(name, s, depth, turn, rng)
+        return File(what, suffix, data), np.dstack([s * 255 // white] * 3)
+    depth, alpha = draw(st.sampled_from([8, 16])), draw(st.booleans())
+    if kind in ("png", "tiff"):
+        s = rng.integers(0, 1 << depth, (*shape, 3 + alpha))
+        if kind == "png":
+            data = png(stored(s, turn), depth, RGB_ALPHA if alpha else RGB, _flip(rng), turn)
+        else:
+            data = tiff(stored(s, turn), depth, 2, _flip(rng), turn, alpha=alpha)
+        what = f"{kind}, {depth} bits, {3 + alpha} channels, turn {turn}"
+        return File(what, f".{kind}", data), s[..., :3] >> (depth - 8)
+    s = rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
+    if kind == "bmp":
+        return File(kind, ".bmp", by_opencv(s[..., ::-1], ".bmp")), s
+    if kind == "lzw":
+        data = by_pillow(stored(s, turn), "TIFF", orientation=turn, compression="tiff_lzw")
+        return File(f"{kind}, turn {turn}", ".tif", data), s
+    data = by_pillow(stored(s, turn), "JPEG", "CMYK" if "cmyk" in kind else None, turn)
+    return File(f"{kind}, turn {turn}", ".jpg", data), None
+
+
 def _png_key(s, rng):
     return png(s, 8, GREY, trns=struct.pack(">H", int(s[0, 0])))
 

@@ -239,7 +239,7 @@ def _tiff_without_alpha(path: Path) -> np.ndarray | None:
     if mode != "RGBA":
         return None
     with _opened(path, "picture") as file:
-        return np.ascontiguousarray(np.asarray(ImageOps.exif_transpose(file))[..., :3])
+        return np.array(np.asarray(ImageOps.exif_transpose(file))[..., :3], order="C")
 
 
 def verify_image(path: str | Path) -> tuple[int, int]:
@@ -461,7 +461,8 @@ def read_map(path: str | Path) -> np.ndarray:
             f"{path}: its largest value is {high} of {pixels.full}: 8-bit levels in a 16-bit file, or a map that is"
             " empty but for noise? Save the probability times 255 as 8-bit grey."
         )
-    return ((values.astype(np.uint32) * 255 + pixels.full // 2) // pixels.full).astype(np.uint8)
+    values = values.astype(np.uint32, order="C")
+    return ((values * 255 + pixels.full // 2) // pixels.full).astype(np.uint8)
 
 
 def write_map(path: str | Path, values: np.ndarray) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from e2net.datasets.io import EXTENSIONS, find_by_stem, read_image, read_mask, some, verify_image
-from e2net.structures import canonical_mask
+from e2net.structures import canonical_mask, plain
 
 IMAGE_FOLDERS = ("Image", "Imgs", "Images", "img")
 MASK_FOLDERS = ("GT", "Mask", "Masks")
@@ -68,7 +68,7 @@ def read_pair(source: Source, index: int, at_least: tuple[int, int] | None = Non
         raise TypeError(f"{found}: expected an image (h, w, 3) uint8, found {image.shape} {image.dtype}")
     if mask.dtype != np.bool_ or mask.ndim != 2:
         raise TypeError(f"{found}: expected a mask (h, w) bool, found {mask.shape} {mask.dtype}")
-    return np.ascontiguousarray(image), canonical_mask(mask)
+    return plain(image), canonical_mask(mask)
 
 
 def _find_folder(root: Path, names: tuple[str, ...], what: str) -> Path:

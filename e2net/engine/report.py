@@ -363,7 +363,7 @@ def write_report(
     ]
     for result in results:
         if result.picture is not None:
-            scored = [(row["S"], row["index"], row["name"]) for row in images[result.label] if "S" in row]
+            scored = [(row["S"], row["index"], printable(row["name"])) for row in images[result.label] if "S" in row]
             if scored:
                 pictures.append((result.label, f"worst_best_{result.name}.png", _Sheet(scored, result.picture)))
     for label, file, draw in pictures:

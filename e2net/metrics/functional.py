@@ -32,6 +32,7 @@ from torch import Tensor
 
 from e2net.metrics.geometry import GAUSSIAN_SIGMA, GAUSSIAN_SIZE, MaskGeometry
 from e2net.metrics.protocol import Protocol
+from e2net.structures import plain
 
 # Added to denominators wherever the reference implementations add it.
 EPS = float(np.spacing(1))
@@ -197,7 +198,7 @@ def as_map(map: Tensor | NDArray[np.generic]) -> Tensor:
     if array.dtype.itemsize > 8:  # long double, which torch does not know
         array = array.astype(np.float64)
     # torch takes neither foreign byte order nor negative strides, and warns of memory that must not be written to
-    return torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), ["C", "W"]))
+    return torch.from_numpy(plain(array.astype(array.dtype.newbyteorder("="), copy=False)))
 
 
 _WRONG_MAP = (

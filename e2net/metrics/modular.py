@@ -1,6 +1,6 @@
 """torchmetrics classes over the pure functions: accumulate over images, reduce over processes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -36,6 +36,9 @@ _NAME_BYTES = 255
 
 def _one_by_one(pred: Maps, mask: Maps) -> list[tuple[Tensor | Array, Tensor | Array]]:
     """Pair up one map and mask, or equally many of them."""
+    for what, given in (("pred", pred), ("mask", mask)):
+        if not isinstance(given, Iterable):
+            raise TypeError(f"{what}: expected (h, w), or a list or stack of such, got {type(given).__name__}")
     preds, masks = ([x] if getattr(x, "ndim", 3) == 2 else list(x) for x in (pred, mask))
     if len(preds) != len(masks):
         raise ValueError(f"expected as many masks as maps, got {len(preds)} maps and {len(masks)} masks")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import shutil
 import warnings
@@ -179,6 +180,33 @@ def test_foreign_sources_are_brought_into_the_same_form():
 
     with pytest.raises(TypeError, match=r"Labels\.read\(0\): expected a mask \(h, w\) bool, found \(4, 4\) uint8"):
         EvalSet(Labels(truth), [0], (16, 16))[0]
+
+
+def test_names_that_are_no_utf8_reach_every_file_of_the_report(config, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    names = [os.fsdecode(b"caf\xe9"), "fröhlich", os.fsdecode(b"caf\xea")]
+    mask = rng.random((20, 30)) > 0.5
+    for folder in ("data/S/GT", "maps/S"):
+        (tmp_path / folder).mkdir(parents=True)
+    for name in names:
+        (tmp_path / "data/S/GT" / f"{name}.png").write_bytes(formats.png(mask, 1, formats.GREY))
+        (tmp_path / "maps/S" / f"{name}.png").write_bytes(by_size(mask))
+    (tmp_path / "maps/S" / os.fsdecode(b"stranger\xff.png")).write_bytes(by_size(mask))
+    found = score(config, tmp_path)
+    assert set(found) == {r"caf\udce9", r"caf\udcea", "fröhlich"}
+    report = json.loads((tmp_path / "out" / "scores.json").read_text())["sets"]["S"]
+    assert report["problems"]["extra"] == [os.fsdecode(b"stranger\xff.png")]  # JSON's escape is the name itself
+    assert "pictures" not in report["problems"]
+    assert r"stranger\udcff.png" in capsys.readouterr().out
+    (tmp_path / "maps/S" / f"{names[0]}.png").write_bytes(b"")
+    with pytest.raises(UnusableMapsError):
+        score(config, tmp_path)
+    (fault,) = json.loads((tmp_path / "out" / "problems.json").read_text())["S"]
+    assert f"{names[0]}.png: truncated" in fault
+
+
+def by_size(mask):
+    return formats.png(mask * 200, 8, formats.GREY)
 
 
 REAL = {
