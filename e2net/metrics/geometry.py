@@ -157,6 +157,8 @@ class MaskGeometry:
             TypeError: if it is not bool.
             ValueError: if sizes or numbers of foreground pixels differ.
         """
+        if mask is self.mask:
+            return
         array = as_mask(mask)
         count = int(np.count_nonzero(array))
         if array.shape != self.shape or count != self.foreground:

@@ -115,7 +115,9 @@ def score_maps_of(
         if image is None:
             raise ValueError(f"{', '.join(IMAGE_SCORES)}: expected the image of the mask, found none; pass image=...")
         degree = camouflage_degree(image, mask)
-    geometry = geometry or MaskGeometry(mask)
+    if geometry is None:
+        geometry = MaskGeometry(mask)
+        mask = geometry.mask  # is checked, and need not be again
     return [_score(*pair(map, mask, protocol, geometry), scores, degree) for map, protocol in maps]
 
 
