@@ -15,7 +15,7 @@ import pytest
 import torch
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from e2net.datasets import EvalSet, FolderPairs, TrainSet, collate
@@ -86,7 +86,11 @@ shapes = st.tuples(st.integers(2, 24), st.integers(2, 24))
 pairs = shapes.flatmap(lambda shape: st.tuples(formats.masks(shape), formats.maps(shape)))
 
 
-@settings(max_examples=12, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+once = (Phase.explicit, Phase.generate)  # to shrink 40 files at a time would take minutes
+slow = list(HealthCheck)
+
+
+@settings(max_examples=12, deadline=None, derandomize=True, database=None, suppress_health_check=slow, phases=once)
 @given(files=st.lists(pairs, min_size=FILES, max_size=FILES))
 def test_files_of_every_mode_score_as_what_they_hold(files, config, tmp_path_factory):
     root = tmp_path_factory.getbasetemp() / "every_mode"
