@@ -135,32 +135,31 @@ def best(options: argparse.Namespace, count: int = 5) -> list[str]:
 
 def cost_of(row: str, options: argparse.Namespace, repeats: int = 5) -> tuple[float, float]:
     """Trained parameters (millions) and seconds a training step at the final size and the recipe's batch size."""
-    from e2net.engine import build, build_model, resolve  # noqa: PLC0415 - seconds that the other stages don't need
+    # Seconds that the other stages don't need.
+    from e2net.engine import build, build_model, resolve  # noqa: PLC0415
+    from e2net.engine.memory import Trial  # noqa: PLC0415
+    from e2net.engine.run import choose_precision  # noqa: PLC0415
+    from e2net.engine.step import precision_of  # noqa: PLC0415
 
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = resolve(
             compose("train", [*common(options, options.size), *overrides_of(row), "run_dir=unused", *options.set])
         )
     torch.manual_seed(0)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model, criterion = build_model(config).to(device).train(), build(config["loss"])
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters)
-    batch, size = config["data"]["batch_size"], options.size
-    image = torch.rand(batch, 3, size, size, device=device)
-    mask = (torch.rand(batch, 1, size, size, device=device) > 0.5).float()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    precision = precision_of(choose_precision(options.precision, device.type), device)
+    size, limit = (options.size, options.size), config["trainer"]["gradient_clip_val"]
+    trial = Trial(build_model(config), build(config["loss"]), build(config["optim"]), size, device, precision, limit)
+    batch = trial.batch(config["data"]["batch_size"])
     times = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
-        with torch.autocast(device, torch.bfloat16, enabled="bf16" in options.precision):
-            output = model(image)
-        criterion(output, mask)["loss"].backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        if device == "cuda":
+        trial.step(*batch)
+        if device.type == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
-    return sum(p.numel() for p in parameters) / 1e6, statistics.median(times[1:])  # the first one warms up
+    trained = sum(p.numel() for p in trial.model.parameters() if p.requires_grad)
+    return trained / 1e6, statistics.median(times[1:])  # the first one warms up
 
 
 def table(options: argparse.Namespace) -> str:

@@ -21,7 +21,6 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -35,7 +34,8 @@ from e2net.encoders import Adapters, Frozen, Full, ViTEncoder
 from e2net.engine.memory import Trial
 from e2net.engine.optim import AdamW
 from e2net.engine.schedules import Cosine
-from e2net.engine.speed import cast_frozen, compile_model
+from e2net.engine.speed import compile_model
+from e2net.engine.step import precision_of
 from e2net.losses import Criterion
 from e2net.model import SegmentationModel
 from e2net.profile import count_flops, peak_flops
@@ -50,7 +50,8 @@ MODELS = {
 TUNINGS = {"frozen": Frozen, "adapter": Adapters, "full": Full}
 DECODERS: dict[str, Callable[..., nn.Module]] = {"e2net": E2NetDecoder, "linear": LinearDecoder}
 _LOSS = {"dice": 1.0, "bce": 1.0, "iou": 1.0}
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
+PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+CLIP = 1.0  # as conf/trainer/default.yaml has it
 PATCH = 16
 MEMORY_STEPS = 2  # the second meets the optimiser's state, as in training
 GIB = 2**30
@@ -88,19 +89,14 @@ class Step:
                 "num_register_tokens": 4,
             }
         )
-        # As if read from files, for what is done to frozen weights.
+        # As if read from files, so that on a GPU frozen weights are kept in bf16.
         encoder.pretrained = True
         options = {} if case.decoder == "linear" else {"width": case.width}
         model = SegmentationModel(encoder, partial(DECODERS[case.decoder], **options), TUNINGS[case.tuning]())
-        self.device, dtype = torch.device(case.device), PRECISIONS[case.precision]
-        if dtype is not None and case.device == "cuda":
-            cast_frozen(model, dtype)
-
-        def autocast() -> AbstractContextManager:
-            return nullcontext() if dtype is None else torch.autocast(case.device, dtype)
-
+        self.device, size = torch.device(case.device), (case.size, case.size)
+        precision = precision_of(PRECISIONS[case.precision], self.device)
         criterion = Criterion(_LOSS, _LOSS, _LOSS)
-        self.trial = Trial(model, criterion, AdamW(Cosine()), (case.size, case.size), self.device, autocast)
+        self.trial = Trial(model, criterion, AdamW(Cosine()), size, self.device, precision, CLIP)
         self.batch = self.trial.batch(case.batch)
         if case.compiled:
             compile_model(model)
@@ -118,7 +114,7 @@ class Step:
         """Seconds that the encoder's forward pass took."""
         self._wait()
         start = time.perf_counter()
-        with self.trial.autocast():
+        with self.trial.precision.forward_context():
             self.trial.model.encoder(self.batch[0])
         self._wait()
         return time.perf_counter() - start
@@ -305,7 +301,7 @@ def main() -> None:
     parser.add_argument("--tuning", nargs="+", choices=TUNINGS, default=list(TUNINGS))
     parser.add_argument("--decoder", nargs="+", choices=DECODERS, default=list(DECODERS))
     parser.add_argument("--width", type=int, default=64, help="channels inside the e2net decoder")
-    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="bf16 is autocast")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="bf16 and fp16 are autocast")
     parser.add_argument("--compile", choices=("no", "yes", "both"), default="no")
     parser.add_argument("--repeats", type=int, default=5, help="at least 5")
     parser.add_argument("--growth", action="store_true", help="growth instead of the table; --model's first, --width")

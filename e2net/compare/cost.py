@@ -7,23 +7,21 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from e2net.engine import build, load_model
+from e2net.engine.memory import Trial
 from e2net.engine.run import choose_precision
+from e2net.engine.step import leave_out_unused, precision_of
 from e2net.model import SegmentationModel
 
 ROUNDS = 8  # variants take turns, so that what else the machine does meets all alike
 _SECONDS, _STEPS = 0.6, 5  # at most, for each variant, kind of step and round, but at least one step
-_AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 @dataclass
@@ -79,12 +77,13 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else "cpu")
 
 
-def measure(checkpoints: Sequence[Path], device: torch.device) -> list[Cost]:
+def measure(checkpoints: Sequence[Path], device: torch.device, rounds: int = ROUNDS) -> list[Cost]:
     """Measures one run of each variant, all in this process and in turns.
 
     Args:
         checkpoints: of each variant, one.
         device: where to.
+        rounds: turns of each variant.
 
     Raises:
         ValueError, OSError: a model cannot be rebuilt.
@@ -106,7 +105,7 @@ def measure(checkpoints: Sequence[Path], device: torch.device) -> list[Cost]:
             workload.rest()
         workloads.append(workload)
         costs.append(cost)
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for workload, cost in zip(workloads, costs, strict=True):
             if device.type == "cuda":
                 workload.move()
@@ -123,28 +122,28 @@ class _Workload:
     def __init__(self, checkpoint: Path, device: torch.device) -> None:
         self.model, config = load_model(checkpoint)
         self.device = device
-        self.criterion = build(config["loss"])
+        self.criterion, self.optim = build(config["loss"]), build(config["optim"])
+        leave_out_unused(self.model, self.criterion)
         data = config["data"]
         self.size = (data["size"],) * 2 if isinstance(data["size"], int) else tuple(data["size"])
         self.batch = data["batch_size"]
         precision = choose_precision(config["trainer"]["precision"], "auto" if device.type == "cuda" else "cpu")
-        self.dtype = _AUTOCAST.get(precision)
+        self.precision = precision_of(precision, device)
         self.clip = config["trainer"].get("gradient_clip_val")
         self.move()
 
     def move(self) -> None:
         """To the device, with fresh optimiser state."""
-        self.model.to(self.device)
+        self.trial = Trial(self.model, self.criterion, self.optim, self.size, self.device, self.precision, self.clip)
         generator = torch.Generator().manual_seed(0)
         shape = (self.batch, 3, *self.size)
         self.image = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(self.device)
         self.mask = (torch.rand(self.batch, 1, *self.size, generator=generator) > 0.8).float().to(self.device)
-        self.optimizer = torch.optim.AdamW(_trained(self.model), lr=1e-6, fused=self.device.type == "cuda")
 
     def rest(self) -> None:
         """Gives the device's memory back."""
         self.model.zero_grad(set_to_none=True)
-        del self.image, self.mask, self.optimizer
+        del self.image, self.mask, self.trial
         self.model.to("cpu")
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -153,7 +152,9 @@ class _Workload:
         """Everything that needs no clock."""
         self.model.eval()
         # Attention as plain matrix products: its fused kernels are not all known to the counter.
-        with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        attention = sdpa_kernel(SDPBackend.MATH)
+        # In the run's precision: weights that are kept in bf16 fit nothing else.
+        with FlopCounterMode(display=False) as counter, torch.no_grad(), attention, self.precision.forward_context():
             self.model(self.image[:1].float() / 255)
         patch = self.model.encoder.size_multiple
         return Cost(
@@ -168,25 +169,13 @@ class _Workload:
     def predict(self) -> None:
         """Maps of one batch."""
         self.model.eval()
-        with torch.inference_mode(), self._autocast():
-            self._logits().logits.float().sigmoid()
+        with torch.inference_mode(), self.precision.forward_context():
+            self.model(self.image.float() / 255).logits.float().sigmoid()
 
     def train(self) -> None:
-        """One step: forward, loss, backward, clipping, AdamW."""
+        """One step: forward, loss, backward, clipping, AdamW, as in training."""
         self.model.train()
-        with self._autocast():
-            loss: Tensor = self.criterion(self._logits(), self.mask)["loss"]
-        loss.backward()
-        if self.clip:
-            torch.nn.utils.clip_grad_norm_(_trained(self.model), self.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-
-    def _logits(self) -> Any:
-        return self.model(self.image.float() / 255)
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None)
+        self.trial.step(self.image.float() / 255, self.mask)
 
 
 def _trained(model: SegmentationModel) -> list[torch.nn.Parameter]:

@@ -1,6 +1,6 @@
 """The E2Net ("Eagle Eye") decoder: CAEM, then search (LFSM), zoom (CFZM) and confirm (CCM)."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from einops import rearrange
@@ -50,11 +50,16 @@ class CFZM(nn.Module):
         self.zoom = nn.ModuleList(conv_bn(width, width, 3) for _ in range(levels))
         self.heads = nn.ModuleList(nn.Conv2d(width, 1, 1) for _ in range(levels))
 
-    def forward(self, maps: Sequence[Tensor], coarse: Tensor) -> tuple[list[Tensor], tuple[Tensor, ...]]:
-        """G1..G4 (B, C, h_i, w_i), coarse logits (B, 1, h, w) -> G'1..G'4 and their logits (B, 1, h_i, w_i)."""
+    def forward(
+        self, maps: Sequence[Tensor], coarse: Tensor, refine: bool = True
+    ) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+        """G1..G4 (B, C, h_i, w_i), coarse logits (B, 1, h, w) -> G'1..G'4 and their logits (B, 1, h_i, w_i).
+
+        Without ``refine`` there are no logits.
+        """
         attended = coarse.sigmoid()
         zoomed = [zoom(g * (1 + resize(attended, g.shape[-2:]))) for zoom, g in zip(self.zoom, maps, strict=True)]
-        return zoomed, tuple(head(g) for head, g in zip(self.heads, zoomed, strict=True))
+        return zoomed, tuple(head(g) for head, g in zip(self.heads, zoomed, strict=True)) if refine else ()
 
 
 class CCM(nn.Module):
@@ -135,10 +140,20 @@ class E2NetDecoder(nn.Module):
         self.lfsm = LFSM(width, search_depth, heads)
         self.cfzm = CFZM(width, len(channels))
         self.ccm = CCM(width, heads)
+        self._refine = True
+
+    def leave_out(self, auxiliary: Collection[str]) -> None:
+        """Does without some of the maps ``coarse`` and ``refined``, which no loss looks at.
+
+        The refined ones are not computed then and their heads do not train, though they stay in the state dict. The
+        coarse one is what the zoom goes by, with or without a loss of its own.
+        """
+        self._refine = "refined" not in auxiliary
+        self.cfzm.heads.requires_grad_(self._refine)
 
     def forward(self, features: Sequence[Tensor], image_size: Sequence[int]) -> SegOutput:
-        """F1..F4 (B, D_i, h_i, w_i) and the image's (H, W) -> logits at the image's size, coarse and refined logits."""
+        """F1..F4 (B, D_i, h_i, w_i), the image's (H, W) -> logits at the image's size, coarse and refined logits."""
         maps = self.caem(features, image_size)
         searched, coarse = self.lfsm(maps[-1])
-        zoomed, refined = self.cfzm([*maps[:-1], searched], coarse)
+        zoomed, refined = self.cfzm([*maps[:-1], searched], coarse, self._refine)
         return SegOutput(resize(self.ccm(zoomed, image_size), image_size), coarse, refined)

@@ -28,7 +28,7 @@ class WeightAverage(L.Callback):
 
     t counts the updates: d rises from 0.1, as the first weights are worth nothing and a short run would otherwise end
     with an average that still holds them. BatchNorm's running mean and variance are averaged in the same way, its
-    counts are copied.
+    counts are copied. A step that fp16's scaler has skipped counts, with weights that are what they were.
 
     Validation sees the average, and so does every score and picture that comes of it. A checkpoint's ``state_dict``
     is the average, for all that load a model; what training needs to go on lies beside it and is restored on resume.

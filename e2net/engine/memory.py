@@ -5,14 +5,16 @@ import gc
 import logging
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 
 import torch
+from lightning.pytorch.plugins.precision import Precision
 from torch import Tensor, nn
 
 from e2net.engine.optim import AdamW
+from e2net.engine.speed import halve_frozen
+from e2net.engine.step import Inputs, Update, leave_out_unused, renewed, step
 from e2net.losses import Criterion
 from e2net.model import SegmentationModel
 
@@ -34,15 +36,16 @@ class OutOfMemoryError(MemoryError):
 
 
 class Trial:
-    """Training steps on random images: everything that a step takes, except data.
+    """Training steps on random images, as a run makes them: everything that a step takes, except data.
 
     Args:
-        model: trained in place, on ``device``.
+        model: trained in place, on ``device``; what does not train is kept as a run keeps it.
         criterion: the loss.
         optim: the optimiser; its schedule is not used.
         size: (H, W) of the images, pixels.
         device: where.
-        autocast: makes the context that forward passes run in.
+        precision: of the Trainer, see :func:`~e2net.engine.step.precision_of`; its scaler is left alone.
+        clip: limit of the gradients' norm; None or 0 is none.
         cached: start from features, as with the feature cache.
     """
 
@@ -53,34 +56,37 @@ class Trial:
         optim: AdamW,
         size: Sequence[int],
         device: torch.device,
-        autocast: Callable[[], AbstractContextManager] = nullcontext,
+        precision: Precision | None = None,
+        clip: float | None = None,
         cached: bool = False,
     ) -> None:
-        self.model, self.criterion, self.size, self.device = model.to(device).train(), criterion, tuple(size), device
-        self.optimizer: torch.optim.Optimizer = optim.build(self.model, 1000)["optimizer"]
-        self.autocast, self.cached = autocast, cached
+        self.precision = renewed(precision or Precision())
+        leave_out_unused(model, criterion)
+        self.precision.convert_module(model.to(device).train())
+        halve_frozen(model, str(self.precision.precision), device)
+        self.model, self.criterion, self.size, self.device, self.cached = model, criterion, tuple(size), device, cached
+        self.optimizer: torch.optim.Optimizer = optim.build(model, 1000)["optimizer"]
+        self.update = Update(self.optimizer, self.precision, clip)
 
-    def batch(self, batch_size: int) -> tuple[Tensor | list[Tensor], Tensor]:
+    def batch(self, batch_size: int) -> tuple[Inputs, Tensor]:
         """Random images (B, 3, H, W) in [0, 1], or their features with ``cached``, and masks (B, 1, H, W)."""
         image = torch.rand(batch_size, 3, *self.size, device=self.device)
         mask = (torch.rand(batch_size, 1, *self.size, device=self.device) > 0.5).float()
         if not self.cached:
             return image, mask
-        with torch.no_grad(), self.autocast():
+        with torch.no_grad(), self.precision.forward_context():
             features = self.model.encoder(image[:1])
         return [f.float().expand(batch_size, -1, -1, -1).contiguous() for f in features], mask
 
-    def loss(self, images: Tensor | list[Tensor], mask: Tensor) -> Tensor:
+    def loss(self, inputs: Inputs, mask: Tensor) -> Tensor:
         """The loss of one batch from :meth:`batch`."""
-        with self.autocast():
-            features = images if isinstance(images, list) else self.model.encoder(images)
-            return self.criterion(self.model.decode(features, mask.shape[-2:]), mask)["loss"]
+        with self.precision.forward_context():
+            return step(self.model, inputs, mask, self.criterion)["loss"]
 
-    def step(self, images: Tensor | list[Tensor], mask: Tensor) -> None:
-        """Forward, backward, optimiser."""
-        self.loss(images, mask).backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+    def step(self, inputs: Inputs, mask: Tensor) -> None:
+        """Forward, backward, clipping, optimiser."""
+        self.update.backward(self.loss(inputs, mask))
+        self.update.apply()
 
     def fits(self, batch_size: int) -> bool:
         """Whether steps of so many images fit into the device's memory."""
@@ -157,7 +163,8 @@ def choose_batch_size(
     size: Sequence[int],
     images: int,
     device: torch.device,
-    autocast: Callable[[], AbstractContextManager] = nullcontext,
+    precision: Precision | None = None,
+    clip: float | None = None,
     cached: bool = False,
 ) -> int:
     """What ``data.batch_size=auto`` stands for; the model and the random state stay as they are.
@@ -167,7 +174,7 @@ def choose_batch_size(
     says that they would take more than half of the memory that is available.
 
     Args:
-        model, criterion, optim, device, autocast, cached: see :class:`Trial`.
+        model, criterion, optim, device, precision, clip, cached: see :class:`Trial`.
         size: (H, W) of the largest training batches, pixels.
         images: in the training set.
 
@@ -176,7 +183,7 @@ def choose_batch_size(
     """
     cuda = device.type == "cuda"
     with torch.random.fork_rng(devices=[device] if cuda else []):
-        trial = Trial(copy.deepcopy(model), criterion, optim, size, device, autocast, cached)
+        trial = Trial(copy.deepcopy(model), criterion, optim, size, device, precision, clip, cached)
         if cuda:
             free, total = torch.cuda.mem_get_info(device)
             limit = MARGIN * (free + torch.cuda.memory_reserved(device)) / total

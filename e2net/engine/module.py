@@ -16,6 +16,7 @@ from e2net.engine.optim import AdamW
 from e2net.engine.scales import RandomScale
 from e2net.engine.schedules import TRAIN_LOSS
 from e2net.engine.speed import halve_frozen
+from e2net.engine.step import Inputs, clip, leave_out_unused, step
 from e2net.losses import Criterion
 from e2net.metrics import DEFAULT_SCORES, MapScores, Protocol, to_map
 from e2net.model import SegmentationModel
@@ -60,6 +61,8 @@ class SegmentationModule(L.LightningModule):
         scores: Sequence[str] = DEFAULT_SCORES,
     ) -> None:
         super().__init__()
+        if criterion is not None:
+            leave_out_unused(model, criterion)
         self.model = model
         self.config = config
         self.protocol = protocol
@@ -91,28 +94,34 @@ class SegmentationModule(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         assert self.criterion is not None
-        features, mask = self.encode(batch, self.current_epoch, batch_idx)
-        output = self.model.decode(features, mask.shape[-2:])
-        losses = self.criterion(output, mask, min(1.0, self.global_step / self._total_steps))
+        inputs, mask = self.inputs(batch, self.current_epoch, batch_idx)
+        losses = step(self.model, inputs, mask, self.criterion, min(1.0, self.global_step / self._total_steps))
         size = len(batch.names)
+        # A step's curves are the first process's own: to gather them would stop all processes at every step.
         self.log("train/loss", losses["loss"], prog_bar=True, batch_size=size)
-        self.log(TRAIN_LOSS, losses["loss"], on_step=False, on_epoch=True, batch_size=size)
+        # A plateau schedule goes by this one, and must fall everywhere at once.
+        self.log(TRAIN_LOSS, losses["loss"], on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
         self.log_dict({f"train/{k}": v for k, v in losses.items() if k != "loss"}, batch_size=size)
         return losses["loss"]
 
-    def encode(self, batch: Batch, epoch: int, batch_idx: int) -> tuple[list[Tensor], Tensor]:
-        """F1..F4 of a training batch, from the feature cache where there is one, and its mask at the size drawn."""
+    def inputs(self, batch: Batch, epoch: int, batch_idx: int) -> tuple[Inputs, Tensor]:
+        """What a step takes of a training batch: images and masks at the size drawn, or features from the cache."""
         if batch.features:
             return [f[:, 0].float() for f in batch.features], batch.mask
         multiple = self.model.encoder.size_multiple
-        image, mask = self.rescale(batch.image.float() / 255, batch.mask, multiple, epoch, batch_idx)
-        return self.model.encoder(image), mask
+        return self.rescale(batch.image.float() / 255, batch.mask, multiple, epoch, batch_idx)
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+    ) -> None:
+        """Clips what a fused optimiser unscales too, which Lightning's own hook refuses."""
+        clip(optimizer, self.trainer.precision_plugin, gradient_clip_val, gradient_clip_algorithm)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, list[np.ndarray]]:
         return self._score(batch, self.val_scores)
 
     def on_validation_epoch_end(self) -> None:
-        scores = self._collect(self.val_scores)
+        scores = self._collect(self.val_scores)  # of all processes, the same in each
         self.log_dict({f"val/{k}": v for k, v in scores.items() if k in HEADLINE}, prog_bar=True)
         self.log_dict({f"val/{k}": v for k, v in scores.items() if k not in HEADLINE})
 

@@ -140,7 +140,8 @@ def prepare_training(config: dict[str, Any]) -> Job:
             _largest_size(model, data, rescale),
             len(data.train_names()),
             trainer.strategy.root_device,
-            trainer.strategy.precision_plugin.forward_context,
+            trainer.precision_plugin,
+            trainer.gradient_clip_val,
             cached=cache.views > 0,
         )
         config["data"]["batch_size"] = data.batch_size
@@ -236,7 +237,8 @@ def with_memory_advice(job: Job, work: Callable[[], T]) -> T:
         module.optim,
         _largest_size(module.model, job.data, module.rescale),
         strategy.root_device,
-        strategy.precision_plugin.forward_context,
+        strategy.precision_plugin,
+        job.trainer.gradient_clip_val,
         cached=job.cache.views > 0,
     )
     raise OutOfMemoryError(advise(trial, job.data.batch_size, job.trainer.accumulate_grad_batches, fault))

@@ -28,6 +28,8 @@ class Schedule:
 class Curve(Schedule):
     """A factor that depends on nothing but the progress: a linear warm-up, then the subclass's :meth:`shape`.
 
+    Steps that fp16's scaler skips are progress too, so that the curve ends with the run.
+
     Args:
         warmup: fraction of all steps over which the factor rises from near 0 to 1.
 

@@ -38,6 +38,9 @@ class Criterion(nn.Module):
 
     A decoder without coarse or refined maps is trained with the other parts alone.
 
+    Attributes:
+        parts: which of ``final``, ``coarse`` and ``refined`` have a positive weight at any time.
+
     Raises:
         ValueError: an unknown term or parameter, a negative value, or no positive weight on the final map.
     """
@@ -60,7 +63,10 @@ class Criterion(nn.Module):
             part: {term: Schedule(weight, f"loss.{part}.{term}") for term, weight in weights.items()}
             for part, weights in given.items()
         }
-        if not any(schedule.peak for schedule in self.weights["final"].values()):
+        self.parts = {
+            part for part, schedules in self.weights.items() if any(schedule.peak for schedule in schedules.values())
+        }
+        if "final" not in self.parts:
             raise ValueError("loss.final has no term with a positive weight; nothing would train the final map")
         self.terms = {
             term: partial(function, **_checked(term, function, params.get(term, {})))
@@ -75,12 +81,13 @@ class Criterion(nn.Module):
             mask: (B, 1, H, W) float, 0 or 1.
             progress: the share of training that is done, in [0, 1]; for weights that change.
         """
-        parts = ["final"] + ["coarse"] * (output.coarse is not None) + ["refined"] * len(output.refined)
-        maps = [output.logits, *([] if output.coarse is None else [output.coarse]), *output.refined]
+        maps = [("final", output.logits), ("coarse", output.coarse), *(("refined", x) for x in output.refined)]
+        used = [(part, x) for part, x in maps if x is not None and part in self.parts]
+        parts = [part for part, _ in used]
         values: dict[str, Tensor] = {}
         total = mask.new_zeros(())
         with torch.autocast(mask.device.type, enabled=False):
-            resized = [_resize(x.float(), mask) for x in maps]
+            resized = [_resize(x.float(), mask) for _, x in used]
             for term, function in self.terms.items():
                 # One call for all maps that have this term: what depends on the mask alone is computed once. A weight
                 # that is 0 only for now is computed too, so that its curve has no gap.

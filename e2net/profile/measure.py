@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 from e2net.engine import Job
 from e2net.engine.run import fill_cache
 from e2net.engine.speed import halve_frozen
+from e2net.engine.step import Update, renewed, step
 from e2net.structures import Batch
 
 PARTS = ("data wait", "transfer", "encoder", "decoder", "loss", "backward", "optimiser", "validation")
@@ -108,13 +108,15 @@ class _Loop:
     def __init__(self, job: Job) -> None:
         strategy = job.trainer.strategy
         self.job, self.module, self.device = job, job.module, strategy.root_device
-        self.precision = strategy.precision_plugin
+        self.precision = renewed(strategy.precision_plugin)
         self.module.to(self.device)
         self.precision.convert_module(self.module)
         halve_frozen(self.module.model, str(job.trainer.precision), self.device)
         self.module.train()
         assert self.module.optim is not None and self.module.criterion is not None
         self.optimizer = self.module.optim.build(self.module.model, 1000)["optimizer"]
+        trainer = job.trainer
+        self.update = Update(self.optimizer, self.precision, trainer.gradient_clip_val, trainer.gradient_clip_algorithm)
         self.loader = job.data.train_dataloader()
         self.batches = self._endless()
         self.count = 0
@@ -148,12 +150,7 @@ class _Loop:
             batch = self.to_device(batch)
         self.compute(batch, watch)
         with watch.part("optimiser"):
-            clip = self.job.trainer.gradient_clip_val
-            if clip:
-                trained = [p for p in self.module.parameters() if p.requires_grad]
-                torch.nn.utils.clip_grad_norm_(trained, float(clip))
-            self.optimizer.step()
-            self.optimizer.zero_grad()
+            self.update.apply()
         self.count += 1
 
     def to_device(self, batch: Batch) -> Batch:
@@ -161,16 +158,13 @@ class _Loop:
 
     def compute(self, batch: Batch, watch: _Stopwatch) -> None:
         """Forward and backward."""
-        model = self.module.model
+        assert self.module.criterion is not None
         with self.precision.forward_context():
             with watch.part("encoder"):
-                features, mask = self.module.encode(batch, 0, self.count)
-            with watch.part("decoder"):
-                output = model.decode(features, mask.shape[-2:])
-            with watch.part("loss"):
-                loss: Tensor = self.module.criterion(output, mask, 0.5)["loss"]  # type: ignore[misc]
+                inputs, mask = self.module.inputs(batch, 0, self.count)
+            loss = step(self.module.model, inputs, mask, self.module.criterion, 0.5, watch.part)["loss"]
         with watch.part("backward"):
-            loss.backward()
+            self.update.backward(loss)
 
     def flops(self) -> int:
         """Of a step; the gradients are dropped."""
