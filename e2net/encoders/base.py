@@ -1,8 +1,9 @@
 """What every encoder has in common: normalisation, sizes, what trains, and an identity of its weights."""
 
 import hashlib
-from collections.abc import Sequence
-from typing import Self
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,18 @@ def are_indices(values: object, length: int) -> bool:
         and all(isinstance(i, int) and 0 <= i < length for i in values)
         and len(set(values)) == len(values)
     )
+
+
+def method_of(module: nn.Module, function: Callable) -> Any:
+    """A method for one module that copies and pickles take along. (A ``MethodType`` of a function cannot be unpickled.)
+
+    Args:
+        module: what the function gets as its first argument.
+        function: of this package, found by its name.
+    """
+    method: Any = partial(function, module)
+    method.__func__ = function  # as methods have it: torch.compile takes the function
+    return method
 
 
 class Encoder(nn.Module):

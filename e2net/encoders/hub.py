@@ -27,6 +27,8 @@ _IDENTITY = (
     "patch_size",
     "num_register_tokens",
 )
+# Of the files of a model of images and texts: the image half's names, less what stands in front of them there.
+_TOWER = {r"^(?:model\.)?vision_tower\.": ""}
 # Never run here: pooling heads, and the token that stands for masked patches in self-supervised training.
 _UNUSED = ("pooler", "head", "mask_token")
 
@@ -89,7 +91,8 @@ def load_backbone(path: str, config: Mapping[str, Any] | None, weights: Weights,
 
     source = _resolve(path, checkpoint_dir)
     try:
-        found = _vision(AutoConfig.from_pretrained(source))
+        whole = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        found = _vision(whole)
         _check_identity(source, config or {}, found)
         processor, _ = ImageProcessingMixin.get_image_processor_dict(source)
         if weights == "random":
@@ -97,11 +100,23 @@ def load_backbone(path: str, config: Mapping[str, Any] | None, weights: Weights,
         else:
             # dtype is explicit: files in fp16 would otherwise be kept, and trained, in fp16.
             backbone, info = AutoModel.from_pretrained(
-                source, config=found, dtype=torch.float32, output_loading_info=True
+                source,
+                config=found,
+                dtype=torch.float32,
+                output_loading_info=True,
+                trust_remote_code=False,
+                key_mapping=None if found is whole else _TOWER,
             )
             missing = sorted(key for key in info["missing_keys"] if not set(key.split(".")) & set(_UNUSED))
     except OSError as error:
         raise FileNotFoundError(_not_found(path, source, checkpoint_dir, error)) from error
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise ValueError(
+            f"encoder {source} is a model whose code comes with its files, and that is never run here; expected one "
+            "that transformers knows (for InternViT: encoder=internvit_300m)"
+        ) from error
     except SafetensorError as error:
         raise ValueError(f"encoder {source}: model.safetensors cannot be read ({error}); download it again") from error
     if missing:
@@ -148,7 +163,7 @@ def _draw(config: "PretrainedConfig") -> "PreTrainedModel":
 
 
 def _vision(config: "PretrainedConfig") -> "PretrainedConfig":
-    """The image half of a model of images and texts, such as SigLIP; any other config as it is."""
+    """The image half of a model of images and texts, such as SigLIP or InternVL; any other config as it is."""
     return getattr(config, "vision_config", config)
 
 
@@ -156,13 +171,18 @@ def _check_identity(source: str, expected: Mapping[str, Any], found: "Pretrained
     wrong = [
         f"{key} is {getattr(found, key, None)}, not {expected[key]}"
         for key in _IDENTITY
-        if key in expected and getattr(found, key, None) != expected[key]
+        if key in expected and _side(getattr(found, key, None)) != expected[key]
     ]
     if wrong:
         raise ValueError(
             f"encoder {source} is another model than this encoder's config ({'; '.join(wrong)}); put the right files "
             "there, or choose encoder=local encoder.path=..., which takes any vision transformer"
         )
+
+
+def _side(value: Any) -> Any:
+    """A square given by both of its sides, as InternVL's patch size is, as one number."""
+    return value[0] if isinstance(value, list | tuple) and len(value) == 2 and value[0] == value[1] else value
 
 
 def _resolve(path: str, checkpoint_dir: str) -> str:

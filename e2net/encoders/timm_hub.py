@@ -3,12 +3,12 @@
 import textwrap
 from pathlib import Path
 from pickle import UnpicklingError
-from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from e2net.encoders.base import method_of
 from e2net.encoders.hub import Loaded, Weights, check_weights, find_folder, read_json
 
 
@@ -93,7 +93,7 @@ def _interpolate_like_hugging_face(model: Any) -> None:
 
     plain = isinstance(model, VisionTransformer) and type(model)._pos_embed is VisionTransformer._pos_embed
     if plain and model.pos_embed is not None and model.reg_token is None:
-        model._pos_embed = MethodType(_add_positions, model)
+        model._pos_embed = method_of(model, _add_positions)
 
 
 def _add_positions(model: Any, patches: Tensor) -> Tensor:

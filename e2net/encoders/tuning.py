@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from functools import partial
-from types import MethodType
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from e2net.encoders.base import Encoder, are_indices
+from e2net.encoders.base import Encoder, are_indices, method_of
 
 # Names of the projections that LoRA goes to by default, query and value, in the models there are; the first set of
 # which a model has all. The last is timm's, one matrix for query, key and value.
@@ -203,7 +202,8 @@ class Adapters(Tuning):
             adapters.append(Adapter(width, width // self.reduction, self.scale))
             # Inside the block and not around it: the names of the encoder's own weights stay as they are.
             block.add_module("adapter", adapters[-1])
-            block.register_forward_hook(_add_adapter)
+            # In front of other hooks, which are to see the block's output with the adapter's part in it.
+            block.register_forward_hook(_add_adapter, prepend=True)
         return adapters
 
 
@@ -339,9 +339,8 @@ def _recompute_blocks(encoder: Encoder) -> None:
         reached = reached or any(p.requires_grad for p in block.parameters())
         if reached:
             for module in (block, *(m for m in block.modules() if isinstance(m, Adapter))):
-                # A bound method, which copy.deepcopy binds to the copy. Hugging Face's own switch works in train mode
-                # only, where an encoder that trains in part is not.
-                module.forward = MethodType(_recompute, module)
+                # Hugging Face's own switch works in train mode only, where an encoder that trains in part is not.
+                module.forward = method_of(module, _recompute)
 
 
 def _recompute(module: nn.Module, *args: Any, **kwargs: Any) -> Any:

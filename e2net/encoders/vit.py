@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -11,6 +12,10 @@ from torch import Tensor, nn
 from e2net.encoders.base import IMAGENET_MEAN, IMAGENET_STD, Encoder, are_indices
 from e2net.encoders.hub import Weights, build_backbone, load_backbone
 from e2net.encoders.timm_hub import load_timm
+
+# Where the forward pass of this thread keeps the outputs of its chosen blocks; None outside of any. The hooks that fill
+# it stay on the blocks: to add and remove them in each pass would show one thread's blocks to another's.
+_KEPT: ContextVar[dict[nn.Module, Tensor] | None] = ContextVar("e2net_kept", default=None)
 
 
 class ViTEncoder(Encoder):
@@ -54,7 +59,10 @@ class ViTEncoder(Encoder):
         shape = _shape(backbone)
         layers = _block_list(backbone)
         blocks = _check_blocks(blocks, len(layers))
+        _check_inputs(backbone)
         del layers[blocks[-1] + 1 :]
+        for i in blocks:
+            layers[i].register_forward_hook(_keep)
         super().__init__(backbone, mean, std, shape.patch_size, pretrained)
         if class_token and not shape.has_class_token:
             raise ValueError(f"{type(backbone).__name__} has no class token; set encoder.class_token=false")
@@ -181,19 +189,14 @@ class ViTEncoder(Encoder):
 
     def _hidden_states(self, pixels: Tensor) -> list[Tensor]:
         """Un-normed outputs (B, special + N, D) of ``self.blocks``; no other hidden state is kept."""
-        kept: list[Tensor] = []
-
-        def keep(_block: nn.Module, _inputs: Any, output: Any) -> None:
-            kept.append(output[0] if isinstance(output, tuple) else output)
-
-        layers = self.layers()
-        hooks = [layers[i].register_forward_hook(keep) for i in self.blocks]
+        kept: dict[nn.Module, Tensor] = {}
+        token = _KEPT.set(kept)
         try:
             self._run(pixels)
         finally:
-            for hook in hooks:
-                hook.remove()
-        return kept
+            _KEPT.reset(token)
+        layers = self.layers()
+        return [kept[layers[i]] for i in self.blocks]
 
     def _run(self, pixels: Tensor) -> None:
         backbone: Any = self.backbone
@@ -204,10 +207,45 @@ class ViTEncoder(Encoder):
             patches = rearrange(pixels, "b c (h p) (w q) -> b (h w) (p q c)", p=self.patch_size, q=self.patch_size)
             # On the CPU, as the model reads it element by element.
             backbone(patches, pixel_attention_mask=None, spatial_shapes=torch.tensor([grid] * len(pixels)))
+        elif backbone.config.model_type == "aimv2_vision_model":  # does not interpolate its positions
+            backbone.encoder(inputs_embeds=_embed_aimv2(backbone.embeddings, pixels))
         elif "interpolate_pos_encoding" in inspect.signature(backbone.forward).parameters:
             backbone(pixels, interpolate_pos_encoding=True)
-        else:  # rotary positions, or DINOv2, which interpolates unasked
-            backbone(pixels)
+        else:  # rotary positions, or DINOv2 and InternVL, which interpolate unasked
+            self._run_at_its_size(pixels)
+
+    def _run_at_its_size(self, pixels: Tensor) -> None:
+        height, width = pixels.shape[-2:]
+        try:
+            self.backbone(pixels)
+        except RuntimeError as error:
+            own = getattr(self.backbone.config, "image_size", None)
+            if not isinstance(own, int) or height == width == own or isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise ValueError(
+                f"{type(self.backbone).__name__} cannot take images of {height}x{width} ({error}): "
+                f"its position embeddings are for {own}x{own}: set size={own}"
+            ) from error
+
+
+def _keep(block: nn.Module, _inputs: Any, output: Any) -> None:
+    """A forward hook; a function that holds nothing, so that copies and pickles of a block need nothing else."""
+    kept = _KEPT.get()
+    if kept is not None:
+        kept[block] = output[0] if isinstance(output, tuple) else output
+
+
+def _embed_aimv2(embeddings: Any, pixels: Tensor) -> Tensor:
+    """Patch embeddings with positions (B, h·w, D), at any size of image (B, 3, H, W)."""
+    height, width = (side // embeddings.patch_size for side in pixels.shape[-2:])
+    own = embeddings.config.image_size // embeddings.patch_size
+    if embeddings.config.is_native or (height, width) == (own, own):
+        return embeddings(pixels)
+    tokens = embeddings.rms_norm(embeddings.patch_embed(pixels).flatten(2).transpose(1, 2))
+    square = embeddings.position_embedding.weight.unflatten(0, (own, own)).permute(2, 0, 1)[None]
+    # As transformers does it in its other models.
+    resized = nn.functional.interpolate(square, (height, width), mode="bicubic", align_corners=False)
+    return tokens + resized.flatten(2).transpose(1, 2)
 
 
 class _Shape(NamedTuple):
@@ -240,6 +278,19 @@ def _no_vit(backbone: nn.Module) -> ValueError:
         f"{type(backbone).__name__} is no vision transformer; for DINOv3's ConvNeXt choose encoder=convnext_t, _s, _b "
         "or _l, or encoder=timm_convnext"
     )
+
+
+def _check_inputs(backbone: Any) -> None:
+    """Raises ValueError for a model that wants more than pixels, such as the number of frames of a film."""
+    if _is_timm(backbone) or backbone.config.model_type == "siglip2_vision_model":
+        return
+    _, *more = inspect.signature(backbone.forward).parameters.values()
+    needed = [p.name for p in more if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    if needed:
+        raise ValueError(
+            f"{type(backbone).__name__} asks for {', '.join(needed)} beside an image; expected a vision transformer "
+            "that takes images alone"
+        )
 
 
 def _square(size: int | Sequence[int]) -> int:

@@ -4,7 +4,7 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT, SMALL, encoder_config
-from transformers import SiglipConfig, SiglipModel
+from transformers import AutoConfig, AutoModelForImageTextToText, SiglipConfig, SiglipModel
 
 from e2net.encoders import ConvNeXtEncoder, Frozen, Full, ViTEncoder
 from e2net.encoders.hub import build_backbone, weights_on_disk
@@ -14,12 +14,14 @@ OTHERS = {
     "vit": {**VIT, "model_type": "vit"},
     "deit": {**VIT, "model_type": "deit"},
     "siglip": {**VIT, "model_type": "siglip_vision_model"},
+    "internvl": {**VIT, "model_type": "internvl_vision", "attention_bias": True, "use_mean_pooling": False},
     "siglip2": {k: v for k, v in VIT.items() if k != "image_size"}
     | {"model_type": "siglip2_vision_model", "num_patches": 16},
     "dinov2_giant": encoder_config("dinov2") | {"use_swiglu_ffn": True},
     "dinov3_plus": encoder_config("dinov3") | {"use_gated_mlp": True, "hidden_act": "silu"},
 }
-SPECIAL = {"vit": 1, "deit": 2, "siglip": 0, "siglip2": 0, "dinov2_giant": 1, "dinov3_plus": 5}
+AIMV2 = {**VIT, "model_type": "aimv2_vision_model"}
+SPECIAL = {"vit": 1, "deit": 2, "siglip": 0, "siglip2": 0, "internvl": 1, "dinov2_giant": 1, "dinov3_plus": 5}
 CONVNEXT = {"model_type": "dinov3_convnext", "hidden_sizes": [8, 16, 24, 32], "depths": [1, 2, 3, 1]}
 
 
@@ -94,11 +96,45 @@ def test_a_model_without_a_final_norm_is_taken_without_it(model_type):
 
 
 def test_a_model_whose_norm_is_named_otherwise():
-    encoder = ViTEncoder(_model({**VIT, "model_type": "aimv2_vision_model"}))
+    encoder = ViTEncoder(_model(AIMV2))
     assert encoder.num_special_tokens == 0  # a class token in the head that is dropped is none of the blocks'
     Full().apply(encoder)
     sum(m.square().sum() for m in encoder(torch.rand(2, 3, 64, 64))).backward()
     assert not {n for n, p in encoder.named_parameters() if p.requires_grad and p.grad is None}
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_positions_of_aimv2_follow_the_size_of_the_image(native):
+    """Its own code adds those of its own grid to any image; bit for bit the same there."""
+    model, encoder = (_model(AIMV2 | {"is_native": native}) for _ in range(2))
+    encoder = ViTEncoder(encoder, (0.0,) * 3, (1.0,) * 3, norm=False)
+    image = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        for found, state in zip(encoder(image), _hidden_states(model, image, 16)[1:], strict=True):
+            assert torch.equal(found.flatten(2).transpose(1, 2), state)
+        assert encoder(torch.rand(2, 3, 48, 96))[0].shape == (2, 32, 3, 6)
+        positions = model.embeddings.position_embedding.weight if not native else None
+        for height, width in ((64, 32), (96, 96)) if not native else ():
+            pixels = torch.rand(1, 3, height, width)
+            grid = positions.T.reshape(1, 32, 4, 4)
+            grid = torch.nn.functional.interpolate(grid, (height // 16, width // 16), mode="bicubic")
+            patches = model.embeddings.rms_norm(model.embeddings.patch_embed(pixels).flatten(2).transpose(1, 2))
+            state = model.encoder.layers[0](patches + grid.flatten(2).transpose(1, 2))
+            found = encoder(pixels)[0].flatten(2).transpose(1, 2)
+            torch.testing.assert_close(found, state, rtol=0, atol=1e-5)
+
+
+def test_a_model_that_takes_its_own_size_only_says_which():
+    encoder = ViTEncoder(_model({**VIT, "model_type": "vit"}))
+    encoder.backbone.forward = lambda pixels: pixels.flatten(2)[..., :12] + torch.zeros(16)
+    with pytest.raises(ValueError, match=r"ViTModel cannot take images of 48x64 .* are for 64x64: set size=64"):
+        encoder(torch.rand(1, 3, 48, 64))
+
+
+def test_a_model_that_wants_more_than_pixels_is_refused():
+    config = {"model_type": "qwen2_5_vl_vision", "hidden_size": 32, "depth": 4, "num_heads": 4, "patch_size": 16}
+    with pytest.raises(ValueError, match=r"asks for grid_thw beside an image; expected .* takes images alone"):
+        ViTEncoder.from_config(config, norm=False)
 
 
 def test_a_model_that_drops_patches_is_refused():
@@ -128,6 +164,36 @@ def test_image_half_of_a_model_of_images_and_texts_is_loaded(tmp_path):
         expected = whole.vision_model((image - 0.5) / 0.5, output_hidden_states=True).hidden_states[4]
         found = encoder(image)[3].flatten(2).transpose(1, 2)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["internvl", "llava"])
+def test_vision_tower_is_taken_out_of_the_files_of_the_whole(tmp_path, name):
+    """Written by transformers, as its authors' files are: a tower beside a text model, each with a name in front."""
+    tower = "internvl_vision" if name == "internvl" else "clip_vision_model"
+    text = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 4}
+    text |= {"model_type": "qwen2", "intermediate_size": 32, "vocab_size": 16}
+    config = AutoConfig.for_model(name, vision_config={**VIT, "model_type": tower}, text_config=text)
+    torch.manual_seed(0)
+    whole = AutoModelForImageTextToText.from_config(config).half().eval()
+    whole.save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}')
+    expected = {"model_type": tower, "patch_size": 16, "hidden_size": 32}
+    encoder = ViTEncoder.from_pretrained(str(tmp_path), norm=False, config=expected)
+    weights = dict(whole.model.vision_tower.float().named_parameters())
+    found = dict(encoder.backbone.named_parameters())
+    assert len(found) > 60 and all(torch.equal(p, weights[n]) for n, p in found.items())
+    with pytest.raises(ValueError, match=r"num_hidden_layers is 4, not 24; patch_size is .*16.*, not 14"):
+        ViTEncoder.from_pretrained(str(tmp_path), config=expected | {"patch_size": 14, "num_hidden_layers": 24})
+
+
+def test_code_that_comes_with_a_model_is_not_run(tmp_path):
+    (tmp_path / "configuration_other.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass OtherConfig: pass")
+    auto = '{"model_type": "intern_vit_6b", "auto_map": {"AutoConfig": "configuration_other.OtherConfig"}}'
+    (tmp_path / "config.json").write_text(auto)
+    (tmp_path / "preprocessor_config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"code comes with its files, and that is never run .* encoder=internvit_300m"):
+        ViTEncoder.from_pretrained(str(tmp_path))
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("norm", [False, True])
@@ -234,8 +300,9 @@ def test_weights_on_disk(encoder_folder):
 
 
 # Width of the last map, parameters of the whole checkpoint, special tokens. DINO's counts are the checked ones of the
-# project's reference notes, section 3. ViT's and SigLIP's are those of a second implementation, timm's
-# vit_base_patch16_224 (plus 590,592 of the pooler that it lacks) and vit_{base,so400m}_patch16_siglip_512.
+# project's reference notes, section 3. ViT's, SigLIP's and InternViT's are those of a second implementation, timm's
+# vit_base_patch16_224 (plus 590,592 of the pooler that it lacks), vit_{base,so400m}_patch16_siglip_512 and
+# vit_intern300m_patch14_448.
 CHECKPOINTS = {
     "dinov3_s": (384, 21_596_544, 5),
     "dinov3_splus": (384, 28_692_864, 5),
@@ -260,6 +327,7 @@ CHECKPOINTS = {
     "vit_b": (768, 86_389_248, 1),
     "siglip2_b": (768, 93_520_128, 0),
     "siglip2_so400m": (1152, 428_772_800, 0),
+    "internvit_300m": (1024, 304_012_288, 1),
 }
 
 
@@ -273,11 +341,11 @@ def test_yaml_builds_the_published_architecture(name):
     with torch.device("meta"):
         backbone = build_backbone(settings["config"])
         count = sum(p.numel() for p in backbone.parameters())
-        encoder = (ConvNeXtEncoder if "convnext" in name else ViTEncoder)(backbone)
+        encoder = (ConvNeXtEncoder if "convnext" in name else ViTEncoder)(backbone, norm=settings["norm"])
     assert (encoder.channels[-1], count, getattr(encoder, "num_special_tokens", None)) == (
         width,
         parameters,
         special_tokens,
     )
     described = settings["config"]["model_type"].split("_")[0]
-    assert described.removesuffix("v3") in settings["path"] or described in settings["path"]
+    assert described.removesuffix("v3") in settings["path"].lower()
