@@ -1,10 +1,11 @@
 """Predicts maps for pictures and films. See ``python -m e2net.predict --help``."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
-from e2net.predict.inputs import find_inputs
+from e2net.predict.inputs import find_inputs, shown
 from e2net.predict.settings import describe, parse
 
 
@@ -23,6 +24,10 @@ def main(arguments: list[str]) -> int:
     # What these libraries say about a broken file stands between the bar and our own line about it.
     os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    for stream in (sys.stdout, sys.stderr):  # a terminal may not know the letters of a file's name
+        getattr(stream, "reconfigure", lambda errors: None)(errors="backslashreplace")
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         settings = parse(arguments)
         items = find_inputs(settings.input, Path(settings.output).expanduser())
@@ -32,9 +37,9 @@ def main(arguments: list[str]) -> int:
 
     # Only now, as these take seconds to import.
     import cv2  # noqa: PLC0415
-    import torch  # noqa: PLC0415
 
     from e2net.engine import user_errors  # noqa: PLC0415
+    from e2net.engine.memory import is_out_of_memory  # noqa: PLC0415
     from e2net.predict.job import Job  # noqa: PLC0415
 
     cv2.setNumThreads(1)  # pictures are read and written in threads of our own
@@ -43,11 +48,14 @@ def main(arguments: list[str]) -> int:
             job = Job(settings, items)
         job.run()
     except KeyboardInterrupt:
-        print(f"interrupted; what is written so far lies in {settings.output}", file=sys.stderr)
+        print(f"interrupted; what is written so far lies in {shown(Path(settings.output))}", file=sys.stderr)
         return 130
-    except torch.OutOfMemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
         smaller = f"batch_size={max(1, settings.batch_size // 2)}" if settings.batch_size > 1 else "a smaller size"
-        print(f"error: the GPU's memory does not suffice; try {smaller}, or device=cpu", file=sys.stderr)
+        other = ", or device=cpu" if job.model.device.type != "cpu" else ""
+        print(f"error: the memory does not suffice; try {smaller}{other}", file=sys.stderr)
         return 2
     return 1 if job.failures else 0
 

@@ -1,6 +1,9 @@
-"""Films in and out, by OpenCV: frames in order, the frame rate kept, no sound."""
+"""Films in and out, by OpenCV: frames in order, the mean frame rate kept, no sound."""
 
+import contextlib
 import math
+import os
+import tempfile
 import time
 import uuid
 from collections import deque
@@ -14,12 +17,36 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from e2net.predict.inputs import other_kind
+
 # Where a file does not say its own.
 FALLBACK_RATE = 25.0
-# MPEG-4, which every build of OpenCV can write.
-_CODEC = "mp4v"
+# MPEG-4, which every build of OpenCV can write, and the largest side and number of a rate's fraction that it knows.
+_CODEC, _LARGEST, _FINEST = "mp4v", 8191, 65535
 # Frames that are decoded before they are asked for.
 _AHEAD = 16
+# Without asking the others: what FFmpeg cannot open, OpenCV would try as a numbered series of pictures.
+_BACKEND = cv2.CAP_FFMPEG if cv2.CAP_FFMPEG in cv2.videoio_registry.getBackends() else cv2.CAP_ANY
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[str]:
+    """A name for OpenCV: absolute, since FFmpeg takes ``http:x.mp4`` for an address, and UTF-8, or it would crash."""
+    name = os.path.abspath(path)  # noqa: PTH100 - leaves links as they are
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        with tempfile.TemporaryDirectory(prefix="e2net-") as folder:
+            link = Path(folder) / "folder"
+            link.symlink_to(os.path.dirname(name))  # noqa: PTH120
+            if path.name.isascii():
+                yield str(link / path.name)
+                return
+            file = Path(folder) / f"film{path.suffix if path.suffix.isascii() else ''}"
+            file.symlink_to(name)
+            yield str(file)
+    else:
+        yield name
 
 
 class FilmReader:
@@ -32,12 +59,15 @@ class FilmReader:
         seconds: spent decoding so far, beside the caller's work.
 
     Raises:
-        ValueError: the file cannot be opened, or has no first frame.
+        ValueError: this is no file, cannot be opened, or has no first frame.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._capture = cv2.VideoCapture(str(path))
+        if (other := other_kind(path)) is not None:
+            raise ValueError(f"{path}: expected a film, found {other}")
+        with _named(path) as name:
+            self._capture = cv2.VideoCapture(name, _BACKEND)
         done, first = self._capture.read() if self._capture.isOpened() else (False, None)
         if not done or first is None:
             self._capture.release()
@@ -46,8 +76,10 @@ class FilmReader:
             )
         self._first = first
         rate = self._capture.get(cv2.CAP_PROP_FPS)
-        self.rate = rate if math.isfinite(rate) and rate > 0 else FALLBACK_RATE
-        self.announced = max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+        # Some files' clock ticks are taken for a rate.
+        self.rate = rate if math.isfinite(rate) and 0 < rate <= 1000 else FALLBACK_RATE
+        announced = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
+        self.announced = int(announced) if math.isfinite(announced) and 0 < announced < 2**31 else 0
         self.count = 0
         self.seconds = 0.0
 
@@ -87,9 +119,9 @@ class FilmReader:
 
 
 class FilmWriter:
-    """Writes an MPEG-4 film; under its name only when all of it is written.
+    """Writes an MPEG-4 film; under its name only when all of it is written and can be read again.
 
-    As a context: an exception inside of it leaves no file.
+    As a context: an exception inside of it leaves no file, and what an earlier job left under the name stays.
 
     Args:
         path: where to, ends in .mp4; folders are made.
@@ -102,9 +134,11 @@ class FilmWriter:
     def __init__(self, path: Path, rate: float) -> None:
         self.path = path
         self.rate = rate
+        self.count = 0
         self._temporary = path.with_name(f".{uuid.uuid4().hex}.part.mp4")
         self._writer: cv2.VideoWriter | None = None
         self._size: tuple[int, int] | None = None
+        self._whole = False
 
     def write(self, frame: np.ndarray) -> None:
         """Appends a frame, (h, w, 3) uint8 RGB, all of one size.
@@ -113,18 +147,49 @@ class FilmWriter:
         """
         height, width = frame.shape[:2]
         if self._writer is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            even = (width + width % 2, height + height % 2)
-            code = cv2.VideoWriter.fourcc(*_CODEC)
-            self._writer = cv2.VideoWriter(str(self._temporary), code, self.rate, even)
+            self._writer = self._open(height + height % 2, width + width % 2)
             self._size = (height, width)
-            if not self._writer.isOpened():
-                raise OSError(f"{self.path}: OpenCV cannot write {_CODEC} films of {even[0]}x{even[1]} pixels there")
         if (height, width) != self._size:
-            raise ValueError(f"{self.path}: expected frames of {self._size}, found {(height, width)}")
+            raise ValueError(
+                f"{self.path}: expected frames of {self._size}, found {(height, width)}: a film that changes its size; "
+                "cut it there"
+            )
         if height % 2 or width % 2:
             frame = cv2.copyMakeBorder(frame, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
         self._writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+        self.count += 1
+
+    def finish(self) -> None:
+        """Ends the film and reads it: OpenCV says nothing of frames that a full disk has not taken.
+
+        Raises:
+            OSError: not all of its frames are there.
+        """
+        if self._writer is None:
+            return
+        self._writer.release()
+        found = _count_frames(self._temporary)
+        if found != self.count:
+            raise OSError(
+                f"{self.path}: expected a film of {self.count} frames, found {found} on the disk: is it full, or a "
+                "quota reached?"
+            )
+        self._whole = True
+
+    def _open(self, height: int, width: int) -> cv2.VideoWriter:
+        if max(height, width) > _LARGEST:
+            raise ValueError(
+                f"{self.path}: expected frames of at most {_LARGEST} pixels a side, found {(height, width)}"
+            )
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with _named(self._temporary) as name:
+            code = cv2.VideoWriter.fourcc(*_CODEC)
+            writer = cv2.VideoWriter(name, _BACKEND, code, _writable(self.rate), (width, height))
+        if not writer.isOpened():
+            raise OSError(
+                f"{self.path}: OpenCV cannot write a {_CODEC} film of {width}x{height} pixels there; is the disk full?"
+            )
+        return writer
 
     def __enter__(self) -> Self:
         return self
@@ -132,9 +197,72 @@ class FilmWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._writer is not None:
-            self._writer.release()
-        if kind is None and self._writer is not None:
-            self._temporary.replace(self.path)
-        else:
-            self._temporary.unlink(missing_ok=True)
+        try:
+            if kind is None and not self._whole:
+                self.finish()
+        finally:
+            if self._writer is not None:
+                self._writer.release()
+            if kind is None and self._whole:
+                self._temporary.replace(self.path)
+            else:
+                self._temporary.unlink(missing_ok=True)
+
+
+class FrameFolder:
+    """A folder of files, one a frame; under its name only when all are written.
+
+    As a context: an exception inside of it leaves nothing, and what an earlier job left under the name stays. Where a
+    folder of that name exists already, the frames replace those of their names in it.
+
+    Args:
+        path: where to; folders are made.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._temporary = path.with_name(f".{uuid.uuid4().hex}.part")
+        self._files: list[Path] = []
+
+    def file(self, frame: int) -> Path:
+        """Where to write a frame's picture."""
+        self._files.append(self._temporary / f"{frame:06d}.png")
+        return self._files[-1]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None and self._files:
+                if not os.path.lexists(self.path):
+                    self._temporary.rename(self.path)
+                    return
+                for file in self._files:
+                    file.replace(self.path / file.name)
+        finally:
+            for file in self._files:
+                file.unlink(missing_ok=True)
+            if self._temporary.is_dir():
+                self._temporary.rmdir()
+
+
+def _writable(rate: float) -> float:
+    """The rate as a fraction that the codec knows: OpenCV makes one of it with up to three decimals."""
+    decimals = next((d for d in (3, 2, 1) if round(rate * 10**d) <= _FINEST), 0)
+    return max(10.0**-decimals, round(rate, decimals))
+
+
+def _count_frames(path: Path) -> int:
+    """How many frames of a film can be decoded; 0 where it cannot be opened."""
+    if not path.exists() or not path.stat().st_size:
+        return 0
+    with _named(path) as name:
+        capture = cv2.VideoCapture(name, _BACKEND)
+    found = 0
+    while capture.isOpened() and capture.grab():
+        found += 1
+    capture.release()
+    return found

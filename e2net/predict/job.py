@@ -1,6 +1,7 @@
 """From a list of files to maps, overlays, cut-outs and objects on disk; reading, network and writing at once."""
 
 import json
+import os
 import sys
 import time
 from collections import deque
@@ -20,13 +21,15 @@ from e2net.arguments import check_folder
 from e2net.datasets import read_image
 from e2net.engine.checkpoint import find_checkpoint
 from e2net.engine.report import write_atomically
-from e2net.predict.film import FilmReader, FilmWriter
-from e2net.predict.inputs import CUTOUTS, MAPS, OVERLAYS, Item
+from e2net.predict.film import FilmReader, FilmWriter, FrameFolder
+from e2net.predict.inputs import CUTOUTS, MAPS, OVERLAYS, Item, shown
 from e2net.predict.result import Kind, Prediction
 from e2net.predict.segmenter import Failure, Picture, Segmenter, Timing, default_threads, load
 from e2net.predict.settings import Settings
 
 OBJECTS = "objects.json"
+# How that file begins; one that does not is somebody else's.
+_HEAD = b'{"info": {"e2net": '
 # The folder and the extension of each kind of result.
 _PLACES: dict[Kind, tuple[str, str]] = {
     "map": (MAPS, ".png"),
@@ -34,7 +37,7 @@ _PLACES: dict[Kind, tuple[str, str]] = {
     "cutout": (CUTOUTS, ".png"),
 }
 # What a single file may be at fault for; anything else stops the job.
-_FAULTS = (ValueError, OSError, cv2.error)
+_FAULTS = (ValueError, OSError, MemoryError, cv2.error)
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,8 @@ class Job:
         items: what to predict, at least one.
 
     Raises:
-        ValueError, OSError: the only picture or film is broken, or the checkpoint cannot be used.
+        ValueError, OSError: the only picture or film is broken, the checkpoint cannot be used, or the output's
+            objects.json is not e2net's.
     """
 
     def __init__(self, settings: Settings, items: list[Item]) -> None:
@@ -108,9 +112,13 @@ class Job:
         self._kinds += ["overlay"] if settings.overlays else []
         self._kinds += ["cutout"] if settings.cutouts else []
         check_folder("output", self._output)
+        if settings.rle and not _is_ours(self._output / OBJECTS):
+            raise ValueError(
+                f"output={self._output}: its {OBJECTS} was not written by e2net and would be replaced; choose another"
+            )
         checkpoint = find_checkpoint(Path(settings.ckpt).expanduser())
         if len(items) == 1:  # among many a broken one is reported at the end
-            _ = FilmReader(items[0].source) if items[0].film else read_image(items[0].source)
+            _try(items[0])
         self.model: Segmenter = load(
             checkpoint,
             settings.device,
@@ -132,18 +140,23 @@ class Job:
         self._timing = Timing()
         self._images: list[dict[str, Any]] = []
         self._annotations: list[dict[str, Any]] = []
+        self._frames: list[_Written] = []  # of the film at hand
         self._write_seconds = 0.0
         self._write_waited = 0.0
 
     def run(self) -> None:
         """Predicts and writes everything, then prints the speed, and on stderr what failed."""
-        (self._output / OBJECTS).unlink(missing_ok=True)  # of an earlier job; this one's is written last
-        pictures = [item for item in self.items if not item.film]
+        if _is_ours(self._output / OBJECTS):  # of an earlier job; this one's is written last
+            (self._output / OBJECTS).unlink(missing_ok=True)
+        pictures = [item for item in self.items if not item.film and item.fault is None]
         start = time.perf_counter()
         with tqdm(total=len(pictures), unit=" images", disable=None) as self._bar:
+            for item in self.items:
+                if item.fault is not None:
+                    self._fail(item, ValueError(item.fault))
             self._predict_pictures(pictures)
             for item in self.items:
-                if item.film:
+                if item.film and item.fault is None:
                     self._predict_film(item)
         if self.settings.rle:
             self._write_objects()
@@ -167,9 +180,10 @@ class Job:
         for kind in self._kinds:
             folder, extension = _PLACES[kind]
             result.save(_file(self._output / folder / item.name, extension), kind)
-        return self._entries(result, {"file_name": item.relative.as_posix()}, start)
+        return self._entries(result, {"file_name": shown(item.relative)}, start)
 
     def _predict_film(self, item: Item) -> None:
+        self._frames = []
         try:
             reader = FilmReader(item.source)
             self._bar.total += reader.announced
@@ -181,27 +195,34 @@ class Job:
                     for kind in self._kinds
                     if kind != "cutout"  # a film has no alpha
                 }
-                # One thread, for the order. Entered last and so left first, when the films are still open.
-                writing = stack.enter_context(_Writing(1, self._done))
-                for frame, result in enumerate(self._stream(reader.frames())):
-                    if isinstance(result, Failure):
-                        raise result.error
-                    writing.submit(item, partial(self._write_frame, item, frame, result, films))
-            self._write_waited += writing.waited
+                # With the extension, so that no folder of pictures has the same name.
+                cutouts = stack.enter_context(FrameFolder(self._output / CUTOUTS / _file(item.name, ".mp4")))
+                # One thread, for the order.
+                with _Writing(1, self._done) as writing:
+                    for frame, result in enumerate(self._stream(reader.frames())):
+                        if isinstance(result, Failure):
+                            raise result.error
+                        writing.submit(item, partial(self._write_frame, item, frame, result, films, cutouts))
+                self._write_waited += writing.waited
+                for film in films.values():  # all of them before the first gets its name
+                    film.finish()
+            for written in self._frames:
+                self._record(written)
             self._timing.decode += reader.seconds
             reader.check_end()
         except _FAULTS as error:
             self._fail(item, error)
 
-    def _write_frame(self, item: Item, frame: int, result: Prediction, films: dict[Kind, FilmWriter]) -> _Written:
+    def _write_frame(
+        self, item: Item, frame: int, result: Prediction, films: dict[Kind, FilmWriter], cutouts: FrameFolder
+    ) -> _Written:
         start = time.perf_counter()
         films["map"].write(cv2.cvtColor(result.map, cv2.COLOR_GRAY2RGB))
         if "overlay" in films:
             films["overlay"].write(result.overlay())
         if "cutout" in self._kinds:
-            # With the extension, so that no folder of pictures has the same name.
-            result.save(self._output / CUTOUTS / _file(item.name, ".mp4") / f"{frame:06d}.png", "cutout")
-        return self._entries(result, {"file_name": item.relative.as_posix(), "frame": frame}, start)
+            result.save(cutouts.file(frame), "cutout")
+        return self._entries(result, {"file_name": shown(item.relative), "frame": frame}, start)
 
     def _entries(self, result: Prediction, picture: dict[str, Any], start: float) -> _Written:
         height, width = result.prob.shape
@@ -216,16 +237,23 @@ class Job:
         written = future.result()
         self._bar.update()
         self._write_seconds += written.seconds
-        if self.settings.rle:
-            number = len(self._images) + 1
-            self._images.append({"id": number, **written.picture})
-            for found in written.objects:
-                ids = {"id": len(self._annotations) + 1, "image_id": number, "category_id": 1}
-                self._annotations.append({**ids, **found, "iscrowd": 0})
+        if item.film:
+            self._frames.append(written)  # until all of the film is written
+        else:
+            self._record(written)
+
+    def _record(self, written: _Written) -> None:
+        if not self.settings.rle:
+            return
+        number = len(self._images) + 1
+        self._images.append({"id": number, **written.picture})
+        for found in written.objects:
+            ids = {"id": len(self._annotations) + 1, "image_id": number, "category_id": 1}
+            self._annotations.append({**ids, **found, "iscrowd": 0})
 
     def _fail(self, item: Item, error: BaseException) -> None:
-        reason = " ".join(str(error).split())
-        name = str(item.source)
+        name = shown(item.source)
+        reason = " ".join((str(error) or type(error).__name__).replace(str(item.source), name).split())
         self.failures.append(reason if name in reason else f"{name}: {reason}")
         if not item.film:
             self._bar.update()
@@ -237,7 +265,10 @@ class Job:
             "images": self._images,
             "annotations": self._annotations,
         }
-        write_atomically(self._output / OBJECTS, json.dumps(document, ensure_ascii=False) + "\n")
+        try:
+            write_atomically(self._output / OBJECTS, json.dumps(document, ensure_ascii=False) + "\n")
+        except OSError as error:
+            self.failures.append(f"{OBJECTS}: {error}")
 
     def _report(self, seconds: float) -> None:
         timing = self._timing
@@ -245,11 +276,28 @@ class Job:
         beside = f"beside it, reading {timing.decode:.1f} s and writing {self._write_seconds:.1f} s"
         speed = f"{timing.pictures} images in {seconds:.1f} s, {timing.pictures / seconds:.1f} images/s"
         print(f"{speed}: network {timing.network:.1f} s, {waited} ({beside})")
-        print(f"results: {self._output}")
+        print(f"results: {shown(self._output)}")
         if self.failures:
             print(f"{len(self.failures)} of {len(self.items)} files failed:", file=sys.stderr)
             for line in self.failures:
                 print(f"  {line}", file=sys.stderr)
+
+
+def _is_ours(objects: Path) -> bool:
+    """Whether a file may be replaced: one of e2net's, or none."""
+    if not os.path.lexists(objects):
+        return True
+    if not objects.is_file():
+        return False
+    with objects.open("rb") as file:
+        return file.read(len(_HEAD)) == _HEAD
+
+
+def _try(item: Item) -> None:
+    """Raises ValueError or OSError if a file cannot be predicted."""
+    if item.fault is not None:
+        raise ValueError(f"{shown(item.source)}: {item.fault}")
+    _ = FilmReader(item.source) if item.film else read_image(item.source)
 
 
 def _file(name: Path, extension: str) -> Path:

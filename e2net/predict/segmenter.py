@@ -1,6 +1,7 @@
 """A trained model for people who have pictures: ``load`` a run, ``predict`` on files or arrays."""
 
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -10,22 +11,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import overload
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from e2net.datasets import Resize, read_image
+from e2net.datasets import Resize
 from e2net.engine import load_model
 from e2net.engine.inference import Predictor
 from e2net.engine.run import choose_precision
 from e2net.model import SegmentationModel
+from e2net.predict.pictures import FAULTS, Picture, check_many, decode, is_picture, take
 from e2net.predict.result import Prediction
+from e2net.predict.settings import LARGEST, check_value
 
-# A path, or (h, w, 3) uint8 RGB.
-Picture = str | os.PathLike[str] | NDArray[np.uint8]
 _AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 # How many batches later a picture of a rare shape no longer waits for others of its shape: until it is predicted,
 # the results behind it are kept.
@@ -75,8 +75,25 @@ class _Loaded:
     seconds: float
 
 
+class _Results(Iterator[Prediction]):
+    """Predictions one by one, to whichever thread asks; a generator alone would refuse a second one."""
+
+    def __init__(self, results: Generator[Prediction, None, None]) -> None:
+        self._results = results
+        self._lock = threading.Lock()
+
+    def __next__(self) -> Prediction:
+        with self._lock:
+            return next(self._results)
+
+    def close(self) -> None:
+        """Ends the threads that read ahead."""
+        with self._lock:
+            self._results.close()
+
+
 class Segmenter:
-    """A segmentation model with all that lies between a picture and its map.
+    """A segmentation model with all that lies between a picture and its map. Threads may share one.
 
     Args:
         model: the network; moved to ``device`` and set to eval mode.
@@ -99,22 +116,22 @@ class Segmenter:
         precision: str = "auto",
         threshold: float = 0.5,
     ) -> None:
-        sides = (size, size) if isinstance(size, int) else tuple(size)
-        if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
-            raise ValueError(f"size={size}: expected a number of pixels or [height,width]")
+        for key, value in (("size", size), ("device", device), ("precision", precision), ("threshold", threshold)):
+            check_value(key, value)
+        sides = _pair(size)
         model.encoder.check_size(*sides)
         self.predictor = predictor or Predictor()
         if self.predictor.window is not None:
             model.encoder.check_size(*self.predictor.window)
-        if not 0 < threshold < 1:
-            raise ValueError(f"threshold={threshold}: expected a probability between 0 and 1, both excluded")
+        if max(self.predictor.scales) * max(sides) > LARGEST:
+            raise ValueError(f"scales={list(self.predictor.scales)}: expected at most {LARGEST} pixels a side of size")
         self.device = _device(device)
         self.precision = choose_precision(precision, self.device.type)
         if self.precision not in _AUTOCAST:
             raise ValueError(f"precision={precision}: expected auto or one of {', '.join(_AUTOCAST)}")
         self.model = model.to(self.device).eval()
-        self.size: tuple[int, int] = (sides[0], sides[1])
-        self.threshold = threshold
+        self.size = sides
+        self.threshold = float(threshold)
 
     @overload  # text and arrays are iterable too
     def predict(  # type: ignore[overload-overlap]
@@ -139,27 +156,31 @@ class Segmenter:
         batches are in memory: ``for result in model.predict(paths): result.save(...)``.
 
         Args:
-            images: a path or an array (h, w, 3) uint8 RGB, or an iterable of them.
+            images: one picture, or an iterable of them. A picture is a path; an array of uint8, (h, w, 3) RGB, (h, w)
+                or (h, w, 1) grey or (h, w, 4) RGBA; a tensor (3, h, w), (1, h, w) or (4, h, w), uint8 or floats in
+                [0, 1]; a PIL image of any mode; or the bytes of a picture's file. Alpha is dropped, and EXIF rotation
+                honoured where there is one. An array of four dimensions is several pictures.
             batch_size: pictures for each step of the network.
             keep_aspect: resize the longer side to the model's size and keep the proportions, instead of stretching
                 every picture to the one size of training.
             threads: that read; None takes one less than the cores, 8 at most.
 
         Returns:
-            A prediction for one picture, an iterator over predictions for many.
+            A prediction for one picture, an iterator over predictions for many, which several threads may share.
 
         Raises:
             ValueError: a file is broken or no picture; an array has another shape; a number is out of its range.
-            TypeError: a picture is neither path nor uint8 array.
+            TypeError: this is neither a picture nor an iterable; or one of many, when its turn comes, is no picture.
             OSError: a file is missing or cannot be read.
         """
-        if isinstance(images, str | os.PathLike) or (isinstance(images, np.ndarray) and images.ndim < 4):
-            (result,) = self._raising(self.stream([images], 1, keep_aspect, 1))
+        _check_options(batch_size, keep_aspect, threads)
+        if is_picture(images):
+            (result,) = self._raising(self.stream([images], 1, keep_aspect, 1))  # type: ignore[list-item]
             return result
-        return self._raising(self.stream(images, batch_size, keep_aspect, threads))
+        return _Results(self._raising(self.stream(images, batch_size, keep_aspect, threads)))  # type: ignore[arg-type]
 
     @staticmethod
-    def _raising(results: Iterator[Prediction | Failure]) -> Iterator[Prediction]:
+    def _raising(results: Iterator[Prediction | Failure]) -> Generator[Prediction, None, None]:
         for result in results:
             if isinstance(result, Failure):
                 raise result.error
@@ -179,8 +200,8 @@ class Segmenter:
             images, batch_size, keep_aspect, threads: see ``predict``.
             timing: is brought up to date with each batch.
         """
-        if batch_size < 1 or (threads is not None and threads < 1):
-            raise ValueError(f"expected batch_size and threads of at least 1, found {batch_size} and {threads}")
+        _check_options(batch_size, keep_aspect, threads)
+        check_many(images)
         timing = Timing() if timing is None else timing
         return self._stream(images, batch_size, keep_aspect, threads or default_threads(), timing)
 
@@ -210,7 +231,7 @@ class Segmenter:
     ) -> Generator[_Loaded | tuple[int, Failure], None, None]:
         """Reads in threads, at most ``ahead`` pictures in advance, in order."""
         pool = ThreadPoolExecutor(threads, "e2net-read")
-        queue: deque[tuple[int, Picture, Future[_Loaded]]] = deque()
+        queue: deque[tuple[int, Path | None, Future[_Loaded]]] = deque()
         source = enumerate(images)
         try:
             more = True
@@ -221,10 +242,12 @@ class Segmenter:
                     timing.waited += time.perf_counter() - start
                     more = found is not None
                     if found is not None:
-                        queue.append((*found, pool.submit(self._read, *found, keep_aspect)))
+                        index, picture = found
+                        source_file = Path(picture) if isinstance(picture, str | os.PathLike) else None
+                        queue.append((index, source_file, self._start(pool, index, picture, keep_aspect)))
                 if not queue:
                     break
-                index, picture, future = queue.popleft()
+                index, file, future = queue.popleft()
                 start = time.perf_counter()
                 error = future.exception()
                 timing.waited += time.perf_counter() - start
@@ -232,27 +255,26 @@ class Segmenter:
                     item = future.result()
                     timing.decode += item.seconds
                     yield item
-                elif isinstance(error, ValueError | TypeError | OSError | cv2.error):
-                    yield index, Failure(Path(picture) if isinstance(picture, str | os.PathLike) else None, error)
+                elif isinstance(error, FAULTS):
+                    yield index, Failure(file, error)
                 else:
                     raise error
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _read(self, index: int, picture: Picture, keep_aspect: bool) -> _Loaded:
+    def _start(self, pool: ThreadPoolExecutor, index: int, picture: Picture, keep_aspect: bool) -> Future[_Loaded]:
+        try:
+            taken = take(picture)
+        except FAULTS as error:
+            failed: Future[_Loaded] = Future()
+            failed.set_exception(error)
+            return failed
+        return pool.submit(self._read, index, taken, keep_aspect)
+
+    def _read(self, index: int, picture: Path | bytes | NDArray[np.uint8], keep_aspect: bool) -> _Loaded:
         start = time.perf_counter()
-        source = None
-        if isinstance(picture, str | os.PathLike):
-            source = Path(picture)
-            image = read_image(source)
-        elif isinstance(picture, np.ndarray):
-            image = picture
-        else:
-            raise TypeError(f"expected a path or a uint8 array (h, w, 3), found {type(picture).__name__}")
-        if image.dtype != np.uint8:
-            raise TypeError(f"expected an image of uint8, RGB from 0 to 255, found {image.dtype}")
-        if image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-            raise ValueError(f"expected an image of shape (h, w, 3), RGB, found {image.shape}")
+        source = picture if isinstance(picture, Path) else None
+        image = decode(picture)
         size = self._input_size(image.shape[0], image.shape[1]) if keep_aspect else self.size
         pixels, _ = Resize(size)(image, _NO_MASK)
         return _Loaded(index, source, image, pixels, time.perf_counter() - start)
@@ -289,7 +311,7 @@ class Segmenter:
 def load(
     path: str | os.PathLike[str],
     device: str = "auto",
-    encoder_path: str | None = None,
+    encoder_path: str | os.PathLike[str] | None = None,
     flip: bool | None = None,
     size: int | Sequence[int] | None = None,
     scales: Sequence[float] | None = None,
@@ -315,12 +337,16 @@ def load(
         FileNotFoundError: no checkpoint there, or the encoder's files are missing.
         ValueError: no checkpoint of e2net, another encoder than in training, or an argument that does not suit it.
     """
-    model, config = load_model(os.fspath(path), encoder_path)
+    options = {"device": device, "flip": flip, "size": size, "scales": scales, "window": window}
+    for key, value in (options | {"precision": precision, "threshold": threshold}).items():
+        check_value(key, value)
+    moved = None if encoder_path is None else os.fspath(encoder_path)
+    model, config = load_model(os.fspath(path), moved)
     predictor = Predictor(
         flip=config["flip_test"] if flip is None else flip,
         # Runs of earlier versions have no such key.
-        scales=config.get("test_scales", (1.0,)) if scales is None else scales,
-        window=window,
+        scales=config.get("test_scales", (1.0,)) if scales is None else [float(s) for s in scales],
+        window=None if window is None else _pair(window),
     )
     return Segmenter(model, config["size"] if size is None else size, device, predictor, precision, threshold)
 
@@ -331,14 +357,27 @@ def default_threads() -> int:
     return min(8, max(1, cores - 1))
 
 
+def _pair(size: int | Sequence[int]) -> tuple[int, int]:
+    height, width = size if isinstance(size, Sequence) else (size, size)
+    return int(height), int(width)
+
+
+def _check_options(batch_size: int, keep_aspect: bool, threads: int | None) -> None:
+    for key, value in (("batch_size", batch_size), ("keep_aspect", keep_aspect), ("threads", threads)):
+        check_value(key, value)
+
+
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # an unknown word, or a backend that this machine lacks
-        raise ValueError(f"device={name} is not to be had here ({str(error).splitlines()[0]}); try auto") from error
+        torch.ones(1, device=device).add(1).item()
+    # An unknown word, a backend that this machine lacks, or one without values.
+    except (RuntimeError, AssertionError, ImportError, AttributeError) as error:
+        raise ValueError(
+            f"device={name} is not to be had here ({str(error).splitlines()[0]:.100}); try auto"
+        ) from error
     return device
 
 

@@ -1,8 +1,11 @@
 """The settings of ``python -m e2net.predict``: a typed schema, filled from key=value arguments."""
 
 import difflib
+import math
+from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields
-from typing import Any, get_type_hints
+from numbers import Integral, Real
+from typing import Any, get_args, get_type_hints
 
 from e2net.arguments import read_value
 
@@ -19,12 +22,20 @@ Writes, with the folders of the input kept:
   OUT/overlays/NAME.jpg   the picture with the object tinted and outlined
   OUT/cutouts/NAME.png    the object alone, the map as its alpha (cutouts=true)
   OUT/objects.json        COCO format: box, RLE and score of each connected object (rle=true)
-Of a film, maps and overlays are films (.mp4, no sound) of the same frame rate, cutouts one file a frame.
+Of a film, maps and overlays are films (.mp4, no sound) of the same mean frame rate, cutouts one file a frame.
+
+Results replace files of the same names there; nothing else in OUT is touched. Of the input nothing is.
 
 Exit status: 0 everything was written, 1 some files failed (they are listed), 2 a setting or the input is wrong.
 
 Settings (key=value):
 """
+
+# The longest side of a network's input, pixels; beyond it a wrong digit is more likely than a plan.
+LARGEST = 32768
+# Smallest and largest value of the settings that are whole numbers.
+_RANGES = {"batch_size": (1, 65536), "threads": (1, 256), "min_area": (1, 2**62), "size": (1, LARGEST)}
+_RANGES["window"] = _RANGES["size"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,13 +66,50 @@ class Settings:
     encoder_path: str | None = None
 
     def __post_init__(self) -> None:
-        """Checks the ranges."""
-        for name in ("min_area", "batch_size", "threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value}: expected at least 1")
-        if not 0 < self.threshold < 1:
-            raise ValueError(f"threshold={self.threshold}: expected a probability between 0 and 1, both excluded")
+        """Checks every value."""
+        for key in fields(self):
+            check_value(key.name, getattr(self, key.name))
+
+
+def check_value(key: str, value: Any) -> None:
+    """Makes sure that a value is one for a setting; in Python too, where anything may have been given.
+
+    Args:
+        key: a name of :class:`Settings`.
+        value: for it. A tuple is as good as a list, and NumPy's numbers are as good as Python's.
+
+    Raises:
+        ValueError: another type, or out of its range.
+    """
+    hint = get_type_hints(Settings)[key]
+    kinds = get_args(hint) or (hint,)
+    if value is None and type(None) in kinds:
+        return
+    said = f"{key}={value!r:.60}"
+    if not any(_is(value, kind) for kind in kinds):
+        names = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
+        raise ValueError(f"{said}: expected {names}")
+    if key == "threshold" and not 0 < value < 1:
+        raise ValueError(f"{said}: expected a probability between 0 and 1, both excluded")
+    if key in _RANGES:
+        low, high = _RANGES[key]
+        sides = value if _is(value, list) else [value, value]
+        if len(sides) != 2 or not all(_is(v, int) for v in sides):
+            raise ValueError(f"{said}: expected a number of pixels or [height,width]")
+        if not all(low <= v <= high for v in sides):
+            raise ValueError(f"{said}: expected at least {low} and at most {high}")
+    if key == "scales" and not (value and all(_is(v, float) and 0 < v <= 100 for v in value)):
+        raise ValueError(f"{said}: expected a list of factors on size, above 0 and at most 100, as [0.75,1,1.25]")
+
+
+def _is(value: Any, kind: type) -> bool:
+    if isinstance(value, bool) or kind is bool:  # bool is a kind of int, but "batch_size=true" is a mistake
+        return isinstance(value, bool) and kind is bool
+    if kind is list:
+        return isinstance(value, Sequence) and not isinstance(value, str | bytes)
+    if kind is float:
+        return isinstance(value, Real) and math.isfinite(value)
+    return isinstance(value, Integral if kind is int else kind)
 
 
 ABOUT = {

@@ -75,7 +75,7 @@ def _predict(run, source, output, *more):
     return main([f"ckpt={run}", f"input={source}", f"output={output}", "device=cpu", *more])
 
 
-def _files(folder):
+def _file_names(folder):
     return sorted(f.relative_to(folder).as_posix() for f in folder.rglob("*") if f.is_file())
 
 
@@ -97,7 +97,7 @@ def test_maps_are_those_of_evaluation(run, tmp_path, flip):
     evaluate(prepare_evaluation(config))
     size = f"batch_size={config['data']['batch_size']}"
     assert _predict(run, tmp_path / "data" / "some" / "Image", tmp_path / "out", f"flip={flip}", size) == 0
-    assert _files(tmp_path / "out" / "maps") == [f"{i:02d}.png" for i in range(len(PAIRS))]
+    assert _file_names(tmp_path / "out" / "maps") == [f"{i:02d}.png" for i in range(len(PAIRS))]
     for i in range(len(PAIRS)):
         ours = _read(tmp_path / "out" / "maps" / f"{i:02d}.png")
         assert ours.dtype == np.uint8 and ours.shape == PAIRS.read(i)[1].shape and ours.std() > 1
@@ -105,7 +105,7 @@ def test_maps_are_those_of_evaluation(run, tmp_path, flip):
 
 
 def test_every_kind_of_output(run, model, photos, tmp_path, capsys):
-    before = {f: (photos / f).read_bytes() for f in _files(photos)}
+    before = {f: (photos / f).read_bytes() for f in _file_names(photos)}
     out = photos / "out"  # inside of the input
     for _ in range(2):  # the second time, there are results of the first
         assert _predict(run, photos, out, "cutouts=true", "rle=true", "batch_size=3", "min_area=5") == 0
@@ -113,7 +113,7 @@ def test_every_kind_of_output(run, model, photos, tmp_path, capsys):
     assert {f: (photos / f).read_bytes() for f in before} == before
     stems = [f.removesuffix(".png") for f in before]
     for kind, extension in (("maps", ".png"), ("overlays", ".jpg"), ("cutouts", ".png")):
-        assert _files(out / kind) == [stem + extension for stem in stems]
+        assert _file_names(out / kind) == [stem + extension for stem in stems]
     document = json.loads((out / "objects.json").read_text())
     assert [i["file_name"] for i in document["images"]] == list(before)
     for picture in document["images"]:
@@ -132,7 +132,7 @@ def test_every_kind_of_output(run, model, photos, tmp_path, capsys):
 
 def test_nothing_is_written_that_was_not_asked_for(run, photos, tmp_path):
     assert _predict(run, photos / "0.png", tmp_path / "out", "overlays=false") == 0
-    assert _files(tmp_path / "out") == ["maps/0.png"]
+    assert _file_names(tmp_path / "out") == ["maps/0.png"]
 
 
 def test_exif_rotation_is_honoured(run, model, tmp_path):
@@ -158,7 +158,7 @@ def test_a_broken_file_is_reported_and_does_not_stop_the_rest(run, photos, tmp_p
     assert "2 of 8 files failed:" in error
     lines = [line for line in error.splitlines() if line.startswith("  ")]
     assert str(photos / "2.png") in lines[0] and str(photos / "more" / "film.mp4") in lines[1]
-    assert _files(tmp_path / "out" / "maps") == [f"{i}.png" for i in (0, 1, 3, 4)] + [
+    assert _file_names(tmp_path / "out" / "maps") == [f"{i}.png" for i in (0, 1, 3, 4)] + [
         "more/deep/5.png",
         "more/deep/6.png",
     ]
@@ -170,7 +170,7 @@ def test_a_result_that_cannot_be_written_is_reported(run, photos, tmp_path, caps
     (tmp_path / "out" / "overlays" / "1.jpg").mkdir(parents=True)
     assert _predict(run, photos, tmp_path / "out") == 1
     assert "1 of 7 files failed" in capsys.readouterr().err
-    assert len(_files(tmp_path / "out" / "overlays")) == 6
+    assert len(_file_names(tmp_path / "out" / "overlays")) == 6
 
 
 @pytest.mark.parametrize(
@@ -221,8 +221,10 @@ def _film(path, count=23, size=(50, 70), rate=12.5):
 def test_film_in_film_out(run, model, tmp_path):
     _film(tmp_path / "in" / "night.mp4")
     assert _predict(run, tmp_path / "in", tmp_path / "out", "cutouts=true", "rle=true", "batch_size=4") == 0
-    assert _files(tmp_path / "out" / "overlays") == ["night.mp4"] and _files(tmp_path / "out" / "maps") == ["night.mp4"]
-    assert _files(tmp_path / "out" / "cutouts") == [f"night.mp4/{i:06d}.png" for i in range(23)]
+    assert _file_names(tmp_path / "out" / "overlays") == ["night.mp4"] and _file_names(tmp_path / "out" / "maps") == [
+        "night.mp4"
+    ]
+    assert _file_names(tmp_path / "out" / "cutouts") == [f"night.mp4/{i:06d}.png" for i in range(23)]
     source, maps, overlays = (
         FilmReader(tmp_path / folder / "night.mp4") for folder in ("in", "out/maps", "out/overlays")
     )
@@ -271,14 +273,14 @@ def test_an_interruption_keeps_whole_files_only(run, photos, tmp_path, monkeypat
     monkeypatch.setattr(FilmWriter, "write", interrupted)
     assert _predict(run, photos, tmp_path / "out") == 130
     assert "interrupted; what is written so far lies in" in capsys.readouterr().err
-    assert len(_files(tmp_path / "out" / "maps")) == 7 and not (tmp_path / "out" / "maps" / "night.mp4").exists()
+    assert len(_file_names(tmp_path / "out" / "maps")) == 7 and not (tmp_path / "out" / "maps" / "night.mp4").exists()
 
 
 def test_an_error_leaves_no_half_film(tmp_path):
     with pytest.raises(ValueError, match="expected frames of"), FilmWriter(tmp_path / "half.mp4", 5) as writer:
         writer.write(np.zeros((16, 16, 3), np.uint8))
         writer.write(np.zeros((16, 18, 3), np.uint8))
-    assert _files(tmp_path) == []
+    assert _file_names(tmp_path) == []
 
 
 def test_one_picture_in_python(model, photos, tmp_path):
@@ -294,7 +296,7 @@ def test_one_picture_in_python(model, photos, tmp_path):
     result.save(tmp_path / "new" / "look.jpg", "overlay")
     result.save(tmp_path / "new" / "cut.png", "cutout")
     assert np.array_equal(_read(tmp_path / "new" / "map.png"), result.map)
-    assert _files(tmp_path / "new") == ["cut.png", "look.jpg", "map.png"]
+    assert _file_names(tmp_path / "new") == ["cut.png", "look.jpg", "map.png"]
     with pytest.raises(ValueError, match="is the picture itself"):
         result.save(photos / "0.png")
     with pytest.raises(ValueError, match=r"expected a name of cutout that ends in \.png"):
@@ -370,8 +372,12 @@ def test_a_rare_shape_does_not_hold_back_the_others(model):
 @pytest.mark.parametrize(
     "image, error, message",
     [
-        (np.zeros((8, 8), np.uint8), ValueError, r"expected an image of shape \(h, w, 3\), RGB, found \(8, 8\)"),
-        (np.zeros((8, 8, 4), np.uint8), ValueError, "found \\(8, 8, 4\\)"),
+        (
+            np.zeros((8, 8, 2), np.uint8),
+            ValueError,
+            r"expected an image of shape \(h, w, 3\), RGB, .* found \(8, 8, 2\)",
+        ),
+        (np.zeros((0, 8, 3), np.uint8), ValueError, "found \\(0, 8, 3\\)"),
         (np.zeros((8, 8, 3), np.float32), TypeError, "expected an image of uint8, .* found float32"),
         ("nowhere.jpg", FileNotFoundError, "nowhere.jpg"),
     ],
@@ -383,14 +389,6 @@ def test_wrong_pictures_are_named(model, image, error, message):
         list(model.predict([PAIRS.read(0)[0], image]))
     good, bad, last = model.stream([PAIRS.read(0)[0], image, PAIRS.read(1)[0]])
     assert isinstance(bad, Failure) and isinstance(good, Prediction) and isinstance(last, Prediction)
-
-
-def test_an_object_that_is_no_picture_is_refused(model):
-    with pytest.raises(TypeError, match="expected a path or a uint8 array"):
-        list(model.predict([Image.new("RGB", (8, 8))]))
-    with pytest.raises(ValueError, match="batch_size and threads of at least 1"):
-        model.predict([], batch_size=0)
-    assert list(model.predict([])) == []
 
 
 def test_time_is_accounted_for(model):
