@@ -3,6 +3,7 @@
 import sys
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 
@@ -15,7 +16,7 @@ def main(config: DictConfig) -> None:
 
     with user_errors():
         check_task(config)
-        job = prepare_evaluation(resolve(config if config.ckpt is None else inherit(config)))
+        job = prepare_evaluation(resolve(inherit(config, HydraConfig.get().overrides.task)))
     try:
         evaluate(job)
     except UnusableMapsError:  # the user's files, not our code: a line says more than a traceback

@@ -12,6 +12,7 @@ from hydra.errors import HydraException
 from hydra.utils import get_object
 
 from e2net.engine import build, build_model, resolve
+from e2net.engine.config import build_trainer
 
 CONF = ROOT / "conf"
 OPTIONS = sorted(f"{f.parent.name}={f.stem}" for f in CONF.glob("*/*.yaml"))
@@ -75,7 +76,7 @@ def test_option_has_a_description(option):
 
 def test_trainer_keys_are_the_trainers():
     config = _compose()["trainer"]
-    assert build(config | {"precision": "32-true", "logger": False, "enable_checkpointing": False}).max_epochs > 0
+    assert build_trainer(config | {"precision": "32-true"}, logger=False, enable_checkpointing=False).max_epochs > 0
 
 
 def test_eval_composes_with_each_data_set():
@@ -117,7 +118,7 @@ def test_words_that_are_no_booleans_are_refused(override):
 
 
 def test_settings_of_a_wrong_type_are_named():
-    with pytest.raises(TypeError, match=r"AdamW.*lr=fast.*:"):
+    with pytest.raises(ValueError, match="AdamW: lr=fast: expected a number"):
         build(_compose("optim.lr=fast")["optim"])
 
 

@@ -82,9 +82,9 @@ class Plan:
 def evaluation_config(checkpoint: Path, output: Path, device: str) -> dict[str, Any]:
     """A resolved ``conf/eval.yaml`` for a checkpoint on the test sets, and by the protocol, of its training."""
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        config = compose("eval", ["output=null", f"accelerator={device}", "num_samples=0"])
+        config = compose("eval", given := ["output=null", f"accelerator={device}", "num_samples=0"])
     config.ckpt, config.output = str(checkpoint), str(output)
-    return resolve(inherit(config))
+    return resolve(inherit(config, given))
 
 
 def make_plan(settings: Settings) -> Plan:

@@ -75,6 +75,13 @@ class Encoder(nn.Module):
         """Normalised images (B, 3, H, W) -> F1..F4, each (B, D_i, H/s_i, W/s_i)."""
         raise NotImplementedError
 
+    def describe(self) -> dict[str, Any] | None:
+        """What the class's ``from_description`` builds the same encoder from, without files and with other weights.
+
+        Plain values. None: the class has no such method, and its files are needed.
+        """
+        return None
+
     def layers(self) -> list[nn.Module]:
         """The residual blocks in the order in which they run, (B, N, D) or (B, D, h, w) in and out."""
         raise NotImplementedError

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from e2net.encoders.base import IMAGENET_MEAN, IMAGENET_STD, Encoder
-from e2net.encoders.hub import Weights, build_backbone, load_backbone
+from e2net.encoders.hub import Weights, build_backbone, build_described, describe_backbone, load_backbone
 from e2net.encoders.timm_hub import load_timm
 
 
@@ -114,6 +114,21 @@ class ConvNeXtEncoder(Encoder):
             ValueError: an unknown name, another kind of model, or weights that do not fit it.
         """
         return cls(*load_timm(path, file, weights, checkpoint_dir), norm, pretrained=weights == "pretrained")
+
+    @classmethod
+    def from_description(
+        cls,
+        description: Mapping[str, Any],
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
+        norm: bool = True,
+    ) -> Self:
+        """As :meth:`e2net.encoders.ViTEncoder.from_description`."""
+        return cls(build_described(description), mean, std, norm)
+
+    def describe(self) -> dict[str, Any]:
+        means = {"mean": self.mean.flatten().tolist(), "std": self.std.flatten().tolist()}
+        return {**describe_backbone(self.backbone), **means}
 
     def layers(self) -> list[nn.Module]:
         return [block for stage in self._stages() for block in (stage.blocks if self._is_timm else stage.layers)]

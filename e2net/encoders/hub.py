@@ -64,7 +64,11 @@ def build_backbone(config: Mapping[str, Any]) -> "PreTrainedModel":
     unknown = sorted(key for key in keys if not hasattr(defaults, key))
     if unknown:
         raise ValueError(f"encoder config: {type(defaults).__name__} has no key {', '.join(unknown)}")
-    return _draw(_vision(AutoConfig.for_model(model_type, **keys)))
+    try:
+        return _draw(_vision(AutoConfig.for_model(model_type, **keys)))
+    except Exception as error:  # not our code: all that it has to object is about the keys
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"encoder config: transformers cannot build {model_type} from it ({reason})") from error
 
 
 def load_backbone(path: str, config: Mapping[str, Any] | None, weights: Weights, checkpoint_dir: str) -> Loaded:
@@ -91,6 +95,7 @@ def load_backbone(path: str, config: Mapping[str, Any] | None, weights: Weights,
 
     source = _resolve(path, checkpoint_dir)
     try:
+        # Else a folder that comes with code of its own would ask on the terminal whether to run it.
         whole = AutoConfig.from_pretrained(source, trust_remote_code=False)
         found = _vision(whole)
         _check_identity(source, config or {}, found)
@@ -132,6 +137,37 @@ def load_backbone(path: str, config: Mapping[str, Any] | None, weights: Weights,
     return Loaded(backbone, tuple(processor["image_mean"]), tuple(processor["image_std"]))
 
 
+def describe_backbone(backbone: Any) -> dict[str, Any]:
+    """What :func:`build_described` builds the same architecture from: plain values, no weights."""
+    if hasattr(backbone, "pretrained_cfg"):
+        return {"library": "timm", **backbone.e2net_arguments}
+    return {"library": "transformers", "config": json.loads(backbone.config.to_json_string(use_diff=False))}
+
+
+def build_described(description: Mapping[str, Any]) -> nn.Module:
+    """A backbone with random weights, see :func:`describe_backbone`; nothing is read or fetched.
+
+    Raises:
+        ValueError: the description is of no model that the installed libraries know.
+    """
+    if description.get("library") == "timm":
+        from e2net.encoders.timm_hub import create_timm  # noqa: PLC0415 - it imports this module
+
+        return create_timm(str(description.get("name")), description.get("arguments") or {})
+
+    from transformers import AutoConfig  # noqa: PLC0415
+
+    keys = dict(description.get("config") or {})
+    model_type = keys.pop("model_type", None)
+    try:
+        return _draw(type(AutoConfig.for_model(model_type)).from_dict(keys))
+    except Exception as error:  # not our code: whatever it is, the description is at fault
+        raise ValueError(
+            f"checkpoint: transformers cannot build the encoder {model_type} that it describes ({error}); update "
+            "transformers, or give the encoder's files by encoder_path=..."
+        ) from error
+
+
 def check_weights(weights: str) -> None:
     """Raises ValueError for a word that is no source of weights."""
     if weights not in ("pretrained", "random"):
@@ -159,7 +195,7 @@ def weights_on_disk(path: str, checkpoint_dir: str) -> bool:
 def _draw(config: "PretrainedConfig") -> "PreTrainedModel":
     from transformers import AutoModel  # noqa: PLC0415
 
-    return AutoModel.from_config(config, dtype=torch.float32)
+    return AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False)
 
 
 def _vision(config: "PretrainedConfig") -> "PretrainedConfig":

@@ -1,6 +1,7 @@
 """timm's backbones: from a folder in timm's Hub format, a model name with a weights file, or the Hub."""
 
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -10,6 +11,9 @@ from torch import Tensor, nn
 
 from e2net.encoders.base import method_of
 from e2net.encoders.hub import Loaded, Weights, check_weights, find_folder, read_json
+
+# Kinds of files that may hold code beside weights.
+_PICKLES = (".bin", ".pth", ".pt", ".tar", ".ckpt")
 
 
 def load_timm(path: str, file: str | None, weights: Weights, checkpoint_dir: str, **model_args: Any) -> Loaded:
@@ -34,7 +38,13 @@ def load_timm(path: str, file: str | None, weights: Weights, checkpoint_dir: str
     check_weights(weights)
     if file is not None and not Path(file).is_file():
         raise FileNotFoundError(f"encoder.file {file} does not exist; expected weights of the timm model {path}")
+    if file is not None and not file.endswith(".safetensors"):
+        _refuse_code(file)
     name = _source(path, checkpoint_dir)
+    folder = find_folder(path, checkpoint_dir)
+    if file is None and folder is not None and not (folder / "model.safetensors").is_file():
+        for other in sorted(f for f in folder.iterdir() if f.suffix in _PICKLES):
+            _refuse_code(str(other))
     try:
         # The number of classes stays the file's own, so that timm loads strictly; with any other it passes over
         # missing weights in silence.
@@ -58,9 +68,50 @@ def load_timm(path: str, file: str | None, weights: Weights, checkpoint_dir: str
     except (RuntimeError, SafetensorError, UnpicklingError) as error:  # also for an unknown name
         reason = textwrap.shorten(str(error), 300, placeholder=" ...")  # timm names every weight that does not fit
         raise ValueError(f"encoder {path}: timm cannot build or fill this model: {reason}") from error
+    _finish(model)
+    model.e2net_arguments = _arguments(path, checkpoint_dir, model_args)
+    return Loaded(model, tuple(model.pretrained_cfg["mean"]), tuple(model.pretrained_cfg["std"]))
+
+
+def _refuse_code(file: str) -> None:
+    """Raises ValueError for a file that holds more than tensors: older versions of timm would run what it says."""
+    try:
+        torch.load(file, map_location="meta", weights_only=True, mmap=False)
+    except Exception as error:
+        raise ValueError(f"encoder.file {file} is no file of plain weights; expected .safetensors or .pth") from error
+
+
+def create_timm(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """The same from what a loaded one has as ``e2net_arguments``, with random weights.
+
+    Raises:
+        ValueError: timm has no such model.
+    """
+    import timm  # noqa: PLC0415 - see load_timm
+
+    try:
+        if "/" in name or ":" in name:  # where timm would look for files
+            raise ValueError("expected the name of a model")
+        model: Any = timm.create_model(name, pretrained=False, **arguments)
+    except Exception as error:  # not our code: whatever it is, name or arguments are at fault
+        raise ValueError(f"checkpoint: timm cannot build the encoder {name} that it describes ({error})") from error
+    _finish(model)
+    model.e2net_arguments = {"name": name, "arguments": dict(arguments)}
+    return model
+
+
+def _finish(model: Any) -> None:
     model.reset_classifier(0, "")
     _interpolate_like_hugging_face(model)
-    return Loaded(model, tuple(model.pretrained_cfg["mean"]), tuple(model.pretrained_cfg["std"]))
+
+
+def _arguments(path: str, checkpoint_dir: str, model_args: dict[str, Any]) -> dict[str, Any]:
+    """What builds the model without its files."""
+    folder = find_folder(path, checkpoint_dir)
+    if folder is None:
+        return {"name": path.removeprefix("timm/"), "arguments": model_args}
+    config = read_json(folder / "config.json")
+    return {"name": config["architecture"], "arguments": {**config.get("model_args", {}), **model_args}}
 
 
 def _source(path: str, checkpoint_dir: str) -> str:
@@ -75,7 +126,7 @@ def _source(path: str, checkpoint_dir: str) -> str:
             )
         return f"local-dir:{folder}"
     name = path.removeprefix("timm/")
-    if "/" in name:
+    if "/" in name or ":" in name:
         raise FileNotFoundError(
             f"encoder folder {path} does not exist; expected a folder with timm's config.json and model.safetensors, "
             "or a model name such as vit_small_patch16_dinov3.lvd1689m"

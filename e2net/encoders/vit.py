@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from e2net.encoders.base import IMAGENET_MEAN, IMAGENET_STD, Encoder, are_indices
-from e2net.encoders.hub import Weights, build_backbone, load_backbone
+from e2net.encoders.hub import Weights, build_backbone, build_described, describe_backbone, load_backbone
 from e2net.encoders.timm_hub import load_timm
 
 # Where the forward pass of this thread keeps the outputs of its chosen blocks; None outside of any. The hooks that fill
@@ -162,6 +162,27 @@ class ViTEncoder(Encoder):
         # Without dynamic_img_size timm's models take images of their training size only.
         loaded = load_timm(path, file, weights, checkpoint_dir, dynamic_img_size=True)
         return cls(*loaded, blocks, norm, class_token, pretrained=weights == "pretrained")
+
+    @classmethod
+    def from_description(
+        cls,
+        description: Mapping[str, Any],
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
+        blocks: Sequence[int] | None = None,
+        norm: bool = True,
+        class_token: bool = False,
+    ) -> Self:
+        """Builds an encoder from what :meth:`describe` gave, with random weights, to be replaced by a checkpoint's.
+
+        Raises:
+            ValueError: the installed libraries have no such model.
+        """
+        return cls(build_described(description), mean, std, blocks, norm, class_token)
+
+    def describe(self) -> dict[str, Any]:
+        means = {"mean": self.mean.flatten().tolist(), "std": self.std.flatten().tolist()}
+        return {**describe_backbone(self.backbone), **means}
 
     def layers(self) -> list[nn.Module]:
         return list(_block_list(self.backbone))

@@ -1,12 +1,13 @@
 """Checkpoints: plain tensors and the resolved config, without weights that can be read from elsewhere."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from e2net.engine.config import build_model, conf_folder
+from e2net.engine.config import build_model, flatten
 from e2net.model import SegmentationModel
 
 if TYPE_CHECKING:
@@ -15,14 +16,38 @@ if TYPE_CHECKING:
 BEST, LAST = "best.ckpt", "last.ckpt"
 # The key under which a checkpoint holds what is ours, beside Lightning's own keys.
 KEY = "e2net"
+# Of that entry. Those of before 1 have no "format" and no "backbone", and lack what never trains under full tuning.
+FORMAT = 1
+_PARTS = ("encoder", "neck", "decoder", "tuning")
+# What an evaluation by ready maps and one of a checkpoint have no use for.
+_OF_MODELS = ("encoder_path", "size", "flip_test", "test_scales", "window", "window_overlap", "seed", "precision")
+_NOT_WITH_MAPS = (*_OF_MODELS, "accelerator", "num_samples")
+_DATA_OF_MODELS = ("train", "n_train", "size", "batch_size", "num_workers", "val_fraction", "seed", "augment")
+
+
+def checkpoint_entry(model: SegmentationModel, config: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint holds of ours, beside the tensors: see :func:`read_checkpoint`."""
+    return {
+        "format": FORMAT,
+        "config": config,
+        "encoder_fingerprint": encoder_fingerprint(model),
+        # How to build the encoder without its files, where no weight of theirs is needed.
+        "backbone": model.encoder.describe() if _holds_all(model) else None,
+    }
+
+
+def _holds_all(model: SegmentationModel) -> bool:
+    """Whether a checkpoint holds every tensor: a pretrained encoder trains as a whole, or there are no files of it."""
+    encoder = model.encoder
+    return not encoder.pretrained or any(module is encoder.backbone for module in encoder.trained)
 
 
 def saved_state(model: SegmentationModel) -> dict[str, Tensor]:
     """The tensors that a checkpoint must hold: all but what a pretrained encoder has as it was read from its files."""
     state = model.state_dict()
-    encoder = model.encoder
-    if not encoder.pretrained:
+    if _holds_all(model):
         return state
+    encoder = model.encoder
     # Buffers too: those of a part in train mode may change.
     changing = {buffer for module in encoder.trained for buffer in module.buffers()}
     changing |= {parameter for parameter in encoder.parameters() if parameter.requires_grad}
@@ -32,8 +57,7 @@ def saved_state(model: SegmentationModel) -> dict[str, Tensor]:
 
 def encoder_fingerprint(model: SegmentationModel) -> str | None:
     """Identity of the weights that :func:`saved_state` leaves out, None where there are none."""
-    relied_upon = model.encoder.pretrained and not all(p.requires_grad for p in model.encoder.parameters())
-    return model.encoder.fingerprint() if relied_upon else None
+    return None if _holds_all(model) else model.encoder.fingerprint()
 
 
 def load_state(model: SegmentationModel, state: dict[str, Tensor]) -> None:
@@ -43,7 +67,10 @@ def load_state(model: SegmentationModel, state: dict[str, Tensor]) -> None:
         ValueError: a tensor is missing, unexpected or of another shape; nothing is loaded then.
     """
     expected = saved_state(model)
-    faults = [f"{k} is missing" for k in expected.keys() - state.keys()]
+    # Before format 1 a fully tuned encoder's mask token was left out, and its fingerprint stored.
+    untrained = {f"encoder.{name}" for name, p in model.encoder.named_parameters() if not p.requires_grad}
+    optional = untrained if model.encoder.pretrained else set()
+    faults = [f"{k} is missing" for k in expected.keys() - state.keys() - optional]
     faults += [f"{k} is unexpected" for k in state.keys() - expected.keys()]
     faults += [
         f"{k} has shape {tuple(state[k].shape)}, expected {tuple(expected[k].shape)}"
@@ -64,9 +91,11 @@ def restore(model: SegmentationModel, content: dict[str, Any]) -> None:
     Raises:
         ValueError: the checkpoint does not fit the model, or the encoder's frozen weights are not those of training.
     """
-    load_state(model, content["state_dict"])
     expected = content[KEY]["encoder_fingerprint"]
-    if expected is not None and encoder_fingerprint(model) != expected:
+    # Before the state is loaded, which now has what never trains as well.
+    found = None if expected is None else model.encoder.fingerprint()
+    load_state(model, content["state_dict"])
+    if expected != found:
         raise ValueError(
             "the weights in the encoder's files are not those of this checkpoint's training (expected SHA-256 "
             f"{expected[:12]}...); give the right ones by encoder_path=..., or to resume by encoder.path=..."
@@ -81,7 +110,7 @@ def find_checkpoint(path: str | Path, prefer: str = BEST) -> Path:
     Raises:
         FileNotFoundError: neither.
     """
-    path = Path(path)
+    path = Path(str(path))  # a folder of a multirun is called 0, which YAML reads as a number
     candidates = (
         [path]
         if path.is_file()
@@ -100,23 +129,53 @@ def find_checkpoint(path: str | Path, prefer: str = BEST) -> Path:
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Reads a checkpoint file, tensors on the CPU, without running any code from it.
 
+    Returns:
+        Lightning's keys, and under ``KEY`` ours: ``format``, the resolved ``config``, ``encoder_fingerprint`` of what
+        is not among the tensors, and ``backbone``, by which an encoder is built without its files, or None.
+
     Raises:
         FileNotFoundError: see :func:`find_checkpoint`.
-        ValueError: the file is no checkpoint of e2net.
+        ValueError: the file is no checkpoint of e2net, or a newer version's.
     """
     file = find_checkpoint(path)
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
     except Exception as error:  # whatever the unpickler trips over, from KeyError to UnpicklingError
-        reason = str(error).splitlines()[0].split(". ")[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0]
         raise ValueError(f"{file} is not a readable checkpoint ({reason})") from error
-    if not isinstance(content, dict) or KEY not in content:
+    entry = content.get(KEY) if isinstance(content, dict) else None
+    if not isinstance(entry, dict) or not isinstance(entry.get("config"), dict):
         raise ValueError(f"{file} was not written by e2net: it holds no '{KEY}' entry with the config")
-    return content
+    version = entry.get("format", 0)
+    if type(version) is not int or version > FORMAT:
+        raise ValueError(
+            f"{file} was written by a newer version of e2net: its format is {version}, this version reads up to "
+            f"{FORMAT}; update e2net"
+        )
+    fault = _not_plain(entry["config"])
+    if fault is not None:
+        raise ValueError(f"{file}: expected plain values in its config, found {fault}")
+    return {**content, KEY: {"backbone": None, "encoder_fingerprint": None, **entry, "format": version}}
+
+
+def _not_plain(config: Any) -> str | None:
+    """What in a config is no value of YAML's, or stands for something of this machine's, such as ${oc.env:HOME}."""
+    for key, value in flatten(config).items():
+        if isinstance(value, list | tuple):
+            fault = next(filter(None, (_not_plain({key: one}) for one in value)), None)
+            if fault is not None:
+                return fault
+        elif "${" in key or (isinstance(value, str) and "${" in value):
+            return f"{key}={value}, an interpolation"
+        elif value != {} and not isinstance(value, str | int | float | bool | None):
+            return f"{key}, a {type(value).__name__}"
+    return None
 
 
 def load_model(path: str | Path, encoder_path: str | None = None) -> tuple[SegmentationModel, dict[str, Any]]:
-    """Rebuilds a trained model from its checkpoint alone.
+    """Rebuilds a trained model from its checkpoint; the encoder's files are needed unless it trained as a whole.
 
     Args:
         path: a run folder or a checkpoint file.
@@ -131,29 +190,99 @@ def load_model(path: str | Path, encoder_path: str | None = None) -> tuple[Segme
     """
     content = read_checkpoint(path)
     config = content[KEY]["config"]
+    for part in _PARTS:
+        if not isinstance(config.get(part), dict):
+            raise ValueError(f"{path}: expected {part} in the checkpoint's config, found {config.get(part)}")
     if encoder_path is not None:
         if "path" not in config["encoder"]:
             raise ValueError("encoder_path is given, but this checkpoint's encoder was not loaded from files")
         config["encoder"]["path"] = encoder_path
-    model = build_model(config)
+    described = encoder_path is None and content[KEY]["backbone"] is not None
+    model = build_model({**config, "encoder": _without_files(content[KEY])} if described else config)
     restore(model, content)
     return model.eval(), config
 
 
-def inherit(config: "DictConfig") -> "DictConfig":
-    """Fills an evaluation config from its checkpoint: ``size`` where null, ``data`` where no root is given.
+def _without_files(entry: dict[str, Any]) -> dict[str, Any]:
+    """The config of the same encoder, built by its description."""
+    encoder = dict(entry["config"]["encoder"])
+    class_name = str(encoder.pop("_target_", "")).rpartition(".")[0]
+    for place in ("path", "file", "weights", "checkpoint_dir", "config", "mean", "std"):
+        encoder.pop(place, None)
+    if not isinstance(entry["backbone"], dict):
+        raise ValueError(f"checkpoint: expected a description of its encoder, found {entry['backbone']}")
+    description = dict(entry["backbone"])
+    means = {key: description.pop(key, None) for key in ("mean", "std")}
+    return {"_target_": f"{class_name}.from_description", "description": description, **means, **encoder}
 
-    Without a root, ``data`` is that of training but for what differs from ``conf/data/folder.yaml``: what was given.
+
+def inherit(config: "DictConfig", given: Sequence[str]) -> "DictConfig":
+    """Fills an evaluation config from its checkpoint: ``size`` where null, ``data`` unless its group or root is given.
+
+    Without those ``data`` is that of training, with what was given of it.
+
+    Args:
+        config: a composed ``conf/eval.yaml``, with ``ckpt`` or ``predictions``.
+        given: the overrides that it was composed with, in Hydra's syntax: what equals a default counts as well.
+
+    Raises:
+        ValueError: a setting was given that such an evaluation has no use for.
     """
-    from omegaconf import OmegaConf  # noqa: PLC0415 - see config.py
+    from hydra.core.override_parser.overrides_parser import OverridesParser  # noqa: PLC0415 - see config.py
+    from omegaconf import OmegaConf  # noqa: PLC0415
 
-    if not OmegaConf.is_missing(config, "ckpt"):
-        trained = read_checkpoint(config.ckpt)[KEY]["config"]
-        if config.size is None:
-            config.size = trained["size"]
-        if OmegaConf.is_missing(config.data, "root"):
-            plain: Any = OmegaConf.to_container(OmegaConf.load(conf_folder() / "data" / "folder.yaml"))
-            asked: Any = OmegaConf.to_container(config.data)
-            given = {k: v for k, v in asked.items() if k not in plain or plain[k] != v}
-            config.data = {**trained["data"], **given}
+    overrides = OverridesParser.create().parse_overrides(list(given))
+    keys = [override.key_or_group for override in overrides]
+    _refuse_unused(config, keys)
+    if config.ckpt is None:
+        return config
+    trained = read_checkpoint(config.ckpt)[KEY]["config"]
+    resized = config.size is not None
+    if not resized:
+        config.size = trained.get("size")
+    if "data" in keys or "data.root" in keys:
+        return config
+    data: Any = dict(trained.get("data") or {})
+    asked: Any = OmegaConf.to_container(config.data)
+    if resized:
+        data["size"] = "${size}"
+    if "seed" in keys:
+        data["seed"] = "${seed}"
+    for override in overrides:
+        first, *path = override.key_or_group.split(".")
+        if first == "data" and path:
+            _carry_over(data, asked, path, override.is_delete())
+    config.data = data
     return config
+
+
+def _carry_over(data: dict[str, Any], asked: dict[str, Any], path: Sequence[str], delete: bool) -> None:
+    """Sets one key of ``data``, given by its path, to what is ``asked``, or deletes it."""
+    *parents, last = path
+    for key in parents:
+        if not isinstance(data.get(key), dict):  # switched off in training: all of it, as asked
+            data[key] = asked[key]
+            return
+        data[key] = dict(data[key])
+        data, asked = data[key], asked[key]
+    if delete:
+        data.pop(last, None)
+    else:
+        data[last] = asked[last]
+
+
+def _refuse_unused(config: "DictConfig", keys: Sequence[str]) -> None:
+    """Raises ValueError for a key that was given and that nothing would read."""
+    of_maps = config.predictions is not None
+    unused = list(_NOT_WITH_MAPS) if of_maps else ["allow_missing"]
+    if of_maps:
+        unused += [f"data.{key}" for key in _DATA_OF_MODELS]
+    elif not config.binarised_too:
+        unused.append("num_workers")  # data.num_workers read images
+    if not of_maps and config.window is None:
+        unused.append("window_overlap")
+    for key in keys:
+        if any(key == one or key.startswith(f"{one}.") for one in unused):
+            why = "maps that are there already" if of_maps else "a checkpoint"
+            remedy = {"num_workers": "; data.num_workers=... reads images", "window_overlap": " without window=..."}
+            raise ValueError(f"{key}: an evaluation of {why} has no use for it{remedy.get(key, '')}; leave it out")

@@ -1,15 +1,23 @@
-"""From a Hydra config to objects, and from any exception of the set-up phase to one line for the user."""
+"""From a Hydra config to objects, and from any exception of the set-up phase to one line for the user.
+
+:func:`build` is the one place where a ``_target_`` becomes a call. A config may come out of somebody else's checkpoint,
+so it names only what e2net offers for its configs.
+"""
 
 # Hydra and OmegaConf are imported where they are used, so that the Python API works without them; the model too, as
 # torch takes seconds and --help shall take none.
 # ruff: noqa: PLC0415
 
 import contextlib
+import importlib
+import inspect
 import os
 import sys
-from collections.abc import Iterator, Sequence
+import types
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, Union, cast, get_args, get_origin
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -17,6 +25,65 @@ if TYPE_CHECKING:
     from e2net.model import SegmentationModel
 
 _ROOT = Path(__file__).parent.parent.parent
+# Of these modules a config may name the public classes, and the class methods that e2net gave them.
+_OFFERED = (
+    *("e2net.encoders", "e2net.decoders", "e2net.decoders.necks", "e2net.losses", "e2net.datasets", "e2net.metrics"),
+    *("e2net.engine.optim", "e2net.engine.schedules", "e2net.engine.cache"),
+)
+_TRAINER = "lightning.Trainer"
+# Names modules of one's own, separated by commas, whose classes configs and checkpoints may name as well.
+TRUST = "E2NET_TRUST"
+# What a group of a config builds.
+_KINDS = {
+    "encoder": "e2net.encoders.Encoder",
+    "tuning": "e2net.encoders.Tuning",
+    "neck": "torch.nn.Module",
+    "decoder": "torch.nn.Module",
+    "loss": "e2net.losses.Criterion",
+    "data": "e2net.datasets.SegmentationData",
+    "optim": "e2net.engine.optim.AdamW",
+    "schedule": "e2net.engine.schedules.Schedule",
+    "protocol": "e2net.metrics.Protocol",
+    "cache": "e2net.engine.cache.FeatureCache",
+    "trainer": _TRAINER,
+}
+# The keys of conf/train.yaml and conf/eval.yaml that are no groups.
+_TRAINING: dict[str, Any] = {
+    "size": int | Sequence[int],
+    "seed": int,
+    "ema": float | None,
+    "train_scales": Sequence[float],
+    "test_scales": Sequence[float],
+    "flip_test": bool,
+    "compile": bool,
+    "num_samples": int,
+    "resume": str | int | None,
+    "run_dir": str,
+}
+_EVALUATION: dict[str, Any] = {
+    "ckpt": str | int | None,
+    "predictions": str | None,
+    "allow_missing": bool,
+    "method": str | int | None,
+    "scores": Sequence[str],
+    "binarised_too": bool,
+    "bootstrap_seed": int,
+    "num_workers": int | None,
+    "encoder_path": str | None,
+    "size": int | Sequence[int] | None,
+    "flip_test": bool | None,
+    "test_scales": Sequence[float] | None,
+    "window": int | Sequence[int] | None,
+    "window_overlap": float,
+    "seed": int,
+    "precision": str | int,
+    "accelerator": str,
+    "num_samples": int,
+    "output": str,
+}
+# Numbers beyond it mean nothing anywhere, and would end in an overflow or use up all memory. Seeds go up to here.
+_LARGEST = 2**32 - 1
+_MOST_WORKERS = 1024
 
 
 def conf_folder() -> Path:
@@ -81,43 +148,408 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def build(config: dict[str, Any], **kwargs: Any) -> Any:
-    """Instantiates a config with a ``_target_``; ``kwargs`` go to the constructor.
+def check_training(config: dict[str, Any]) -> None:
+    """Makes sure that a resolved ``conf/train.yaml`` has all keys, none that nothing reads, and values of their types.
 
-    What a constructor raises comes out as it is, not wrapped into Hydra's exception; a TypeError names the settings.
+    What depends on the data or the model is checked by those.
+
+    Raises:
+        ValueError: it has not; the message names the key.
     """
-    from hydra.errors import InstantiationException
-    from hydra.utils import instantiate
+    groups = ("encoder", "tuning", "neck", "decoder", "loss", "data", "optim", "schedule", "protocol", "cache")
+    # What stands for a value of the constructor's own is not known to its signature.
+    for group, key, instead in (("data", "batch_size", 1), ("trainer", "precision", "32-true")):
+        if isinstance(config.get(group), Mapping) and config[group].get(key) == "auto":
+            config = {**config, group: {**config[group], key: instead}}
+    _check_keys(config, _TRAINING, (*groups, "trainer"))
+    _check_range("seed", config["seed"], 0)
+    if config["ema"] is not None and not 0 < config["ema"] < 1:
+        raise ValueError(f"ema={config['ema']}: expected a decay above 0 and below 1, such as 0.99, or null (off)")
+    _check_trainer(config["trainer"])
 
+
+def check_evaluation(config: dict[str, Any]) -> None:
+    """The same for a resolved ``conf/eval.yaml``."""
+    _check_keys(config, _EVALUATION, ("data", "protocol"))
+
+
+def check_batches(config: dict[str, Any], training: int, validation: int) -> None:
+    """Makes sure that a limited epoch has at least one batch: Lightning would stop only when it has begun.
+
+    Args:
+        config: as for :func:`check_training`, with a number as ``data.batch_size``.
+        training, validation: how many images there are.
+
+    Raises:
+        ValueError: it has none.
+    """
+    trainer = config["trainer"]
+    for part, images in (("train", training), ("val", validation)):
+        limit, batches = trainer.get(f"limit_{part}_batches"), -(-images // config["data"]["batch_size"])
+        if isinstance(limit, float) and batches and int(limit * batches) < 1:
+            raise ValueError(
+                f"trainer.limit_{part}_batches={limit}: expected at least one of {batches} batches, found "
+                f"{limit * batches:.2g}; give a whole number of batches"
+            )
+        if part == "train":
+            batches = min(batches, limit) if isinstance(limit, int) else int(batches * (limit or 1.0))
+            every = trainer.get("val_check_interval")
+            if type(every) is int and every > batches and trainer.get("check_val_every_n_epoch", 1) is not None:
+                raise ValueError(
+                    f"trainer.val_check_interval={every}: expected at most the {batches} batches of an epoch, or "
+                    "trainer.check_val_every_n_epoch=null beside it"
+                )
+
+
+def _check_keys(config: dict[str, Any], plain: Mapping[str, Any], groups: Sequence[str]) -> None:
+    unknown = sorted(config.keys() - plain.keys() - set(groups))
+    if unknown:
+        raise ValueError(f"{unknown[0]}={config[unknown[0]]}: there is no such setting; --help lists all")
+    for key in (*plain, *groups):
+        if key not in config:
+            raise ValueError(f"config: {key} has no value; give it as {key}=...")
+    for key, hint in plain.items():
+        _check_value(key, config[key], hint)
+    for key in groups:
+        check_part(config, key)
+
+
+def check_part(config: dict[str, Any], key: str) -> None:
+    """Makes sure that a group of a config, such as ``decoder``, can be built, and builds what its name says.
+
+    Raises:
+        ValueError: it does not; the message names the key.
+    """
+    part = config.get(key)
+    if not isinstance(part, Mapping) or "_target_" not in part:
+        raise ValueError(f"{key}={part}: expected settings with a _target_; choose one of conf/{key} by {key}=NAME")
+    module, _, name = _KINDS[key].rpartition(".")
+    kind = getattr(importlib.import_module(module), name)
+    target = _check_node(part, key, trainer=key == "trainer")
+    if not issubclass(_built(target), kind):
+        raise ValueError(f"{key}._target_={part['_target_']}: expected a kind of {name}, which this is not")
+
+
+def _check_trainer(trainer: Mapping[str, Any]) -> None:
+    """What Lightning accepts and this program cannot do, or would only find when training has begun."""
+    trainer = {k: v for k, v in trainer.items() if v is not None}
+    steps = trainer.get("max_steps", -1)
+    # Without an end no schedule would know how far training has come.
+    if trainer.get("max_epochs", -1) != -1 or steps == -1:
+        _check_range("trainer.max_epochs", trainer.get("max_epochs"), 1, "; trainer.max_time may stop it earlier")
+    if steps != -1:
+        _check_range("trainer.max_steps", steps, 1)
+    for key, remedy in (
+        ("fast_dev_run", "no checkpoint would be written to test"),
+        ("overfit_batches", "validation would be on training images"),
+    ):
+        if trainer.get(key):
+            raise ValueError(
+                f"trainer.{key}={trainer[key]}: {remedy}; for a short run take trainer.max_epochs=1 "
+                "trainer.limit_train_batches=2"
+            )
+    for part, instead in (("train", ""), ("val", "data.val_fraction=0"), ("test", "no test sets")):
+        key = f"limit_{part}_batches"
+        limit = trainer.get(key, 1)
+        if limit <= 0 or (type(limit) is float and limit > 1):
+            raise ValueError(
+                f"trainer.{key}={limit}: expected a whole number of batches from 1, a fraction above 0.0 up to 1.0, or "
+                f"null (all){f'; for none: {instead}' if instead else ''}"
+            )
+    _check_validation(trainer)
+    for key, low in (
+        ("accumulate_grad_batches", 1),
+        ("gradient_clip_val", 0),
+        ("log_every_n_steps", 1),
+        ("num_sanity_val_steps", -1),
+        ("reload_dataloaders_every_n_epochs", 0),
+        ("num_nodes", 1),
+        ("min_epochs", 0),
+        ("min_steps", 0),
+    ):
+        if key in trainer:
+            _check_range(f"trainer.{key}", trainer[key], low)
+    if "limit_predict_batches" in trainer:
+        raise ValueError("trainer.limit_predict_batches: nothing is predicted in training; leave it out")
+    if trainer.get("enable_checkpointing") is False:
+        raise ValueError("trainer.enable_checkpointing=false: the best checkpoint is what is tested; leave it out")
+
+
+def _check_validation(trainer: Mapping[str, Any]) -> None:
+    every, interval = trainer.get("check_val_every_n_epoch", 1), trainer.get("val_check_interval", 1.0)
+    _check_range("trainer.check_val_every_n_epoch", every, 1)
+    if type(interval) in (int, float) and (interval <= 0 or (type(interval) is float and interval > 1)):
+        raise ValueError(
+            f"trainer.val_check_interval={interval}: expected a whole number of batches from 1, or a fraction of an "
+            "epoch above 0.0 up to 1.0"
+        )
+
+
+def _check_range(key: str, value: Any, low: float, remedy: str = "") -> None:
+    if value is None or not value >= low:
+        raise ValueError(f"{key}={'null' if value is None else value}: expected at least {low}{remedy}")
+
+
+def build(config: dict[str, Any], *, _partial_: bool = False) -> Any:
+    """Calls what a config's ``_target_`` names with its other keys, and what is nested in it before.
+
+    Nothing is called unless everything in the config may be: targets are public classes of e2net's, or of a module
+    that the environment variable E2NET_TRUST names; keys and types are those of their signatures; numbers are finite.
+    What a constructor raises comes out as it is: a ValueError is the user's fault, anything else the programmer's.
+
+    Args:
+        config: plain containers; nothing in it is interpolated.
+        _partial_: return a function that takes the arguments which the config lacks.
+
+    Raises:
+        ValueError: a target that is not allowed, or settings that do not fit its signature.
+    """
+    target = _check_node(config, str(config.get("_target_")).rpartition(".")[2], named=False)
+    settings = _settings(config)
+    return _partial(target, settings) if _partial_ or config.get("_partial_") else target(**settings)
+
+
+def build_trainer(config: dict[str, Any], **more: Any) -> Any:
+    """Lightning's Trainer.
+
+    Args:
+        config: of a user, with ``_target_: lightning.Trainer``.
+        more: what the program sets itself.
+
+    Raises:
+        ValueError: Lightning refuses the settings, or one of them is the program's.
+    """
+    both = sorted(config.keys() & more.keys())
+    if both:
+        raise ValueError(f"trainer.{both[0]}: the program sets it itself; leave it out")
+    target = _check_node(config, "trainer", trainer=True)
     try:
-        return instantiate(config, _convert_="all", **kwargs)
-    except InstantiationException as error:
-        cause: BaseException = error
-        while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
-            cause = cause.__cause__
-        if isinstance(cause, TypeError):
-            name = config["_target_"].rpartition(".")[2]
-            settings = ", ".join(f"{k}={v}" for k, v in flatten(config).items() if not k.endswith("_target_"))
-            raise TypeError(f"{name}({settings}): {cause}") from None
-        raise cause from None
+        return target(**_settings(config), **more)
+    except Exception as error:  # not our code: all that it has to object is about the settings
+        raise ValueError(f"trainer: {' '.join(str(error).split()) or type(error).__name__}") from error
+
+
+def _settings(node: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: _build(v) for k, v in node.items() if k not in ("_target_", "_partial_")}
+
+
+def _build(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return build(dict(value)) if "_target_" in value else _settings(value)
+    return [_build(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def _partial(target: Callable[..., Any], settings: dict[str, Any]) -> Callable[..., Any]:
+    def call(**more: Any) -> Any:
+        return target(**settings, **more)
+
+    return call
+
+
+def _check_node(node: Mapping[str, Any], path: str, trainer: bool = False, named: bool = True) -> Callable[..., Any]:
+    """What ``node`` would call; nothing is called.
+
+    Args:
+        node: with a ``_target_``.
+        path: its place in the config, or the name of its class.
+        trainer: whether that may be Lightning's Trainer.
+        named: whether ``path`` is a place.
+
+    Raises:
+        ValueError: see :func:`build`.
+    """
+    target = _find(node.get("_target_"), f"{path}._target_" if named else "_target_", trainer)
+
+    def name(key: str) -> str:
+        return f"{path}.{key}" if named else f"{path}: {key}"
+
+    settings = {}
+    for key, value in node.items():
+        if key in ("_target_", "_partial_"):
+            continue
+        if not isinstance(key, str) or key.startswith("_"):
+            raise ValueError(f"{name(key)}: a config cannot set what begins with an underscore")
+        settings[key] = value
+    signature = inspect.signature(target)
+    try:
+        signature.bind_partial(**settings)
+    except TypeError as error:
+        raise ValueError(f"{path}: {error}; it takes {', '.join(signature.parameters) or 'no settings'}") from error
+    hints = _hints(target)
+    for key, value in settings.items():
+        _check_value(name(key), value, hints.get(key, Any))
+    return target
+
+
+def _check_value(name: str, value: Any, hint: Any) -> None:
+    """Checks what is nested in a value, then its type."""
+    if isinstance(value, Mapping):
+        if "_target_" in value:
+            nested = _check_node(value, name)
+            if not _takes(hint, _built(nested)):
+                raise ValueError(f"{name}._target_={value['_target_']}: expected {_words(hint)}")
+            return
+        for key, one in value.items():
+            _check_value(f"{name}.{key}", one, Any)
+    elif isinstance(value, list | tuple):
+        for position, one in enumerate(value):
+            _check_value(f"{name}[{position}]", one, Any)
+    elif isinstance(value, int | float) and not abs(value) <= _LARGEST:  # NaN is not either
+        raise ValueError(f"{name}={value}: expected a finite number, at most {_LARGEST}")
+    if name.rpartition(".")[2].endswith("num_workers") and type(value) is int and value > _MOST_WORKERS:
+        raise ValueError(f"{name}={value}: expected at most {_MOST_WORKERS} processes")
+    if not _fits(value, hint):
+        shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else value
+        hint_path = f"; a file or folder of that name is ./{value}" if type(value) is int and _fits("", hint) else ""
+        raise ValueError(f"{name}={shown}: expected {_words(hint)}{hint_path}")
+
+
+def _find(path: Any, name: str, trainer: bool = False) -> Callable[..., Any]:
+    """The class or class method of a dotted path, which ``name`` has as its value.
+
+    Raises:
+        ValueError: it is not one that a config may name.
+    """
+    if path == _TRAINER and trainer:
+        return getattr(importlib.import_module("lightning"), "Trainer")  # noqa: B009 - typed as a function of nothing
+    target = None
+    trusted = [name.strip() for name in os.environ.get(TRUST, "").split(",") if name.strip()]
+    if isinstance(path, str) and all(part.isidentifier() for part in path.split(".")):
+        offered = max((m for m in _OFFERED if path.startswith(f"{m}.")), key=len, default=None)
+        if offered is not None:
+            target = _offered(offered, path.removeprefix(f"{offered}.").split("."))
+        elif any(path.startswith(f"{name}.") for name in trusted):
+            target = _trusted(path)
+    if target is None:
+        raise ValueError(
+            f"{name}={path}: expected a class that e2net offers for its configs; for one of your own, whose code you "
+            f"trust, set {TRUST} to its module"
+        )
+    return target
+
+
+def _offered(module_name: str, names: list[str]) -> Callable[..., Any] | None:
+    module = importlib.import_module(module_name)
+    target = getattr(module, names[0], None)
+    if names[0].startswith("_") or not isinstance(target, type) or target.__module__.partition(".")[0] != "e2net":
+        return None
+    public = getattr(module, "__all__", None)
+    if names[0] not in public if public is not None else target.__module__ != module_name:
+        return None
+    if len(names) == 1:
+        return target
+    # Not what it has from Lightning or torch, of which one reads pickles.
+    method = inspect.getattr_static(target, names[1], None)
+    ours = isinstance(method, classmethod) and method.__func__.__module__.partition(".")[0] == "e2net"
+    return getattr(target, names[1]) if len(names) == 2 and ours and not names[1].startswith("_") else None
+
+
+def _trusted(path: str) -> Callable[..., Any] | None:
+    parts = path.split(".")
+    for end in range(len(parts) - 1, 0, -1):
+        with contextlib.suppress(ModuleNotFoundError):
+            target: Any = importlib.import_module(".".join(parts[:end]))
+            for part in parts[end:]:
+                target = getattr(target, part, None)
+            return target if callable(target) else None
+    return None
+
+
+def _built(target: Callable[..., Any]) -> type:
+    """What a class, or a class method, makes an instance of."""
+    return target if isinstance(target, type) else getattr(target, "__self__", object)
+
+
+def _hints(target: Callable[..., Any]) -> dict[str, Any]:
+    function = target.__init__ if isinstance(target, type) else target  # type: ignore[misc]
+    try:
+        return typing.get_type_hints(function)
+    except (NameError, TypeError):  # of somebody else's class, imported for type checkers only
+        return {}
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a config's value is of a type; a whole number is a float, a bool no number, and a list any sequence."""
+    origin, args = get_origin(hint), get_args(hint)
+    if hint is Any or isinstance(hint, typing.TypeVar):
+        return True
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, one) for one in args)
+    if origin is Literal:
+        return any(value == one and type(value) is type(one) for one in args)
+    if hint is None or hint is type(None):
+        return value is None
+    if hint is float:
+        return type(value) in (int, float)
+    if hint in (int, bool, str):
+        return type(value) is hint or (hint is str and isinstance(value, str | Path))
+    kind = origin or hint
+    if kind is tuple and args and args[-1] is not Ellipsis:
+        return isinstance(value, list | tuple) and len(value) == len(args) and all(map(_fits, value, args))
+    if kind in (list, tuple, Sequence, Iterable):
+        return isinstance(value, list | tuple) and all(_fits(one, args[0]) for one in value if args)
+    if kind in (dict, Mapping):
+        fits = len(args) < 2 or (isinstance(value, Mapping) and all(_fits(one, args[1]) for one in value.values()))
+        return isinstance(value, Mapping) and fits
+    return not isinstance(kind, type) or isinstance(value, kind)
+
+
+def _takes(hint: Any, kind: type) -> bool:
+    """Whether an argument of this type takes an instance of a class."""
+    args = get_args(hint)
+    if hint is Any or not args:
+        return hint is Any or (isinstance(hint, type) and issubclass(kind, hint))
+    return any(_takes(one, kind) for one in args)
+
+
+def _words(hint: Any) -> str:
+    """A type in words."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(dict.fromkeys(_words(one) for one in args))
+    if origin is Literal:
+        return ", ".join(map(str, args))
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+    if hint in names:
+        return names[hint]
+    kind = origin or hint
+    if kind is tuple and args and args[-1] is not Ellipsis:
+        return f"a list of {len(args)}, each {_words(args[0])}"
+    if kind in (list, tuple, Sequence, Iterable):
+        return f"a list, each {_words(args[0])}" if args else "a list"
+    if kind in (dict, Mapping):
+        return "a mapping" + (f" of {_words(args[1])}" if len(args) == 2 and args[1] is not Any else "")
+    return getattr(kind, "__name__", str(kind))
 
 
 def build_model(config: dict[str, Any]) -> "SegmentationModel":
-    """The model that a resolved config with ``encoder``, ``neck``, ``decoder`` and ``tuning`` describes."""
+    """The model that a resolved config with ``encoder``, ``neck``, ``decoder`` and ``tuning`` describes.
+
+    Raises:
+        ValueError: it cannot be built, or does not fit into this machine's memory.
+    """
     from e2net.model import SegmentationModel
 
-    return SegmentationModel(
-        encoder=build(config["encoder"]),
-        decoder=build(config["decoder"], _partial_=True),
-        tuning=build(config["tuning"]),
-        neck=build(config["neck"], _partial_=True),
-    )
+    for key in ("encoder", "neck", "decoder", "tuning"):
+        check_part(config, key)
+    try:
+        return SegmentationModel(
+            encoder=build(config["encoder"]),
+            decoder=build(config["decoder"], _partial_=True),
+            tuning=build(config["tuning"]),
+            neck=build(config["neck"], _partial_=True),
+        )
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, MemoryError) or "memory" in str(error) or "verflow" in str(error):
+            raise ValueError(f"the model does not fit into memory ({str(error).splitlines()[0]})") from error
+        raise
 
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
     """Turns a wrong setting, a missing file or bad data into one line on stderr and exit status 2.
 
+    Those are ValueErrors and OSErrors; a TypeError or another exception is a programmer's, and keeps its traceback.
     Wrap only what happens before the long work starts: later, a traceback is worth more. With E2NET_TRACEBACK=1 the
     exception passes through.
     """
@@ -131,14 +563,12 @@ def user_errors() -> Iterator[None]:
 
 
 def _user_faults() -> tuple[type[Exception], ...]:
-    """What a wrong setting, file or data raises; of Hydra and OmegaConf too where they are installed."""
-    ours = (ValueError, TypeError, OSError)
+    """What a wrong setting, file or data raises; of OmegaConf too where it is installed."""
     try:
-        from hydra.errors import InstantiationException
         from omegaconf.errors import OmegaConfBaseException
     except ImportError:
-        return ours
-    return (*ours, InstantiationException, OmegaConfBaseException)
+        return (ValueError, OSError)
+    return (ValueError, OSError, OmegaConfBaseException)
 
 
 def list_groups(conf: Path) -> str:

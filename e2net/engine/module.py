@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from e2net.engine.checkpoint import KEY, encoder_fingerprint, load_state, saved_state
+from e2net.engine.checkpoint import KEY, checkpoint_entry, load_state, saved_state
 from e2net.engine.inference import Predictor
 from e2net.engine.optim import AdamW
 from e2net.engine.scales import RandomScale
@@ -79,7 +79,8 @@ class SegmentationModule(L.LightningModule):
         # Scoring runs beside the next batch: NumPy and OpenCV release the interpreter lock.
         self._pool = ThreadPoolExecutor(max_workers=1)
         self._pending: list[tuple[int, str, Future]] = []
-        self._fingerprint = encoder_fingerprint(model)
+        # Now, as frozen weights may be cast later; for testing only nobody asks.
+        self._entry = None if optim is None else checkpoint_entry(model, config)
 
     def forward(self, image: Tensor) -> Tensor:
         """Probabilities (B, 1, H, W) in [0, 1], float32, for uint8 RGB images (B, 3, H, W)."""
@@ -192,4 +193,4 @@ class SegmentationModule(L.LightningModule):
         load_state(self.model, state_dict)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint[KEY] = {"config": self.config, "encoder_fingerprint": self._fingerprint}
+        checkpoint[KEY] = self._entry

@@ -22,7 +22,15 @@ from e2net.engine.averaging import WeightAverage
 from e2net.engine.cache import FeatureCache
 from e2net.engine.callbacks import CheckpointFile, MapWriter, MaskDigests, ResumeState, SamplePictures
 from e2net.engine.checkpoint import BEST, KEY, LAST, find_checkpoint, load_model, load_state, read_checkpoint, restore
-from e2net.engine.config import build, build_model, flatten
+from e2net.engine.config import (
+    build,
+    build_model,
+    build_trainer,
+    check_batches,
+    check_evaluation,
+    check_training,
+    flatten,
+)
 from e2net.engine.data import DataModule
 from e2net.engine.inference import Predictor
 from e2net.engine.memory import AUTO, OutOfMemoryError, Trial, advise, choose_batch_size, is_out_of_memory
@@ -70,8 +78,7 @@ def prepare_training(config: dict[str, Any]) -> Job:
     Raises:
         ValueError, FileNotFoundError: a setting, a file or the data is wrong; the message says what to do.
     """
-    if not isinstance(config["seed"], int):
-        raise ValueError(f"seed={config['seed']}: expected a whole number")
+    check_training(config)
     L.seed_everything(config["seed"], workers=True, verbose=False)
     output = Path(config["run_dir"])
     auto = config["data"]["batch_size"] == AUTO
@@ -107,9 +114,10 @@ def prepare_training(config: dict[str, Any]) -> Job:
                 f"resume={config['resume']} was trained with ema={found}: expected it here too, found none"
             )
     data.check()
+    check_batches(config, len(data.train_names()), len(data.val_names()))
     validated = data.val_fraction > 0
     folder = output / "checkpoints"
-    trainer = build(
+    trainer = build_trainer(
         {**config["trainer"], "precision": choose_precision(**_pick(config["trainer"], "precision", "accelerator"))},
         logger=[CSVLogger(output, name="", version=""), TensorBoardLogger(output, name="tensorboard", version="")],
         callbacks=[
@@ -259,6 +267,7 @@ def prepare_evaluation(config: dict[str, Any]) -> Job | PredictionJob:
         ValueError, FileNotFoundError: see :func:`prepare_training`.
     """
     check_task(config)
+    check_evaluation(config)
     if config["predictions"] is not None:
         return prepare_predictions(config)
     protocol = build(config["protocol"])

@@ -429,8 +429,8 @@ def run(tmp_path_factory):
         "trainer.accelerator=cpu", f"run_dir={folder}", "num_samples=0",
     )  # fmt: skip
     trained = train(prepare_training(resolve(config)))
-    config = inherit(_compose("eval", f"ckpt={folder}", f"output={folder}/eval", "accelerator=cpu", "num_workers=0"))
-    config.binarised_too = True
+    overrides = [f"ckpt={folder}", f"output={folder}/eval", "accelerator=cpu", "num_workers=0", "binarised_too=true"]
+    config = inherit(_compose("eval", *overrides), overrides)
     return folder, trained, evaluate(prepare_evaluation(resolve(config)))
 
 
@@ -444,10 +444,12 @@ def test_training_writes_the_same_report(run):
 
 def test_further_scores_of_a_checkpoint_and_its_maps_agree(run, tmp_path):
     folder, trained, _ = run
-    overrides = (f"ckpt={folder}", "accelerator=cpu", "num_workers=0", EXTRA, f"output={tmp_path}/a", "num_samples=0")
-    scores = evaluate(prepare_evaluation(resolve(inherit(_compose("eval", *overrides)))))["procedural"]
+    overrides = (f"ckpt={folder}", "accelerator=cpu", EXTRA, f"output={tmp_path}/a", "num_samples=0")
+    scores = evaluate(prepare_evaluation(resolve(inherit(_compose("eval", *overrides), overrides))))["procedural"]
     assert list(scores) == list(ALL_SCORES) and {k: scores[k] for k in DEFAULT_SCORES} == trained["procedural"]
-    pairs = ProceduralPairs(5, 0, resolve(inherit(_compose("eval", *overrides)))["data"]["difficulty"], "test")
+    pairs = ProceduralPairs(
+        5, 0, resolve(inherit(_compose("eval", *overrides), overrides))["data"]["difficulty"], "test"
+    )
     again = MapScores(scores=ALL_SCORES)
     for i in range(5):
         image, mask = pairs.read(i)
@@ -463,9 +465,9 @@ import lightning as L
 from hydra import compose, initialize_config_dir
 from e2net.engine import evaluate, inherit, prepare_evaluation, resolve
 from e2net.engine.callbacks import MapWriter
-overrides = ["ckpt={ckpt}", "output={output}", "accelerator=cpu", "num_workers=0"]
+overrides = ["ckpt={ckpt}", "output={output}", "accelerator=cpu"]
 with initialize_config_dir({root!r} + "/conf", version_base="1.3"):
-    job = prepare_evaluation(resolve(inherit(compose("eval", overrides))))
+    job = prepare_evaluation(resolve(inherit(compose("eval", overrides), overrides)))
 job.trainer = L.Trainer(
     accelerator="cpu", devices=2, strategy="ddp", logger=False, callbacks=[MapWriter(job.output / "maps")],
     enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,

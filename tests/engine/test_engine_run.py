@@ -38,7 +38,8 @@ QUICK = [
 
 def _compose(name, *overrides):
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return resolve(inherit(compose(name, list(overrides))) if name == "eval" else compose(name, list(overrides)))
+        config = compose(name, list(overrides))
+        return resolve(inherit(config, overrides) if name == "eval" else config)
 
 
 def _prepare(folder, *overrides, encoder=None):

@@ -28,7 +28,7 @@ PAIRS = ProceduralPairs(11, 0, 0.2, "test")
 def _compose(name, *overrides):
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = compose(name, list(overrides))
-        return resolve(inherit(config) if name == "eval" else config)
+        return resolve(inherit(config, overrides) if name == "eval" else config)
 
 
 @pytest.fixture(scope="session")
