@@ -13,21 +13,22 @@ PACKAGE = Path(__file__).parent.parent / "e2net"
 
 ALLOWED = {
     "arguments": set(),
+    "lock": set(),
     "structures": set(),
     "metrics": {"structures"},
     "encoders": {"structures"},
     "decoders": {"structures"},
     "losses": {"structures"},
-    "datasets": {"structures"},
+    "datasets": {"structures", "lock"},
     "model": {"structures", "encoders", "decoders"},
-    "engine": {"structures", "metrics", "encoders", "decoders", "losses", "datasets", "model"},
+    "engine": {"lock", "structures", "metrics", "encoders", "decoders", "losses", "datasets", "model"},
     "profile": {"structures", "metrics", "encoders", "decoders", "losses", "datasets", "model", "engine"},
     "predict": {"arguments", "datasets", "model", "engine"},
-    "compare": {"arguments", "datasets", "model", "engine"},
+    "compare": {"arguments", "lock", "datasets", "model", "engine"},
 }
 # Only these may import a plotting, logging or configuration framework.
 FRAMEWORKS = {
-    "hydra": {"engine/config.py", "compare/sweep.py"},
+    "hydra": {"engine/config.py", "engine/overrides.py", "compare/sweep.py"},
     "matplotlib": {"engine/plots.py"},
     "rich": {"encoders/listing.py", "engine/report.py"},
 }

@@ -1,14 +1,16 @@
 """Features of a frozen encoder kept on disk, and the data sets that read them instead of images."""
 
+import contextlib
 import copy
-import fcntl
 import hashlib
 import json
 import math
+import os
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -17,12 +19,17 @@ from torch.utils.data import Dataset
 
 from e2net.datasets.pairs import Source, read_pair
 from e2net.datasets.transforms import Augment, Resize, Size
+from e2net.lock import lock
 from e2net.structures import Sample
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 # Tells these draws from the augmentation's and the random sizes'.
 _STREAM = 2
+
+# A store's files in the order in which they are removed: what says that records are there first, and what says that
+# the folder is a store last.
+_FILES = ("written.bin", "features.bin", "masks.bin", "key.json")
 
 
 class FeatureStore:
@@ -60,9 +67,8 @@ class FeatureStore:
         mask_bytes = -(-math.prod(mask_size) // 8)
         self.bytes = entries * (2 * values + mask_bytes + 1)
         text = json.dumps([key, entries, self.shapes, mask_size, dtype], sort_keys=True)
-        self.folder = root / hashlib.sha256(text.encode()).hexdigest()[:16]
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = _locked(self.folder, fcntl.LOCK_SH)
+        self.folder = root / _name(text.encode())
+        self._lock = _open(self.folder)
         remove_unused(root)
         if not (self.folder / "key.json").is_file():
             self._check_space(max_gb)
@@ -75,7 +81,7 @@ class FeatureStore:
         free = shutil.disk_usage(self.folder).free
         for limit, name in ((max_gb * 1e9, f"cache.max_gb={max_gb:g}"), (free, "what is free on the disk")):
             if self.bytes > limit:
-                shutil.rmtree(self.folder)
+                _remove(self.folder, self._lock)
                 raise ValueError(
                     f"the feature cache would take {self.bytes / 1e9:.1f} GB, more than {name}; expected fewer "
                     "cache.views, a smaller size, or cache.views=0 (no cache)"
@@ -125,26 +131,53 @@ class FeatureStore:
 
 
 def remove_unused(root: Path) -> None:
-    """Removes every store under ``root`` that no process has open."""
+    """Removes every store under ``root`` that no process has open; a folder that is none is left alone."""
     for folder in root.iterdir():
-        if (folder / "lock").is_file():
-            try:
-                lock = _locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:  # in use
-                continue
-            shutil.rmtree(folder)
-            lock.close()
+        if _is_store(folder):
+            with contextlib.suppress(BlockingIOError):  # in use
+                _remove(folder, lock(folder / "lock"))
 
 
-def _locked(folder: Path, kind: int) -> Any:
-    """An open file that holds a lock on the folder until it is closed."""
-    handle = (folder / "lock").open("w")
+def _name(key: bytes) -> str:
+    return hashlib.sha256(key).hexdigest()[:16]
+
+
+def _is_store(folder: Path) -> bool:
+    """Whether a folder is named by the hash of its ``key.json``, as nothing but a store is."""
+    file = folder / "key.json"
+    if folder.is_symlink() or file.is_symlink() or not file.is_file():
+        return False
     try:
-        fcntl.flock(handle, kind)
-    except BlockingIOError:
-        handle.close()
-        raise
-    return handle
+        return folder.name == _name(file.read_bytes())
+    except OSError:
+        return False
+
+
+def _remove(folder: Path, locked: BinaryIO) -> None:
+    """Removes a store's own files, and its folder if that leaves it empty."""
+    for name in _FILES:
+        (folder / name).unlink(missing_ok=True)
+    locked.close()  # Windows removes no file that is open
+    (folder / "lock").unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def _open(folder: Path) -> BinaryIO:
+    """Makes the folder of a store and locks it against removal, after waiting for one that is under way."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(BlockingIOError, FileNotFoundError):
+            locked = lock(folder / "lock", shared=True)
+            if _is_open(folder / "lock", locked):
+                return locked
+            locked.close()
+        time.sleep(0.05)
+
+
+def _is_open(file: Path, handle: BinaryIO) -> bool:
+    """Whether a path still leads to an open file: it may have been removed since."""
+    return file.exists() and os.path.samestat(file.stat(), os.fstat(handle.fileno()))
 
 
 class ViewSet(Dataset[Sample]):

@@ -1,6 +1,7 @@
-from .checkpoint import inherit, load_model
+from .checkpoint import load_model
 from .config import build, build_model, compose_training, list_groups, resolve, user_errors
 from .memory import OutOfMemoryError
+from .overrides import inherit
 from .run import Job, evaluate, prepare_evaluation, prepare_training, train
 
 __all__ = [

@@ -170,6 +170,8 @@ def check_training(config: dict[str, Any]) -> None:
 
 def check_evaluation(config: dict[str, Any]) -> None:
     """The same for a resolved ``conf/eval.yaml``."""
+    if isinstance(config.get("data"), Mapping) and config.get("predictions") is not None:  # maps have no size
+        config = {**config, "data": {**config["data"], "size": 1}}
     _check_keys(config, _EVALUATION, ("data", "protocol"))
 
 

@@ -261,7 +261,7 @@ def prepare_evaluation(config: dict[str, Any]) -> Job | PredictionJob:
     """Rebuilds the model of a checkpoint and checks the test sets; or finds the maps that another run has left.
 
     Args:
-        config: a resolved ``conf/eval.yaml``, see :func:`~e2net.engine.checkpoint.inherit`.
+        config: a resolved ``conf/eval.yaml``, see :func:`~e2net.engine.overrides.inherit`.
 
     Raises:
         ValueError, FileNotFoundError: see :func:`prepare_training`.
@@ -282,9 +282,9 @@ def prepare_evaluation(config: dict[str, Any]) -> Job | PredictionJob:
     predictor.check(model.encoder.size_multiple)
     names = tuple(data.test_names)
     module = SegmentationModule(model, trained, protocol, test_names=names, predictor=predictor, scores=options.scores)
-    trainer = L.Trainer(
-        precision=choose_precision(config["precision"], config["accelerator"]),  # type: ignore[arg-type]
-        accelerator=config["accelerator"],
+    precision = choose_precision(config["precision"], config["accelerator"])
+    trainer = build_trainer(
+        {"_target_": "lightning.Trainer", "precision": precision, "accelerator": config["accelerator"]},
         devices=1,
         logger=False,
         callbacks=[

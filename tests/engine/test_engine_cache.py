@@ -1,16 +1,23 @@
 """The feature cache: the same scores as without, each view encoded once, and stores that never go stale."""
 
+import contextlib
 import csv
+import json
 import math
+import random
+import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
 from conftest import ROOT, encoder_config
 from hydra import compose, initialize_config_dir
 
-from e2net.datasets.cached import FeatureStore, ViewSet
+from e2net.datasets.cached import FeatureStore, ViewSet, remove_unused
 from e2net.encoders import ViTEncoder
 from e2net.engine import prepare_training, resolve, train
+from e2net.lock import lock
 
 FAST = ["data.n_train=24", "data.n_test=2", "data.sides=[64,80]", "data.num_workers=0", "data.val_fraction=0.3"]
 FAST += ["size=64", "num_samples=0", "decoder.width=16", "decoder.dropout=0", "tuning=frozen", "trainer.max_epochs=2"]
@@ -177,3 +184,72 @@ def test_values_beyond_float16_are_refused(tmp_path):
 def test_settings_that_exclude_a_cache(tmp_path, overrides, message):
     with pytest.raises(ValueError, match=message):
         _prepare(tmp_path, *overrides)
+
+
+def _snapshot(root):
+    """Every file and link below a folder, with what is in it, and every folder."""
+    found = {}
+    for path in sorted(root.rglob("*")):
+        kind = "link" if path.is_symlink() else "folder" if path.is_dir() else path.read_bytes()
+        found[path.relative_to(root)] = kind
+    return found
+
+
+def _strangers(root, seed):
+    """A random tree of somebody else's files, some of which are called as those of a store are."""
+    draw = random.Random(seed)
+    names = ["lock", "key.json", "features.bin", "masks.bin", "written.bin", "a.txt", "0123456789abcdef", ".git", "x y"]
+    for _ in range(draw.randint(1, 12)):
+        path = root.joinpath(*draw.choices(names, k=draw.randint(1, 3)))
+        with contextlib.suppress(OSError):  # a file is where a folder should be, or the other way round
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(draw.choice(["", "{}", "[]", json.dumps(["key", 3, [[2, 4, 4]], [8, 8], "float16"])]))
+    if draw.random() < 0.3:
+        (root / "linked").symlink_to(draw.choice([root, root / "nowhere", root.parent]))
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_strangers_files_beside_and_inside_stores_are_left_alone(tmp_path, seed):
+    root = tmp_path / "cache"
+    root.mkdir()
+    old = _store(root, "old")
+    old.close()
+    own = {p.relative_to(root) for p in old.folder.iterdir()} | {old.folder.relative_to(root)}
+    for folder in (root, old.folder, root / "a folder"):
+        folder.mkdir(exist_ok=True)
+        _strangers(folder, f"{seed} {folder.name}")
+    before = {k: v for k, v in _snapshot(root).items() if k not in own}
+    with contextlib.suppress(ValueError):
+        _store(root, "too large", max_gb=1e-8)
+    _store(root, "new").close()
+    remove_unused(root)
+    after = _snapshot(root)
+    kept = {k: v for k, v in before.items() if v != "folder"}
+    assert {k: after.get(k) for k in kept} == kept
+
+
+def test_unused_stores_are_removed_and_their_like_are_not(tmp_path):
+    """What has a store's files but not its name, and a link to a store, are somebody else's."""
+    store = _store(tmp_path / "cache", "key")
+    store.close()
+    shutil.copytree(store.folder, tmp_path / "cache" / "kept")
+    (tmp_path / "cache" / "link").symlink_to(tmp_path / "cache" / "kept", target_is_directory=True)
+    before = _snapshot(tmp_path / "cache" / "kept")
+    remove_unused(tmp_path / "cache")
+    assert sorted(p.name for p in (tmp_path / "cache").iterdir()) == ["kept", "link"]
+    assert _snapshot(tmp_path / "cache" / "kept") == before
+
+
+def test_a_lock_is_exclusive_or_shared_and_leaves_its_file_as_it_is(tmp_path):
+    file = tmp_path / "lock"
+    file.write_text("mine")
+    with lock(file, shared=True), lock(file, shared=True), pytest.raises(BlockingIOError):
+        lock(file)
+    with lock(file):
+        with pytest.raises(BlockingIOError):
+            lock(file, shared=True)
+        code = "import sys; from pathlib import Path; from e2net.lock import lock; lock(Path(sys.argv[1]))"
+        other = subprocess.run([sys.executable, "-c", code, file], capture_output=True, text=True, check=False)
+        assert "BlockingIOError" in other.stderr
+    lock(file).close()
+    assert file.read_text() == "mine"

@@ -17,8 +17,8 @@ from hydra import compose, initialize_config_dir
 
 from e2net.datasets import ProceduralData, ProceduralPairs
 from e2net.engine import evaluate, predictions, prepare_evaluation, prepare_training, resolve, train, user_errors
-from e2net.engine.checkpoint import inherit
 from e2net.engine.data import DataModule
+from e2net.engine.overrides import inherit
 from e2net.engine.predictions import UnusableMapsError, check_task, find_maps, masks_of, score_maps
 from e2net.engine.report import mask_digest, masks_hash, stems_hash
 from e2net.metrics import ALL_SCORES, DEFAULT_SCORES, EXTRA_SCORES, MapScores, Protocol, score_map, score_maps_of

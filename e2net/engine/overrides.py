@@ -1,0 +1,83 @@
+"""What was given to an evaluation, and what it takes over from the checkpoint's training."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+
+# What an evaluation by ready maps and one of a checkpoint have no use for.
+_OF_MODELS = ("encoder_path", "size", "flip_test", "test_scales", "window", "window_overlap", "seed", "precision")
+_NOT_WITH_MAPS = (*_OF_MODELS, "accelerator", "num_samples")
+_DATA_OF_MODELS = ("train", "n_train", "size", "batch_size", "num_workers", "val_fraction", "seed", "augment")
+
+
+def inherit(config: DictConfig, given: Sequence[str]) -> DictConfig:
+    """Fills an evaluation config from its checkpoint: ``size`` where null, ``data`` unless its group or root is given.
+
+    Without those ``data`` is that of training, with what was given of it.
+
+    Args:
+        config: a composed ``conf/eval.yaml``, with ``ckpt`` or ``predictions``.
+        given: the overrides that it was composed with, in Hydra's syntax: what equals a default counts as well.
+
+    Raises:
+        ValueError: a setting was given that such an evaluation has no use for.
+    """
+    overrides = OverridesParser.create().parse_overrides(list(given))
+    keys = [override.key_or_group for override in overrides]
+    _refuse_unused(config, keys)
+    if config.ckpt is None:
+        return config
+    from e2net.engine.checkpoint import KEY, read_checkpoint  # noqa: PLC0415 - maps on disk need no model
+
+    trained = read_checkpoint(config.ckpt)[KEY]["config"]
+    resized = config.size is not None
+    if not resized:
+        config.size = trained.get("size")
+    if "data" in keys or "data.root" in keys:
+        return config
+    data: Any = dict(trained.get("data") or {})
+    asked: Any = OmegaConf.to_container(config.data)
+    if resized:
+        data["size"] = "${size}"
+    if "seed" in keys:
+        data["seed"] = "${seed}"
+    for override in overrides:
+        first, *path = override.key_or_group.split(".")
+        if first == "data" and path:
+            _carry_over(data, asked, path, override.is_delete())
+    config.data = data
+    return config
+
+
+def _carry_over(data: dict[str, Any], asked: dict[str, Any], path: Sequence[str], delete: bool) -> None:
+    """Sets one key of ``data``, given by its path, to what is ``asked``, or deletes it."""
+    *parents, last = path
+    for key in parents:
+        if not isinstance(data.get(key), dict):  # switched off in training: all of it, as asked
+            data[key] = asked[key]
+            return
+        data[key] = dict(data[key])
+        data, asked = data[key], asked[key]
+    if delete:
+        data.pop(last, None)
+    else:
+        data[last] = asked[last]
+
+
+def _refuse_unused(config: DictConfig, keys: Sequence[str]) -> None:
+    """Raises ValueError for a key that was given and that nothing would read."""
+    of_maps = config.predictions is not None
+    unused = list(_NOT_WITH_MAPS) if of_maps else ["allow_missing"]
+    if of_maps:
+        unused += [f"data.{key}" for key in _DATA_OF_MODELS]
+    elif not config.binarised_too:
+        unused.append("num_workers")  # data.num_workers read images
+    if not of_maps and config.window is None:
+        unused.append("window_overlap")
+    for key in keys:
+        if any(key == one or key.startswith(f"{one}.") for one in unused):
+            why = "maps that are there already" if of_maps else "a checkpoint"
+            remedy = {"num_workers": "; data.num_workers=... reads images", "window_overlap": " without window=..."}
+            raise ValueError(f"{key}: an evaluation of {why} has no use for it{remedy.get(key, '')}; leave it out")
