@@ -56,7 +56,7 @@ def _compare(settings: Settings, output: Path) -> int:
             print(f"note: {line}", file=sys.stderr)
         print(f"{len(plan.names)} variants, {len(plan.jobs)} runs, in {settings.store}: {', '.join(plan.names)}")
         with user_errors():
-            run_sweep(plan, output / "sweep")
+            run_sweep(plan, output)
         warnings = plan.warnings
         failures = [
             f"{plan.names[job.variant]}, seed {job.config['seed']}: {job.fault}" for job in plan.jobs if job.fault

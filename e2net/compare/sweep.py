@@ -6,7 +6,6 @@ any launcher carries it.
 """
 
 import contextlib
-import fcntl
 import itertools
 import os
 import re
@@ -14,11 +13,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import yaml
 from hydra import compose, initialize_config_dir
@@ -31,8 +31,10 @@ from e2net.compare.runs import SCORES, check_names, config_key, unique
 from e2net.compare.settings import Settings, close_to_own
 from e2net.engine import build, build_model, inherit, resolve
 from e2net.engine.checkpoint import LAST, read_checkpoint
-from e2net.engine.config import conf_folder, hydra_message
-from e2net.engine.module import DEFAULT_SCORES
+from e2net.engine.config import check_part, check_training, conf_folder, hydra_message
+from e2net.engine.memory import AUTO
+from e2net.lock import lock
+from e2net.metrics import DEFAULT_SCORES
 
 ROOT = Path(e2net.__file__).parent.parent
 # Set by the user: hydra/launcher=..., hydra.launcher.n_jobs=..., and alike.
@@ -116,6 +118,10 @@ def make_plan(settings: Settings) -> Plan:
     for position, (overrides, _) in enumerate(sized):
         for seed in _expand(seeds[0]) if seeds else [None]:
             config = _compose([*overrides, *([seed] if seed else [])])
+            try:
+                check_training({**config, "resume": None, "run_dir": "unused"})
+            except ValueError as error:
+                raise ValueError(f"{plan.names[position]}: {error}") from error
             if len(tested) == position:
                 tested.append(_check(plan.names[position], config))
             key = config_key(config)
@@ -184,6 +190,7 @@ def _compose(overrides: Sequence[str]) -> dict[str, Any]:
 def _with_tokens(overrides: list[str], tokens: Any) -> tuple[list[str], tuple[int, tuple[int, int]]]:
     """The overrides of one variant with the size that gives the number of tokens; its patch size; its input size."""
     config = _compose(overrides)
+    check_part(config, "encoder")
     patch = build(config["encoder"]).size_multiple
     if tokens is not None:
         rows, columns = (tokens, tokens) if isinstance(tokens, int) else (tokens[0], tokens[-1])
@@ -217,13 +224,16 @@ def _check(name: str, config: dict[str, Any]) -> tuple[Any, dict[str, list[str]]
     Returns:
         What has to be the same for all: the protocol, and the names of each test set's images.
     """
+    settings = config["data"]
+    if settings.get("batch_size") == AUTO:  # each run tries it out, on the machine that trains it
+        settings = {**settings, "batch_size": 1}
     try:
-        build_model(config).encoder.check_size(*(data := build(config["data"])).size)
+        build_model(config).encoder.check_size(*(data := build(settings)).size)
         for key in ("loss", "optim", "protocol"):
             build(config[key])
         data.setup(None)
         sources = {test_set: data.test_source(test_set) for test_set in data.test_names}
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, OSError) as error:
         raise ValueError(f"{name}: {error}") from error
     if not sources:
         raise ValueError(f"{name}: data.test names no test set; expected one at least, to compare scores on")
@@ -231,9 +241,24 @@ def _check(name: str, config: dict[str, Any]) -> tuple[Any, dict[str, list[str]]
 
 
 def _folder(store: Path, name: str, key: str) -> Path:
-    """The run folder of a config: whatever it was called, if there is one, else a readable name with the key."""
-    found = sorted(store.glob(f"*-{key}"))
-    return found[0] if found else store / f"{re.sub(r'[^A-Za-z0-9_.]+', '_', name).strip('_')}-{key}"
+    """The run folder of a config: whatever it was called, if there is one, else a readable name with the key.
+
+    Of several a finished one first, then one that can be continued; none of them is ever removed.
+    """
+    found = sorted(p for p in store.glob(f"*-{key}") if p.is_dir())
+    for needed in (Path(SCORES), Path("checkpoints", LAST)):
+        for folder in found:
+            if (folder / needed).is_file():
+                return folder
+    return _new_folder(store, name, key)
+
+
+def _new_folder(store: Path, name: str, key: str) -> Path:
+    """A folder that is not there yet, or is empty."""
+    readable = re.sub(r"[^A-Za-z0-9_.]+", "_", name).strip("_")
+    names = itertools.chain([readable], (f"{readable}_{count}" for count in itertools.count(2)))
+    folders = (store / f"{one}-{key}" for one in names)
+    return next(f for f in folders if not f.exists() or (f.is_dir() and not any(f.iterdir())))
 
 
 def run_sweep(plan: Plan, work: Path, say: Callable[[str], None] = print) -> None:
@@ -244,7 +269,7 @@ def run_sweep(plan: Plan, work: Path, say: Callable[[str], None] = print) -> Non
 
     Args:
         plan: what to run.
-        work: folder for the generated configs.
+        work: folder in which the generated configs are kept while it runs.
         say: prints a line.
 
     Raises:
@@ -255,15 +280,28 @@ def run_sweep(plan: Plan, work: Path, say: Callable[[str], None] = print) -> Non
     if done:
         say(f"{done} of {len(plan.jobs)} runs are finished already and are used as they are")
     if done < len(plan.jobs):
-        with _alone(plan.jobs[0].folder.parent) as lock:
-            _train(plan, work, lock)
+        with _alone(plan.jobs[0].folder.parent) as locked, _workplace(work) as place:
+            for job in plan.jobs:
+                _choose_start(job, say)
+            _train(plan, place, locked)
 
 
-def _train(plan: Plan, work: Path, lock: int) -> None:
-    open_jobs = [job for job in plan.jobs if not job.finished]
+@contextlib.contextmanager
+def _workplace(output: Path) -> Iterator[Path]:
+    """A new folder in ``output``, which is removed in the end: nobody else's files are in it."""
+    output.mkdir(parents=True, exist_ok=True)
+    place = Path(tempfile.mkdtemp(prefix=".sweep_", dir=output))
+    try:
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _train(plan: Plan, place: Path, locked: BinaryIO | None) -> None:
+    open_jobs = [job for job in plan.jobs if not job.finished and job.fault is None]
     while open_jobs:
         before = {job.folder: _started(job) for job in open_jobs}
-        code = _launch(open_jobs, work, plan.hydra, lock)
+        code = _launch(open_jobs, Path(tempfile.mkdtemp(dir=place)), plan.hydra, locked)
         if code in _INTERRUPTED:
             raise KeyboardInterrupt
         tried = [job for job in open_jobs if _started(job) != before[job.folder]]
@@ -274,19 +312,20 @@ def _train(plan: Plan, work: Path, lock: int) -> None:
 
 
 @contextlib.contextmanager
-def _alone(store: Path) -> Iterator[int]:
-    """Locks a store; the descriptor keeps the lock for as long as any process has it open."""
+def _alone(store: Path) -> Iterator[BinaryIO | None]:
+    """Locks a store, for as long as any process has the file open; None where locks are not to be had."""
     store.mkdir(parents=True, exist_ok=True)
-    with (store / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(
-                f"store={store}: another sweep is training there; wait until it has ended, or give another store=..."
-            ) from error
-        except OSError as error:
-            print(f"note: store={store} cannot be locked ({error}); let no other sweep train there", file=sys.stderr)
-        yield file.fileno()
+    locked = None
+    try:
+        locked = lock(store / ".lock")
+    except BlockingIOError as error:
+        raise ValueError(
+            f"store={store}: another sweep is training there; wait until it has ended, or give another store=..."
+        ) from error
+    except OSError as error:
+        print(f"note: store={store} cannot be locked ({error}); let no other sweep train there", file=sys.stderr)
+    with locked or contextlib.nullcontext():
+        yield locked
 
 
 def _started(job: Job) -> int | None:
@@ -304,9 +343,8 @@ def _fault(job: Job, code: int) -> str:
     return f"{last[:300]} (log: {job.log})"
 
 
-def _launch(jobs: Sequence[Job], work: Path, hydra: Sequence[str], lock: int) -> int:
+def _launch(jobs: Sequence[Job], work: Path, hydra: Sequence[str], locked: BinaryIO | None) -> int:
     """One multirun of train.py over the jobs; it holds the lock as well, should it outlive this process."""
-    shutil.rmtree(work, ignore_errors=True)
     (work / "job").mkdir(parents=True)
     store = jobs[0].folder.parent.resolve()
     for job in jobs:
@@ -328,10 +366,11 @@ def _launch(jobs: Sequence[Job], work: Path, hydra: Sequence[str], lock: int) ->
     # The package beside this very file, also where another checkout is the installed one.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
     # In a process group of its own, so that it can be ended with all that it has started.
+    alone: dict[str, Any] = {"process_group": 0, "pass_fds": [locked.fileno()] if locked else []}
+    if sys.platform == "win32":
+        alone = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
     with _signals_interrupt():
-        process = subprocess.Popen(
-            [*command, f"job={names}", *hydra], env=environment, process_group=0, pass_fds=[lock]
-        )
+        process = subprocess.Popen([*command, f"job={names}", *hydra], env=environment, **alone)
         try:
             return process.wait()
         except BaseException:
@@ -342,7 +381,8 @@ def _launch(jobs: Sequence[Job], work: Path, hydra: Sequence[str], lock: int) ->
 @contextlib.contextmanager
 def _signals_interrupt() -> Iterator[None]:
     """SIGTERM, and SIGHUP unless nohup ignores it, act like Ctrl-C."""
-    signals = [s for s in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) is signal.SIG_DFL]
+    known = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows: no SIGHUP
+    signals = [s for s in known if signal.getsignal(s) is signal.SIG_DFL]
     for one in signals:
         signal.signal(one, signal.default_int_handler)
     try:
@@ -361,17 +401,31 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         pass
     finally:
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
+            if sys.platform == "win32":
+                process.kill()
+            else:
+                os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
-def _resume(job: Job) -> str | None:
-    """Where an unfinished run continues: its own folder, if its last checkpoint can be read; else it is cleared."""
+def _choose_start(job: Job, say: Callable[[str], None]) -> None:
+    """Has a job start in a new folder where its checkpoint is broken, and fail where that cannot be read."""
     checkpoint = job.folder / "checkpoints" / LAST
+    if job.finished or not checkpoint.is_file():
+        return
     try:
         read_checkpoint(checkpoint)
-    except (OSError, ValueError):
-        shutil.rmtree(job.folder, ignore_errors=True)
+    except ValueError as error:
+        name, _, key = job.folder.name.rpartition("-")
+        job.folder = _new_folder(job.folder.parent, name, key)
+        say(f"note: {' '.join(str(error).split())}; that run is left as it is, and starts again in {job.folder}")
+    except OSError as error:
+        job.fault = f"its checkpoint cannot be read: {error}"
+
+
+def _resume(job: Job) -> str | None:
+    """Where an unfinished run continues: its own folder, if it has come to a checkpoint."""
+    if not (job.folder / "checkpoints" / LAST).is_file():
         return None
     metrics = job.folder / "metrics.csv"
     if metrics.is_file():  # the logger would start it anew

@@ -134,6 +134,10 @@ class E2NetDecoder(nn.Module):
         align: Align = "native",
     ) -> None:
         super().__init__()
+        if heads < 1 or search_depth < 0:
+            raise ValueError(
+                f"decoder: heads must be at least 1 and search_depth at least 0, found {heads} and {search_depth}"
+            )
         if width % heads:
             raise ValueError(f"decoder.width must be a multiple of decoder.heads, found {width} and {heads}")
         self.caem = CAEM(channels, strides, width, pyramid, dropout, align)

@@ -58,6 +58,8 @@ def _shifted_upsampling(n: int, m: int, taps: int, like: Tensor) -> Tensor:
 
 def conv_bn(in_channels: int, out_channels: int, kernel_size: int, relu: bool = True) -> nn.Sequential:
     """Convolution without bias, BatchNorm and, unless ``relu`` is false, ReLU; keeps height and width."""
+    if out_channels < 1:
+        raise ValueError(f"decoder.width must be at least 1, found {out_channels}")
     layers: list[nn.Module] = [
         nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False),
         nn.BatchNorm2d(out_channels),

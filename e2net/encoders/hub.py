@@ -55,7 +55,7 @@ def build_backbone(config: Mapping[str, Any]) -> "PreTrainedModel":
     keys = dict(config)
     model_type = keys.pop("model_type", None)
     try:
-        defaults = AutoConfig.for_model(model_type)
+        defaults = AutoConfig.for_model(str(model_type))
     except ValueError as error:
         raise ValueError(
             f"encoder config: unknown model_type {model_type!r}; expected one that transformers knows, "

@@ -1,5 +1,6 @@
 """How an encoder is tuned: each policy owns requires_grad, the train/eval mode and the learning rate's scale."""
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -31,7 +32,7 @@ class Tuning:
     """
 
     def __init__(self, lr_scale: float = 1.0, gradient_checkpointing: bool = False) -> None:
-        if lr_scale <= 0:
+        if not 0 < lr_scale < math.inf:
             raise ValueError(f"tuning.lr_scale must be positive, found {lr_scale}; to freeze use tuning=frozen")
         self.lr_scale, self.gradient_checkpointing = lr_scale, gradient_checkpointing
 
@@ -179,7 +180,7 @@ class Adapters(Tuning):
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__(lr_scale, gradient_checkpointing)
-        if reduction < 1 or scale <= 0:
+        if reduction < 1 or not 0 < scale < math.inf:
             raise ValueError(
                 f"tuning: reduction must be at least 1 and scale positive, found {reduction} and {scale}; "
                 "with a scale of 0 no adapter would ever get a gradient"
@@ -237,7 +238,7 @@ class LoRA(Tuning):
                 "tuning.targets must be a list of names of linear layers, such as [q_proj], found "
                 f"{targets or 'none'}; null is query and value"
             )
-        if rank < 1 or alpha <= 0 or not 0 <= dropout < 1:
+        if rank < 1 or not 0 < alpha < math.inf or not 0 <= dropout < 1:
             raise ValueError(
                 "tuning: rank must be at least 1, alpha positive and dropout in [0, 1), "
                 f"found {rank}, {alpha} and {dropout}"

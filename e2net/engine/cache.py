@@ -32,7 +32,9 @@ class FeatureCache:
     """
 
     def __init__(self, views: int = 0, folder: str = "cache", max_gb: float = 20.0, dtype: str = "float16") -> None:
-        if views < 0 or max_gb <= 0 or dtype not in DTYPES:
+        if not folder:
+            raise ValueError("cache.folder is empty; expected the name of a folder")
+        if views < 0 or not max_gb > 0 or dtype not in DTYPES:
             raise ValueError(
                 f"cache: expected views of 0 (off) or more, a positive max_gb and a dtype out of {', '.join(DTYPES)}, "
                 f"found {views}, {max_gb:g} and {dtype!r}"

@@ -163,6 +163,8 @@ def check_training(config: dict[str, Any]) -> None:
             config = {**config, group: {**config[group], key: instead}}
     _check_keys(config, _TRAINING, (*groups, "trainer"))
     _check_range("seed", config["seed"], 0)
+    if not config["run_dir"]:
+        raise ValueError("run_dir is empty: expected the name of a folder")
     if config["ema"] is not None and not 0 < config["ema"] < 1:
         raise ValueError(f"ema={config['ema']}: expected a decay above 0 and below 1, such as 0.99, or null (off)")
     _check_trainer(config["trainer"])
@@ -173,6 +175,8 @@ def check_evaluation(config: dict[str, Any]) -> None:
     if isinstance(config.get("data"), Mapping) and config.get("predictions") is not None:  # maps have no size
         config = {**config, "data": {**config["data"], "size": 1}}
     _check_keys(config, _EVALUATION, ("data", "protocol"))
+    if not config["output"]:
+        raise ValueError("output is empty: expected the name of a folder")
 
 
 def check_batches(config: dict[str, Any], training: int, validation: int) -> None:
@@ -192,6 +196,13 @@ def check_batches(config: dict[str, Any], training: int, validation: int) -> Non
             raise ValueError(
                 f"trainer.limit_{part}_batches={limit}: expected at least one of {batches} batches, found "
                 f"{limit * batches:.2g}; give a whole number of batches"
+            )
+        every = trainer.get("check_val_every_n_epoch", 1)
+        epochs = trainer.get("max_epochs") or -1
+        if part == "val" and batches and every is not None and every > epochs > 0:
+            raise ValueError(
+                f"trainer.check_val_every_n_epoch={every}: expected at most trainer.max_epochs={epochs}, or "
+                "data.val_fraction=0 to train without validation"
             )
         if part == "train":
             batches = min(batches, limit) if isinstance(limit, int) else int(batches * (limit or 1.0))
@@ -234,6 +245,11 @@ def check_part(config: dict[str, Any], key: str) -> None:
 
 def _check_trainer(trainer: Mapping[str, Any]) -> None:
     """What Lightning accepts and this program cannot do, or would only find when training has begun."""
+    if trainer.get("check_val_every_n_epoch", 1) is None and type(trainer.get("val_check_interval")) is not int:
+        raise ValueError(
+            "trainer.check_val_every_n_epoch=null: expected trainer.val_check_interval as a whole number of batches "
+            "beside it, or a number of epochs"
+        )
     trainer = {k: v for k, v in trainer.items() if v is not None}
     steps = trainer.get("max_steps", -1)
     # Without an end no schedule would know how far training has come.

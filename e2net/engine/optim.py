@@ -1,5 +1,6 @@
 """Optimiser: which parameter gets which rate, and whether it is decayed."""
 
+import math
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ class AdamW:
     """
 
     def __init__(self, schedule: Schedule, lr: float = 1e-3, weight_decay: float = 1e-2) -> None:
-        if lr <= 0 or weight_decay < 0:
+        if not (0 < lr < math.inf and 0 <= weight_decay < math.inf):
             raise ValueError(f"optim: lr must be positive and weight_decay at least 0, found {lr} and {weight_decay}")
         self.schedule, self.lr, self.weight_decay = schedule, lr, weight_decay
 

@@ -1,5 +1,6 @@
 """Sizes other than the configured one: which are legal, and batches resized to one drawn at random."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -23,7 +24,11 @@ def check_scales(key: str, scales: Sequence[float]) -> tuple[float, ...]:
     Raises:
         ValueError: none at all, or one that is not positive.
     """
-    if not isinstance(scales, Sequence) or not scales or not all(isinstance(s, int | float) and s > 0 for s in scales):
+    if (
+        not isinstance(scales, Sequence)
+        or not scales
+        or not all(isinstance(s, int | float) and 0 < s < math.inf for s in scales)
+    ):
         raise ValueError(
             f"{key}: expected a list of positive factors on the size, such as [0.75, 1, 1.25], got {scales}"
         )

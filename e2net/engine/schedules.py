@@ -72,7 +72,7 @@ class Cosine(Curve):
 
     def __init__(self, warmup: float = 0.05, flat: float = 0.0, final: float = 0.01) -> None:
         super().__init__(warmup)
-        if flat < 0 or warmup + flat >= 1 or not 0 <= final <= 1:
+        if not 0 <= flat < 1 - warmup or not 0 <= final <= 1:
             raise ValueError(
                 "schedule: flat must be at least 0, warmup + flat below 1 and final in [0, 1], "
                 f"found {warmup}, {flat} and {final}"
@@ -98,7 +98,7 @@ class Poly(Curve):
 
     def __init__(self, warmup: float = 0.05, power: float = 0.9, final: float = 0.0) -> None:
         super().__init__(warmup)
-        if power <= 0 or not 0 <= final <= 1:
+        if not 0 < power < math.inf or not 0 <= final <= 1:
             raise ValueError(f"schedule: power must be positive and final in [0, 1], found {power} and {final}")
         self.power, self.final = power, final
 

@@ -1,6 +1,7 @@
 """The weighted sum of loss terms over a model's final, coarse and refined maps."""
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -113,7 +114,7 @@ def _checked(term: str, function: Callable[..., Tensor], params: Mapping[str, fl
         if name not in known:
             expected = f"expected one of {', '.join(known)}" if known else "it has none"
             raise ValueError(f"loss.params.{term} has the unknown parameter {name!r}; {expected}")
-        if value < 0:
+        if not 0 <= value < math.inf:
             raise ValueError(f"loss.params.{term}.{name} must be at least 0, found {value}")
     return params
 

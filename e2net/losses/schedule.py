@@ -35,7 +35,7 @@ class Schedule:
     def __init__(self, weight: Weight, name: str = "weight") -> None:
         self._ramp: Callable[[float], float] | None = None
         if isinstance(weight, Mapping):
-            if set(weight) != {"ramp", "from", "to"} or weight["ramp"] not in RAMPS:
+            if set(weight) != {"ramp", "from", "to"} or str(weight["ramp"]) not in RAMPS:
                 raise ValueError(
                     f"{name} must be like {{ramp: cosine, from: 0.0, to: 1.0}} with a ramp of {', '.join(RAMPS)}, "
                     f"found {dict(weight)}"

@@ -1,7 +1,7 @@
 """Sweeps from the command line to the report in a browser, on tiny networks and few pictures."""
 
-import fcntl
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import cv2
 import pytest
+import torch
 import yaml
 from chromium import PROGRAM, Browser
 from conftest import ROOT
@@ -17,8 +18,10 @@ from conftest import ROOT
 from e2net.compare.__main__ import main
 from e2net.compare.runs import config_key
 from e2net.compare.settings import parse
-from e2net.compare.sweep import make_plan
+from e2net.compare.sweep import make_plan, run_sweep
 from e2net.datasets import ProceduralPairs
+from e2net.engine import prepare_training
+from e2net.lock import lock
 
 QUICK = [
     "size=32",
@@ -94,6 +97,14 @@ def test_every_combination_is_a_variant_and_has_a_folder_of_its_own():
         (["decoder=linear,caem", "score=F"], ["score=F", "expected one of S, Fmax"]),
         (["protocol.normalize=minmax,as_is"], ["minmax and as_is", "test images or protocols"]),
         (["data.n_test=5,6"], ["n_test=5 and n_test=6", "test images or protocols"]),
+        (["decoder=linear,caem", "+unknown=1"], ["unknown=1: there is no such setting"]),
+        (["decoder=linear,caem", "+trainer.x=1"], ["trainer: ", "'x'"]),
+        (["trainer.max_epochs=1,0"], ["trainer.max_epochs=0", "at least 1"]),
+        (["optim.lr=1e-3,nan"], ["optim.lr=nan", "finite"]),
+        (["decoder=linear,caem", "seed=true"], ["seed=true", "whole number"]),
+        (["decoder=linear,caem", "seed=0,-1"], ["seed=-1"]),
+        (["trainer.precision=32-true,nonsense"], ["trainer.precision=nonsense"]),
+        (["data.batch_size=auto,many"], ["data.batch_size=many", "whole number"]),
     ],
 )
 def test_what_is_wrong_shows_before_anything_runs(arguments, words, tmp_path, capsys):
@@ -155,8 +166,8 @@ def test_a_store_is_for_one_sweep_and_sigterm_ends_it(tmp_path, capsys):
         first.terminate()
         status = first.wait(60)
     assert status == 130 and log.read_text().endswith("interrupted; the same command goes on from here\n")
-    with (tmp_path / "store" / ".lock").open() as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    lock(tmp_path / "store" / ".lock").close()
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 @pytest.fixture(scope="module")
@@ -167,17 +178,22 @@ def swept(tmp_path_factory):
     return folder, status
 
 
+def _arguments(folder, *more):
+    # A strategy that the Trainer does not know is found only when a run starts.
+    names = [f"{decoder}, strategy={strategy}" for decoder in ("linear", "caem") for strategy in ("auto", "nonsense")]
+    swept = ["decoder=linear,caem", "seed=0", "+trainer.strategy=auto,nonsense", f"names={names}"]
+    return [*QUICK, *swept, f"store={folder}/store", f"output={folder}/out", *more]
+
+
 def _sweep(folder, *more):
-    # A precision that the Trainer does not know is found only when a run starts.
-    swept = ["decoder=linear,caem", "seed=0", "trainer.precision=32-true,nonsense"]
-    return main([*QUICK, *swept, f"store={folder}/store", f"output={folder}/out", *more])
+    return main(_arguments(folder, *more))
 
 
 def test_one_failed_run_does_not_lose_the_others(swept):
     folder, status = swept
     assert status == 1
     document = json.loads((folder / "out" / "comparison.json").read_text())
-    assert [v["name"] for v in document["variants"]] == ["linear, precision=32-true", "caem, precision=32-true"]
+    assert [v["name"] for v in document["variants"]] == ["linear, strategy=auto", "caem, strategy=auto"]
     assert [line.split(",")[0] for line in document["failures"]] == ["linear", "caem"]
     for line in document["failures"]:
         log = line.rpartition("(log: ")[2].rstrip(")")
@@ -192,11 +208,11 @@ def test_one_failed_run_does_not_lose_the_others(swept):
 
 
 def test_sweep_continues_where_it_stopped(swept, capfd):
-    """A finished run is not touched; one without scores goes on from its checkpoint; a broken one starts again."""
+    """A finished run is not touched; one without scores goes on from its checkpoint."""
     folder = swept[0]
     shutil.copytree(folder / "store", folder / "again" / "store")
     store = folder / "again" / "store"
-    linear, caem = (next(store.glob(f"{name}_precision_32_true*")) for name in ("linear", "caem"))
+    linear, caem = (next(store.glob(f"{name}_strategy_auto*")) for name in ("linear", "caem"))
     untouched = (linear / ".hydra" / "overrides.yaml").stat().st_mtime_ns
     scores = json.loads((caem / "test_scores.json").read_text())["scores"]
     (caem / "test_scores.json").unlink()
@@ -221,7 +237,7 @@ def browser(swept, tmp_path_factory):
 
 
 def test_page_loads_without_errors_and_without_the_network(browser):
-    assert browser.run("document.title").startswith("linear, precision=32-true against caem")
+    assert browser.run("document.title").startswith("linear, strategy=auto against caem")
     said = [e for e in browser.events if e["method"] in ("Runtime.consoleAPICalled", "Runtime.exceptionThrown")]
     logged = [e for e in browser.events if e["method"] == "Log.entryAdded"]
     assert said == [] and logged == []
@@ -279,3 +295,52 @@ def test_dark_mode_follows_the_system(browser):
     light = brightness()
     browser.dark(True)
     assert brightness() < 150 and light > 600
+
+
+def test_automatic_batch_sizes_can_be_compared(tmp_path):
+    """Each run tries out its own; here a small one for all, as the trial is not what is looked at."""
+    plan = _plan("data.batch_size=auto", "decoder=linear,caem", "size=32", store=tmp_path / "store")
+    assert [job.config["data"]["batch_size"] for job in plan.jobs] == ["auto", "auto"]
+    for job in plan.jobs:
+        assert prepare_training({**job.config, "resume": None, "run_dir": str(tmp_path)}).data.batch_size == 8
+
+
+def _snapshot(root):
+    """All files but those that Hydra writes for the store as a whole, and the failing runs."""
+    files = [p for p in sorted(root.rglob("*")) if p.is_file() and p.name != "multirun.yaml"]
+    return {p.relative_to(root): p.read_bytes() for p in files if "nonsense" not in str(p)}
+
+
+def test_broken_and_unreadable_checkpoints_lose_nothing(swept, tmp_path, capfd):
+    """A broken one starts again in another folder, what cannot be read fails its run, and a sweep/ is nobody's."""
+    shutil.copytree(swept[0] / "store", tmp_path / "store")
+    linear, caem = (next((tmp_path / "store").glob(f"{name}_strategy_auto*")) for name in ("linear", "caem"))
+    for run in (linear, caem):
+        (run / "test_scores.json").unlink()
+        (run / "notes").mkdir()
+        (run / "notes" / "mine.txt").write_text("mine")
+    (linear / "checkpoints" / "last.ckpt").write_bytes(b"half a checkpoint")
+    for name in ("sweep.yaml", "job/x.yaml", "mine"):
+        file = tmp_path / "out" / "sweep" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("mine")
+    before = _snapshot(tmp_path)
+    plan = make_plan(parse(_arguments(tmp_path)))
+    unreadable = caem / "checkpoints" / "last.ckpt"
+    with pytest.MonkeyPatch.context() as patch:
+        # Root may read everything: the error is what a file system without an answer gives.
+        load = torch.load
+        patch.setattr(torch, "load", lambda file, **kw: _fail(file) if Path(file) == unreadable else load(file, **kw))
+        run_sweep(plan, tmp_path / "out")
+    faults = {job.config["decoder"]["_target_"].rpartition(".")[2]: job for job in plan.jobs if job.variant in (0, 2)}
+    assert "Input/output error" in faults["CAEMDecoder"].fault and faults["CAEMDecoder"].folder == caem
+    again = faults["LinearDecoder"].folder
+    assert again != linear and faults["LinearDecoder"].finished and "starts again in" in capfd.readouterr().out
+    after = _snapshot(tmp_path)
+    assert {k: after.get(k) for k in before} == before
+    # From now on that one is the run of its config.
+    assert make_plan(parse(_arguments(tmp_path))).jobs[0].folder == again
+
+
+def _fail(file):
+    raise OSError(5, os.strerror(5), str(file))
