@@ -38,14 +38,17 @@ def main(arguments: Sequence[str]) -> int:
 
 def _compare(settings: Settings, output: Path) -> int:
     # Only now, as these take seconds to import.
-    from e2net.compare.comparison import compare_variants  # noqa: PLC0415
+    from e2net.compare.comparison import FILES, compare_variants  # noqa: PLC0415
     from e2net.compare.runs import Variant, group, read_run  # noqa: PLC0415
     from e2net.compare.sweep import make_plan, run_sweep  # noqa: PLC0415
     from e2net.compare.tables import verdict  # noqa: PLC0415
     from e2net.engine import user_errors  # noqa: PLC0415
+    from e2net.engine.outputs import check_free  # noqa: PLC0415
 
     warnings: list[str] = []
     failures: list[str] = []
+    with user_errors():  # now, not when all has been trained
+        check_free("output", output, FILES)
     if settings.runs is not None:
         with user_errors():
             variants = group([read_run(str(run)) for run in settings.runs], settings.names)

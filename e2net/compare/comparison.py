@@ -19,8 +19,10 @@ from e2net.compare.runs import Run, Variant, check_comparable, common_seeds, dif
 from e2net.compare.settings import Settings
 from e2net.compare.statistics import LEVEL, Difference, mean_and_deviation, paired_bootstrap
 from e2net.engine.checkpoint import find_checkpoint
+from e2net.engine.outputs import check_free, claim
 from e2net.engine.report import write_atomically
 
+FILES = ("comparison.json", "report.md", "report.html")
 # A data set's score is a mean over its images if it equals theirs; Fmax and Emax, of mean curves, are not.
 _SAME = 1e-6
 
@@ -83,6 +85,7 @@ def compare_variants(
         warnings: what else the report should warn of.
         failures: runs that are missing because they failed.
     """
+    check_free("output", output, FILES)
     check_comparable(variants)
     variants, about_seeds = common_seeds(variants)
     first = variants[0].runs[0]
@@ -109,6 +112,7 @@ def compare_variants(
             found.examples = draw(found.examples, variants, output, settings.device)
         except (ValueError, OSError) as error:
             found.warnings.append(f"The gallery has no pictures: {' '.join(str(error).split())}")
+    claim(output, FILES)
     write_atomically(output / "comparison.json", json.dumps(_document(found), indent=2, default=str) + "\n")
     write_atomically(output / "report.md", markdown(found))
     write_atomically(output / "report.html", page(found))

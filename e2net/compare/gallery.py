@@ -18,6 +18,7 @@ from e2net.datasets import SegmentationData, Source, read_map
 from e2net.engine import Job, build, prepare_evaluation
 from e2net.engine.checkpoint import find_checkpoint
 from e2net.engine.data import DataModule
+from e2net.engine.outputs import claim
 
 _SIDES = (320, 256, 208, 160, 128, 96)  # of a picture's longer side: the first at which all fit into _BYTES
 _BYTES = 3_500_000
@@ -125,6 +126,7 @@ def _write_maps(run: Run, wanted: dict[str, list[str]], output: Path, device: st
     if any(missing.values()):
         job = prepare_evaluation(evaluation_config(checkpoint, folder, device))
         assert isinstance(job, Job)
+        claim(folder, ["maps"])
         # A set that lacks nothing still needs an image: the model's sets and the loader's are matched by position.
         chosen = {name: missing.get(name) or [job.data.test_source(name).name(0)] for name in job.data.test_names}
         job.trainer.test(job.module, datamodule=DataModule(_ChosenData(job.data, chosen)), verbose=False)

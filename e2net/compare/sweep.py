@@ -33,8 +33,8 @@ from e2net.engine import build, build_model, inherit, resolve
 from e2net.engine.checkpoint import LAST, read_checkpoint
 from e2net.engine.config import check_part, check_training, conf_folder, hydra_message
 from e2net.engine.memory import AUTO
+from e2net.engine.module import DEFAULT_SCORES
 from e2net.lock import lock
-from e2net.metrics import DEFAULT_SCORES
 
 ROOT = Path(e2net.__file__).parent.parent
 # Set by the user: hydra/launcher=..., hydra.launcher.n_jobs=..., and alike.

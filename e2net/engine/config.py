@@ -238,9 +238,10 @@ def check_part(config: dict[str, Any], key: str) -> None:
         raise ValueError(f"{key}={part}: expected settings with a _target_; choose one of conf/{key} by {key}=NAME")
     module, _, name = _KINDS[key].rpartition(".")
     kind = getattr(importlib.import_module(module), name)
-    target = _check_node(part, key, trainer=key == "trainer")
+    target = _find(part["_target_"], f"{key}._target_", key == "trainer")
     if not issubclass(_built(target), kind):
         raise ValueError(f"{key}._target_={part['_target_']}: expected a kind of {name}, which this is not")
+    _check_node(part, key, trainer=key == "trainer")
 
 
 def _check_trainer(trainer: Mapping[str, Any]) -> None:
@@ -403,9 +404,9 @@ def _check_value(name: str, value: Any, hint: Any) -> None:
     """Checks what is nested in a value, then its type."""
     if isinstance(value, Mapping):
         if "_target_" in value:
-            nested = _check_node(value, name)
-            if not _takes(hint, _built(nested)):
+            if not _takes(hint, _built(_find(value["_target_"], f"{name}._target_"))):
                 raise ValueError(f"{name}._target_={value['_target_']}: expected {_words(hint)}")
+            _check_node(value, name)
             return
         for key, one in value.items():
             _check_value(f"{name}.{key}", one, Any)

@@ -26,8 +26,9 @@ from e2net.datasets import FolderData, FolderMasks, SegmentationData, Source, fi
 from e2net.datasets.io import EXTENSIONS, some
 from e2net.datasets.pairs import read_pair
 from e2net.engine.config import build
+from e2net.engine.outputs import claim
 from e2net.engine.plots import Picture
-from e2net.engine.report import SetResult, clear_report, mask_digest, masks_hash, write_atomically
+from e2net.engine.report import FILES, SetResult, clear_report, mask_digest, masks_hash, write_atomically
 from e2net.metrics import (
     DEFAULT_SCORES,
     EXTRA_SCORES,
@@ -361,10 +362,20 @@ def _cores() -> int:
 
 def _refuse(output: Path, faults: dict[str, Any], message: Callable[[str], str]) -> None:
     """Writes all faults to ``<output>/problems.json``, removes an older score file, and raises."""
+    claim(output, evaluation_files(maps=False))
     clear_report(output)
     file = output / "problems.json"
     write_atomically(file, json.dumps(faults, indent=2, ensure_ascii=False) + "\n")
     raise UnusableMapsError(message(str(file)))
+
+
+def evaluation_files(maps: bool) -> list[str]:
+    """Patterns of what an evaluation leaves in its folder.
+
+    Args:
+        maps: whether it computes them, and pictures, itself.
+    """
+    return [*FILES, "problems.json", "eval_environment.json", *(("maps", "samples") if maps else ())]
 
 
 def check_task(config: Any) -> None:

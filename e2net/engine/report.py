@@ -55,7 +55,7 @@ _NAMES_SHOWN = 3
 _TABLE_WIDTH = 78  # rich keeps a margin of a letter on either side
 _NAME_WIDTH = len("  binarised")  # the least that a set's name gets
 # Of a report's files, less what stands before "scores" in its name; "*" is a set's name. That of the scores comes last.
-_FILES = (
+FILES = (
     *("scores.csv", "intervals.csv", "per_image.csv", "curves.csv", "curves.png", "table.tex", "table.md"),
     *("worst_best_*.png", "scores.json"),
 )
@@ -291,7 +291,7 @@ def clear_report(folder: Path, name: str = "scores") -> None:
     same, finished evaluation.
     """
     prefix = name.removesuffix("scores")
-    for pattern in reversed(("problems.json", *(prefix + file for file in _FILES))):
+    for pattern in reversed(("problems.json", *(prefix + file for file in FILES))):
         for old in folder.glob(pattern):
             old.unlink(missing_ok=True)
 

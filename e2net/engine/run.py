@@ -35,11 +35,13 @@ from e2net.engine.data import DataModule
 from e2net.engine.inference import Predictor
 from e2net.engine.memory import AUTO, OutOfMemoryError, Trial, advise, choose_batch_size, is_out_of_memory
 from e2net.engine.module import SegmentationModule
+from e2net.engine.outputs import check_free, claim
 from e2net.engine.predictions import (
     PredictionJob,
     ReportOptions,
     binarised,
     check_task,
+    evaluation_files,
     find_maps,
     masks_of,
     prepare_predictions,
@@ -268,6 +270,7 @@ def prepare_evaluation(config: dict[str, Any]) -> Job | PredictionJob:
     """
     check_task(config)
     check_evaluation(config)
+    check_free("output", Path(config["output"]), evaluation_files(maps=config["predictions"] is None))
     if config["predictions"] is not None:
         return prepare_predictions(config)
     protocol = build(config["protocol"])
@@ -309,6 +312,7 @@ def evaluate(job: Job | PredictionJob) -> Scores:
     Raises:
         UnusableMapsError: a map on disk cannot be read.
     """
+    claim(job.output, evaluation_files(maps=isinstance(job, Job)))
     if isinstance(job, PredictionJob):
         write_environment(job.output / "eval_environment.json", "cpu")
     elif job.trainer.is_global_zero:

@@ -1,0 +1,72 @@
+"""Folders of results: a file of somebody else's is never written over, nor removed.
+
+A folder that e2net has written into holds ``.e2net.json``, which lists what of it is e2net's.
+"""
+
+import json
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+MARKER = ".e2net.json"
+_FORMAT = 1
+# Of versions that wrote no marker: documents that say what wrote them, and what a run folder always has.
+_DOCUMENTS = ("scores.json", "test_scores.json", "comparison.json")
+
+
+def check_free(key: str, folder: Path, patterns: Iterable[str]) -> None:
+    """Makes sure that what is to be written into a folder replaces nothing but e2net's own.
+
+    Args:
+        key: the setting that names the folder, for the message.
+        folder: it need not be there.
+        patterns: of the names of the files and folders that are to be written, as for ``Path.glob``.
+
+    Raises:
+        ValueError: a file or folder of such a name is there, and e2net did not write it.
+    """
+    there = sorted({path.name for pattern in patterns for path in folder.glob(pattern)}) if folder.is_dir() else []
+    own = _own(folder)
+    foreign = [] if there and _is_older(folder) else [name for name in there if name not in own]
+    if (folder / MARKER).exists() and not _read(folder):
+        foreign = [MARKER]
+    if foreign:
+        raise ValueError(
+            f"{key}={folder}: {foreign[0]} is there and was not written by e2net; move it away, or give another folder"
+        )
+
+
+def claim(folder: Path, patterns: Iterable[str]) -> None:
+    """Notes in a folder's marker what of it is e2net's: after :func:`check_free`, before anything is written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    document = {"format": _FORMAT, "patterns": sorted({*_read(folder), *patterns})}
+    temporary = folder / f".{uuid.uuid4().hex}.part"
+    temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(folder / MARKER)
+
+
+def _own(folder: Path) -> set[str]:
+    return {path.name for pattern in _read(folder) for path in folder.glob(pattern)}
+
+
+def _read(folder: Path) -> list[str]:
+    document = _json(folder / MARKER)
+    patterns = document.get("patterns") if document.get("format") == _FORMAT else None
+    return [p for p in patterns if isinstance(p, str) and p and "/" not in p] if isinstance(patterns, list) else []
+
+
+def _is_older(folder: Path) -> bool:
+    """Whether a folder without a marker is one that an earlier version has written."""
+    if (folder / MARKER).is_file():
+        return False
+    run = (folder / "checkpoints").is_dir() and "packages" in _json(folder / "environment.json")
+    return run or any("e2net" in _json(folder / name) for name in _DOCUMENTS)
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return document if isinstance(document, dict) else {}
