@@ -65,7 +65,7 @@ _EVALUATION: dict[str, Any] = {
     "predictions": str | None,
     "allow_missing": bool,
     "method": str | int | None,
-    "scores": Sequence[str],
+    "scores": Sequence[str] | str,  # of which ReportOptions knows more to say
     "binarised_too": bool,
     "bootstrap_seed": int,
     "num_workers": int | None,
@@ -175,6 +175,10 @@ def check_evaluation(config: dict[str, Any]) -> None:
     if isinstance(config.get("data"), Mapping) and config.get("predictions") is not None:  # maps have no size
         config = {**config, "data": {**config["data"], "size": 1}}
     _check_keys(config, _EVALUATION, ("data", "protocol"))
+    _check_range("seed", config["seed"], 0)
+    size = config["size"]
+    if size is not None and min([size] if isinstance(size, int) else size, default=0) < 1:
+        raise ValueError(f"size={size}: expected a positive number of pixels or [H, W]")
     if not config["output"]:
         raise ValueError("output is empty: expected the name of a folder")
 

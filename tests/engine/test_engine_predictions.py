@@ -197,7 +197,7 @@ def test_several_sets_and_their_names(folders):
 
 def test_missing_maps_are_an_error_that_names_them(folders):
     (folders / "out").mkdir()
-    (folders / "out" / "scores.json").write_text("of an earlier evaluation")
+    (folders / "out" / "scores.json").write_text(json.dumps({"e2net": "an earlier one"}))
     for i in range(5):
         (folders / "maps" / "CAMO" / f"m{i}.png").unlink()
     with pytest.raises(UnusableMapsError, match=r"5 of 7 maps are missing \(m0, m1, m2 and 2 more\).*allow_missing"):
