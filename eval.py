@@ -1,10 +1,17 @@
 """Scores a checkpoint, or any method's maps, on named test sets. See ``python eval.py --help``."""
 
+import contextlib
 import sys
+from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+
+from e2net.engine.folder import new_folder, owned
+
+# For the name of the output folder, which is chosen before main().
+OmegaConf.register_new_resolver("new_folder", new_folder, use_cache=True)
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="eval")
@@ -14,11 +21,13 @@ def main(config: DictConfig) -> None:
     from e2net.engine import evaluate, inherit, prepare_evaluation, resolve, user_errors  # noqa: PLC0415
     from e2net.engine.predictions import UnusableMapsError, check_task  # noqa: PLC0415
 
-    with user_errors():
-        check_task(config)
-        job = prepare_evaluation(resolve(inherit(config, HydraConfig.get().overrides.task)))
     try:
-        evaluate(job)
+        with contextlib.ExitStack() as held:
+            with user_errors():
+                check_task(config)
+                held.enter_context(owned(Path(config.output)))
+                job = prepare_evaluation(resolve(inherit(config, HydraConfig.get().overrides.task)))
+            evaluate(job)
     except UnusableMapsError:  # the user's files, not our code: a line says more than a traceback
         with user_errors():
             raise

@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "e2net"
 
 ALLOWED = {
     "arguments": set(),
+    "files": set(),
     "lock": set(),
     "structures": set(),
     "metrics": {"structures"},
@@ -21,7 +22,7 @@ ALLOWED = {
     "losses": {"structures"},
     "datasets": {"structures", "lock"},
     "model": {"structures", "encoders", "decoders"},
-    "engine": {"lock", "structures", "metrics", "encoders", "decoders", "losses", "datasets", "model"},
+    "engine": {"structures", "metrics", "encoders", "decoders", "losses", "datasets", "model", "files", "lock"},
     "profile": {"structures", "metrics", "encoders", "decoders", "losses", "datasets", "model", "engine"},
     "predict": {"arguments", "datasets", "model", "engine"},
     "compare": {"arguments", "lock", "datasets", "model", "engine"},

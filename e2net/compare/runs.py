@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from e2net.datasets.io import some
 from e2net.engine.config import flatten
+from e2net.engine.folder import METRICS
+from e2net.engine.provenance import config_hash
 
 SCORES, PER_IMAGE = "test_scores.json", "test_per_image.csv"
 # Says where a run is, not what it is; the last three change nothing about a result.
@@ -54,23 +56,18 @@ class Run:
         return found
 
     def curves(self) -> dict[str, list[tuple[float, float]]]:
-        """Training loss and validation scores, {column: [(epoch, value)]}; also those from before a resume.
+        """Training loss and validation scores, {column: [(epoch, value)]}.
 
         The loss is the mean over an epoch's logged steps; an epoch counts as the time at which it ends.
         """
+        file = self.folder / METRICS
         values: dict[str, dict[int, list[float]]] = {}
-        for file in [*sorted(self.folder.glob("metrics_until_*.csv")), self.folder / "metrics.csv"]:
-            if not file.is_file():
-                continue
-            seen: dict[str, dict[int, list[float]]] = {}
+        if file.is_file():
             with file.open(newline="") as rows:
                 for row in csv.DictReader(rows):
                     for key, text in row.items():
-                        if key in ("epoch", "step") or not text or not row.get("epoch"):
-                            continue
-                        seen.setdefault(key, {}).setdefault(int(float(row["epoch"])), []).append(float(text))
-            for key, epochs in seen.items():  # what was done twice counts as done the last time
-                values.setdefault(key, {}).update(epochs)
+                        if key not in ("epoch", "step") and text and row.get("epoch"):
+                            values.setdefault(key, {}).setdefault(int(float(row["epoch"])), []).append(float(text))
         return {k: [(e + 1, float(np.mean(v))) for e, v in sorted(epochs.items())] for k, epochs in values.items()}
 
 
@@ -123,6 +120,12 @@ def read_run(folder: str | Path) -> Run:
         config = yaml.safe_load((folder / "config.yaml").read_text())
         document = json.loads((folder / SCORES).read_text())
         run = Run(folder, config, document)
+        # Score files of before this was recorded have none.
+        if document.get("config_sha256", config_hash(config)) != config_hash(config):
+            raise ValueError(
+                f"{SCORES} is of other settings than config.yaml; continue the run with python train.py "
+                f"resume={folder} and its own overrides"
+            )
         complete = isinstance(run.seed, int) and run.sets and document["sets"] and document["protocol"]
     except (ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         fault = str(error).splitlines()[0]

@@ -14,7 +14,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,8 +29,9 @@ import e2net
 from e2net.compare.runs import SCORES, check_names, config_key, unique
 from e2net.compare.settings import Settings, close_to_own
 from e2net.engine import build, build_model, inherit, resolve
-from e2net.engine.checkpoint import LAST, read_checkpoint
+from e2net.engine.checkpoint import read_checkpoint
 from e2net.engine.config import check_part, check_training, conf_folder, hydra_message
+from e2net.engine.folder import CHECKPOINTS, LAST, LOCK
 from e2net.engine.memory import AUTO
 from e2net.engine.module import DEFAULT_SCORES
 from e2net.lock import lock
@@ -329,8 +329,8 @@ def _alone(store: Path) -> Iterator[BinaryIO | None]:
 
 
 def _started(job: Job) -> int | None:
-    """Changes with every start of the job: Hydra writes this file first."""
-    file = job.folder / ".hydra" / "overrides.yaml"
+    """Changes with every start of the job."""
+    file = job.folder / LOCK
     return file.stat().st_mtime_ns if file.is_file() else None
 
 
@@ -410,7 +410,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def _choose_start(job: Job, say: Callable[[str], None]) -> None:
     """Has a job start in a new folder where its checkpoint is broken, and fail where that cannot be read."""
-    checkpoint = job.folder / "checkpoints" / LAST
+    checkpoint = job.folder / CHECKPOINTS / LAST
     if job.finished or not checkpoint.is_file():
         return
     try:
@@ -425,9 +425,6 @@ def _choose_start(job: Job, say: Callable[[str], None]) -> None:
 
 def _resume(job: Job) -> str | None:
     """Where an unfinished run continues: its own folder, if it has come to a checkpoint."""
-    if not (job.folder / "checkpoints" / LAST).is_file():
+    if not (job.folder / CHECKPOINTS / LAST).is_file():
         return None
-    metrics = job.folder / "metrics.csv"
-    if metrics.is_file():  # the logger would start it anew
-        metrics.rename(job.folder / f"metrics_until_{time.time_ns()}.csv")
     return str(job.folder.resolve())

@@ -1,5 +1,6 @@
 """Lightning callbacks: pictures to look at, prediction maps, checkpoints and what a resumed run needs."""
 
+import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,14 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.loggers.logger import rank_zero_experiment
 
 from e2net.datasets import write_map
 from e2net.engine.pictures import contact_sheet, panel
 from e2net.engine.report import mask_digest, masks_hash
+from e2net.files import write_atomically
 from e2net.structures import Batch
 
 
@@ -41,8 +46,8 @@ class SamplePictures(L.Callback):
     def _write(self) -> None:
         for sheet, rows in self._rows.items():
             if rows:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                cv2.imwrite(str(self.folder / f"{sheet}.png"), contact_sheet(rows)[..., ::-1])
+                _, png = cv2.imencode(".png", contact_sheet(rows)[..., ::-1])
+                write_atomically(self.folder / f"{sheet}.png", png.tobytes())
         self._rows.clear()
 
     def on_validation_batch_end(
@@ -81,6 +86,27 @@ class MapWriter(L.Callback):
         target = self.folder / module.test_names[dataloader_idx]
         for name, values in zip(batch.names, outputs["maps"], strict=True):
             write_map(target / f"{name}.png", values)
+
+
+class _Rows(ExperimentWriter):
+    """Goes on in a ``metrics.csv`` that is there, where Lightning's own deletes it."""
+
+    def _check_log_dir_exists(self) -> None:
+        file = Path(self.metrics_file_path)
+        if file.is_file():
+            with file.open(newline="") as stream:
+                self.metrics_keys = list(csv.DictReader(stream).fieldnames or [])
+
+
+class MetricsFile(CSVLogger):
+    """``metrics.csv`` of a run, resumed ones included; what is there stays."""
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        if self._experiment is None:
+            self._experiment = _Rows(self.log_dir)
+        return self._experiment
 
 
 class CheckpointFile(ModelCheckpoint):

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from e2net.engine.config import build_model, flatten
+from e2net.engine.folder import BEST, CHECKPOINTS, LAST
 from e2net.model import SegmentationModel
 
-BEST, LAST = "best.ckpt", "last.ckpt"
 # The key under which a checkpoint holds what is ours, beside Lightning's own keys.
 KEY = "e2net"
 # Of that entry. Those of before 1 have no "format" and no "backbone", and lack what never trains under full tuning.
@@ -106,14 +106,14 @@ def find_checkpoint(path: str | Path, prefer: str = BEST) -> Path:
     candidates = (
         [path]
         if path.is_file()
-        else [path / "checkpoints" / name for name in sorted((BEST, LAST), key=lambda name: name != prefer)]
+        else [path / CHECKPOINTS / name for name in sorted((BEST, LAST), key=lambda name: name != prefer)]
     )
     for file in candidates:
         if file.is_file():
             return file
     found = "an empty or other folder" if path.is_dir() else "nothing"
     raise FileNotFoundError(
-        f"no checkpoint at {path}: expected a checkpoint file or a run folder with checkpoints/{BEST} or {LAST}, "
+        f"no checkpoint at {path}: expected a checkpoint file or a run folder with {CHECKPOINTS}/{BEST} or {LAST}, "
         f"found {found}"
     )
 

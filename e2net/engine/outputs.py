@@ -4,10 +4,11 @@ A folder that e2net has written into holds ``.e2net.json``, which lists what of 
 """
 
 import json
-import uuid
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from e2net.files import write_atomically
 
 MARKER = ".e2net.json"
 _FORMAT = 1
@@ -39,11 +40,8 @@ def check_free(key: str, folder: Path, patterns: Iterable[str]) -> None:
 
 def claim(folder: Path, patterns: Iterable[str]) -> None:
     """Notes in a folder's marker what of it is e2net's: after :func:`check_free`, before anything is written."""
-    folder.mkdir(parents=True, exist_ok=True)
     document = {"format": _FORMAT, "patterns": sorted({*_read(folder), *patterns})}
-    temporary = folder / f".{uuid.uuid4().hex}.part"
-    temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(folder / MARKER)
+    write_atomically(folder / MARKER, json.dumps(document, indent=1) + "\n")
 
 
 def _own(folder: Path) -> set[str]:

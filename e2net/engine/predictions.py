@@ -28,7 +28,8 @@ from e2net.datasets.pairs import read_pair
 from e2net.engine.config import build
 from e2net.engine.outputs import claim
 from e2net.engine.plots import Picture
-from e2net.engine.report import FILES, SetResult, clear_report, mask_digest, masks_hash, write_atomically
+from e2net.engine.report import FILES, SetResult, clear_report, mask_digest, masks_hash
+from e2net.files import write_atomically
 from e2net.metrics import (
     DEFAULT_SCORES,
     EXTRA_SCORES,

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 import e2net
+from e2net.files import write_atomically
 
 PACKAGE = Path(e2net.__file__).parent
 # Where code and settings lie in a checkout; a results folder beside them makes no difference to a run.
@@ -41,8 +42,7 @@ def write_environment(file: Path, device: torch.device | str, **more: Any) -> No
         "packages": package_versions(),
         **more,
     }
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    write_atomically(file, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
 
 
 def package_versions() -> dict[str, str]:
@@ -104,6 +104,11 @@ def weights_hash(module: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def config_hash(config: Any) -> str:
+    """SHA-256 of a resolved config, whatever the order of its keys: which settings a score file is about."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def file_hash(file: Path) -> str:

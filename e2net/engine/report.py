@@ -6,7 +6,6 @@ import io
 import json
 import logging
 import math
-import uuid
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from rich.table import Table
 import e2net
 from e2net.datasets.io import printable, some
 from e2net.engine.plots import Picture, curve_figure, extremes_sheet
+from e2net.files import write_atomically
 from e2net.metrics import CURVES, ScoreTable
 from e2net.metrics.functional import f_of
 
@@ -270,18 +270,6 @@ def _paper_rows(method: str, results: Sequence[SetResult]) -> list[tuple[str, li
         if values:
             rows.append((name, cells))
     return rows
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes a file whole or not at all, under another name first; folders are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{uuid.uuid4().hex}.part")
-    try:
-        temporary.write_bytes(printable(content).encode() if isinstance(content, str) else content)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def clear_report(folder: Path, name: str = "scores") -> None:

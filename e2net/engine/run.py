@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import logging
-import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -13,15 +12,14 @@ import lightning as L
 import torch
 import yaml
 from lightning.pytorch.callbacks import LearningRateMonitor, TQDMProgressBar
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from e2net.datasets import SegmentationData
 from e2net.datasets.transforms import Size
-from e2net.engine import averaging
 from e2net.engine.averaging import WeightAverage
 from e2net.engine.cache import FeatureCache
-from e2net.engine.callbacks import CheckpointFile, MapWriter, MaskDigests, ResumeState, SamplePictures
-from e2net.engine.checkpoint import BEST, KEY, LAST, find_checkpoint, load_model, load_state, read_checkpoint, restore
+from e2net.engine.callbacks import CheckpointFile, MapWriter, MaskDigests, MetricsFile, ResumeState, SamplePictures
+from e2net.engine.checkpoint import KEY, find_checkpoint, load_model, load_state, read_checkpoint, restore
 from e2net.engine.config import (
     build,
     build_model,
@@ -29,9 +27,20 @@ from e2net.engine.config import (
     check_batches,
     check_evaluation,
     check_training,
-    flatten,
 )
 from e2net.engine.data import DataModule
+from e2net.engine.folder import (
+    BEST,
+    CHECKPOINTS,
+    CONFIG,
+    ENVIRONMENT,
+    LAST,
+    METRICS,
+    TEST_SCORES,
+    carry_over,
+    check_unused,
+    is_first_process,
+)
 from e2net.engine.inference import Predictor
 from e2net.engine.memory import AUTO, OutOfMemoryError, Trial, advise, choose_batch_size, is_out_of_memory
 from e2net.engine.module import SegmentationModule
@@ -47,13 +56,18 @@ from e2net.engine.predictions import (
     prepare_predictions,
     score_maps,
 )
-from e2net.engine.provenance import file_hash, weights_hash, write_environment
-from e2net.engine.report import Scores, SetResult, clear_report, report
+from e2net.engine.provenance import config_hash, file_hash, weights_hash, write_environment
+from e2net.engine.report import FILES, Scores, SetResult, clear_report, report
+from e2net.engine.resume import check_same_run
 from e2net.engine.scales import RandomScale, scaled_size
 from e2net.engine.speed import compile_model
+from e2net.files import write_atomically
 from e2net.model import SegmentationModel
 
 log = logging.getLogger(__name__)
+
+# What a run leaves in its folder, beside its log.
+RUN_FILES = (CONFIG, ENVIRONMENT, METRICS, CHECKPOINTS, "samples", "tensorboard", *(f"test_{file}" for file in FILES))
 
 T = TypeVar("T")
 
@@ -69,6 +83,8 @@ class Job:
     checkpoint: Path | None
     cache: FeatureCache = dataclasses.field(default_factory=FeatureCache)
     options: ReportOptions = dataclasses.field(default_factory=ReportOptions)
+    # Of the checkpoint that is evaluated, as it was read: a run that is still going on replaces it.
+    checkpoint_sha256: str | None = None
 
 
 def prepare_training(config: dict[str, Any]) -> Job:
@@ -83,66 +99,30 @@ def prepare_training(config: dict[str, Any]) -> Job:
     check_training(config)
     L.seed_everything(config["seed"], workers=True, verbose=False)
     output = Path(config["run_dir"])
+    resume, content = _resumed(config)
     auto = config["data"]["batch_size"] == AUTO
-    if auto:  # until the model is there to be tried
-        config = {**config, "data": {**config["data"], "batch_size": 1}}
+    if auto:  # until the model is there to be tried; a resumed run keeps what was found
+        found = 1 if content is None else content[KEY]["config"]["data"]["batch_size"]
+        config = {**config, "data": {**config["data"], "batch_size": found}}
     data: SegmentationData = build(config["data"])
     criterion, optim, protocol = (build(config[key]) for key in ("loss", "optim", "protocol"))
     predictor = Predictor(config["flip_test"], config["test_scales"])
     rescale = RandomScale(config["train_scales"], config["seed"])
-    average = [WeightAverage(config["ema"])] if config["ema"] else []
     model = build_model(config)
     model.encoder.check_size(*data.size)
     optim.schedule.check(validated=data.val_fraction > 0)
     cache: FeatureCache = build(config["cache"])
     cache.check(model.encoder, data, plain=predictor.scales == rescale.scales == (1.0,))
-    resume = None
-    if config["resume"] is not None:
-        resume = find_checkpoint(config["resume"], prefer=LAST)
-        content = read_checkpoint(resume)
+    if content is not None:
         restore(model, content)
+        check_same_run(content[KEY]["config"], config)
         data.first_epoch = content["epoch"] + 1  # checkpoints are written at the end of one
-        before = flatten(content[KEY]["config"]["optim"], "optim")
-        for key, value in flatten(config["optim"], "optim").items():
-            if before.get(key) != value:
-                raise ValueError(
-                    f"resume={config['resume']} was trained with {key}={before.get(key)}: expected it here too, as the "
-                    f"optimiser's state is restored, found {value}"
-                )
-        if averaging.KEY in content and not average:
-            # The optimiser's state belongs to the weights beside the average, which nothing would restore.
-            found = content[KEY]["config"]["ema"]
-            raise ValueError(
-                f"resume={config['resume']} was trained with ema={found}: expected it here too, found none"
-            )
     data.check()
     check_batches(config, len(data.train_names()), len(data.val_names()))
-    validated = data.val_fraction > 0
-    folder = output / "checkpoints"
-    trainer = build_trainer(
-        {**config["trainer"], "precision": choose_precision(**_pick(config["trainer"], "precision", "accelerator"))},
-        logger=[CSVLogger(output, name="", version=""), TensorBoardLogger(output, name="tensorboard", version="")],
-        callbacks=[
-            *average,
-            ResumeState(),
-            # The best one first: the last one then holds its score.
-            *([CheckpointFile(folder / BEST, "val/S")] if validated else []),
-            CheckpointFile(folder / LAST),
-            LearningRateMonitor("step"),
-            SamplePictures(output / "samples", config["num_samples"]),
-            TQDMProgressBar(),
-        ],
-        default_root_dir=output,
-        enable_model_summary=False,
-    )
-    if cache.views and trainer.world_size > 1:
-        raise ValueError(f"cache.views works on one device, found trainer.devices={config['trainer']['devices']}")
-    if auto:
-        if trainer.world_size > 1:
-            raise ValueError(
-                "data.batch_size=auto works on one device, found "
-                f"trainer.devices={config['trainer']['devices']}; give a number"
-            )
+    step = 0 if content is None else content["global_step"]
+    trainer = _trainer(config, output, validated=data.val_fraction > 0, step=step)
+    _check_devices(config, trainer, cache, auto)
+    if auto and content is None:
         data.batch_size = choose_batch_size(
             model,
             criterion,
@@ -162,6 +142,50 @@ def prepare_training(config: dict[str, Any]) -> Job:
     return Job(module, data, trainer, output, resume, cache)
 
 
+def _resumed(config: dict[str, Any]) -> tuple[Path | None, dict[str, Any] | None]:
+    """The checkpoint to go on from and its content, if there is one; refuses a folder with another run."""
+    resume = None if config["resume"] is None else find_checkpoint(config["resume"], prefer=LAST)
+    if is_first_process():
+        check_unused(Path(config["run_dir"]), resume)
+        check_free("run_dir", Path(config["run_dir"]), RUN_FILES)
+    return resume, None if resume is None else read_checkpoint(resume)
+
+
+def _trainer(config: dict[str, Any], output: Path, validated: bool, step: int) -> L.Trainer:
+    """The Trainer of a run that begins at an optimiser step, with loggers and callbacks."""
+    checkpoints = output / CHECKPOINTS
+    return build_trainer(
+        {**config["trainer"], "precision": choose_precision(**_pick(config["trainer"], "precision", "accelerator"))},
+        logger=[
+            MetricsFile(output, name="", version=""),
+            # What an interrupted run has logged beyond the step is not shown.
+            TensorBoardLogger(output, name="tensorboard", version="", purge_step=step or None),
+        ],
+        callbacks=[
+            *([WeightAverage(config["ema"])] if config["ema"] else []),
+            ResumeState(),
+            # The best one first: the last one then holds its score.
+            *([CheckpointFile(checkpoints / BEST, "val/S")] if validated else []),
+            CheckpointFile(checkpoints / LAST),
+            LearningRateMonitor("step"),
+            SamplePictures(output / "samples", config["num_samples"]),
+            TQDMProgressBar(),
+        ],
+        default_root_dir=output,
+        enable_model_summary=False,
+    )
+
+
+def _check_devices(config: dict[str, Any], trainer: L.Trainer, cache: FeatureCache, auto: bool) -> None:
+    """Refuses several devices where a run can use one only."""
+    for wanted, setting in ((cache.views, "cache.views"), (auto, "data.batch_size=auto")):
+        if wanted and trainer.world_size > 1:
+            raise ValueError(
+                f"{setting} works on one device, found trainer.devices={config['trainer']['devices']}; give one, or "
+                f"do without {setting}"
+            )
+
+
 def train(job: Job) -> Scores:
     """Fits, tests the best checkpoint (the last one where there is no validation part) and reports.
 
@@ -172,17 +196,8 @@ def train(job: Job) -> Scores:
         KeyboardInterrupt: the run was interrupted; ``resume=<run folder>`` continues it.
         OutOfMemoryError: memory ran out in training; the message names settings that should fit.
     """
-    job.output.mkdir(parents=True, exist_ok=True)
-    (job.output / "config.yaml").write_text(yaml.safe_dump(job.module.config, sort_keys=False))
     if job.trainer.is_global_zero:
-        write_environment(
-            job.output / "environment.json",
-            job.trainer.strategy.root_device,
-            encoder_sha256=weights_hash(job.module.model.encoder),
-            resumed=None if job.checkpoint is None else str(job.checkpoint),
-        )
-    if job.checkpoint is not None and job.trainer.is_global_zero:
-        _keep_best(job.checkpoint.parent / BEST, job.output / "checkpoints" / BEST)
+        _begin(job)
     log.info("%d training and %d validation images", len(job.data.train_names()), len(job.data.val_names()))
     log.info("%s", describe(job.module.model))
     log.info("precision %s on %s", job.trainer.precision, job.trainer.strategy.root_device)
@@ -191,9 +206,10 @@ def train(job: Job) -> Scores:
     fit = partial(job.trainer.fit, job.module, datamodule=data, ckpt_path=job.checkpoint, weights_only=True)
     with _interrupts(job.trainer):
         with_memory_advice(job, fit)
-    job.checkpoint = find_checkpoint(job.output)
+    job.checkpoint = _to_test(job)
+    job.checkpoint_sha256 = file_hash(job.checkpoint)
     load_state(job.module.model, read_checkpoint(job.checkpoint)["state_dict"])
-    scores = _report(job, "test_scores") if job.module.test_names else {}
+    scores = _report(job, TEST_SCORES) if job.module.test_names else {}
     print(f"run folder: {job.output}")
     return scores
 
@@ -276,7 +292,10 @@ def prepare_evaluation(config: dict[str, Any]) -> Job | PredictionJob:
     protocol = build(config["protocol"])
     options = ReportOptions.of(config, protocol)
     checkpoint = find_checkpoint(config["ckpt"])
+    digest = file_hash(checkpoint)
     model, trained = load_model(checkpoint, config["encoder_path"])
+    if file_hash(checkpoint) != digest:
+        raise ValueError(f"{checkpoint} was replaced while it was read; its run is still going on: try again")
     data: SegmentationData = build(config["data"])
     model.encoder.check_size(*data.size)
     data.check("test")
@@ -298,7 +317,7 @@ def prepare_evaluation(config: dict[str, Any]) -> Job | PredictionJob:
         enable_checkpointing=False,
         enable_model_summary=False,
     )
-    return Job(module, data, trainer, output, checkpoint, options=options)
+    return Job(module, data, trainer, output, checkpoint, options=options, checkpoint_sha256=digest)
 
 
 def evaluate(job: Job | PredictionJob) -> Scores:
@@ -316,12 +335,11 @@ def evaluate(job: Job | PredictionJob) -> Scores:
     if isinstance(job, PredictionJob):
         write_environment(job.output / "eval_environment.json", "cpu")
     elif job.trainer.is_global_zero:
-        assert job.checkpoint is not None
         write_environment(
             job.output / "eval_environment.json",
             job.trainer.strategy.root_device,
             encoder_sha256=weights_hash(job.module.model.encoder),
-            checkpoint_sha256=file_hash(job.checkpoint),
+            checkpoint_sha256=job.checkpoint_sha256,
         )
     return _report(job, "scores")
 
@@ -338,7 +356,11 @@ def _report(job: Job | PredictionJob, name: str) -> Scores:
     results = _test(job)
     if not job.trainer.is_global_zero:
         return {r.label: r.values() for r in results}
-    about = {"checkpoint": str(job.checkpoint)}
+    about: dict[str, Any] = {
+        "checkpoint": str(job.checkpoint),
+        "checkpoint_sha256": job.checkpoint_sha256,
+        "config_sha256": config_hash(job.module.config),
+    }
     return report(job.output, results, _method(job), about, job.options.bootstrap_seed, name)
 
 
@@ -413,11 +435,28 @@ def describe(model: SegmentationModel) -> str:
     return ", ".join(parts)
 
 
-def _keep_best(old: Path, new: Path) -> None:
-    """Copies the best checkpoint of the run that is resumed: the rest of the run may not get better."""
-    if old.is_file() and old.resolve() != new.resolve():
-        new.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(old, new)
+def _begin(job: Job) -> None:
+    """Makes the run folder one of this run alone: no scores of an earlier state of it, its config, its history."""
+    claim(job.output, RUN_FILES)
+    clear_report(job.output, TEST_SCORES)
+    write_atomically(job.output / CONFIG, yaml.safe_dump(job.module.config, sort_keys=False))
+    write_environment(
+        job.output / ENVIRONMENT,
+        job.trainer.strategy.root_device,
+        encoder_sha256=weights_hash(job.module.model.encoder),
+        resumed=None if job.checkpoint is None else str(job.checkpoint),
+    )
+    if job.checkpoint is None:
+        (job.output / METRICS).unlink(missing_ok=True)  # of a start that came to nothing
+    else:
+        content = read_checkpoint(job.checkpoint)
+        carry_over(job.checkpoint, job.output, content["epoch"], content["global_step"])
+
+
+def _to_test(job: Job) -> Path:
+    """The best checkpoint of this run, the last one where nothing was validated; whatever else lies in the folder."""
+    files = [c.file for c in job.trainer.checkpoint_callbacks if isinstance(c, CheckpointFile)]
+    return next(file for file in files if file.is_file())
 
 
 def _predictor(config: dict[str, Any], trained: dict[str, Any]) -> Predictor:

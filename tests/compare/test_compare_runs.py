@@ -75,10 +75,9 @@ def test_only_common_seeds_count(tmp_path):
     assert kept == variants and "no seed in common" in said[0]
 
 
-def test_curves_go_on_after_a_resume(tmp_path):
+def test_curves_are_means_over_epochs(tmp_path):
     folder = fake_run(tmp_path / "run")
-    (folder / "metrics_until_1.csv").write_text("epoch,step,train/loss,val/S\n0,1,4,\n0,2,2,\n0,2,,.5\n1,3,9,\n")
-    (folder / "metrics.csv").write_text("epoch,step,train/loss,val/S\n1,3,1,\n1,4,,.75\n")
+    (folder / "metrics.csv").write_text("epoch,step,train/loss,val/S\n0,1,4,\n0,2,2,\n0,2,,.5\n1,3,1,\n1,4,,.75\n")
     assert read_run(folder).curves() == {"train/loss": [(1, 3.0), (2, 1.0)], "val/S": [(1, 0.5), (2, 0.75)]}
 
 
