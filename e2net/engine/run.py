@@ -25,7 +25,6 @@ from e2net.engine.config import (
     build_model,
     build_trainer,
     check_batches,
-    check_evaluation,
     check_training,
 )
 from e2net.engine.data import DataModule
@@ -46,14 +45,10 @@ from e2net.engine.memory import AUTO, OutOfMemoryError, Trial, advise, choose_ba
 from e2net.engine.module import SegmentationModule
 from e2net.engine.outputs import check_free, claim
 from e2net.engine.predictions import (
-    PredictionJob,
     ReportOptions,
     binarised,
-    check_task,
-    evaluation_files,
     find_maps,
     masks_of,
-    prepare_predictions,
     score_maps,
 )
 from e2net.engine.provenance import config_hash, file_hash, weights_hash, write_environment
@@ -209,7 +204,7 @@ def train(job: Job) -> Scores:
     job.checkpoint = _to_test(job)
     job.checkpoint_sha256 = file_hash(job.checkpoint)
     load_state(job.module.model, read_checkpoint(job.checkpoint)["state_dict"])
-    scores = _report(job, TEST_SCORES) if job.module.test_names else {}
+    scores = test(job) if job.module.test_names else {}
     print(f"run folder: {job.output}")
     return scores
 
@@ -275,20 +270,15 @@ def _largest_size(model: SegmentationModel, data: SegmentationData, rescale: Ran
     return scaled_size(data.size, max(rescale.scales), model.encoder.size_multiple)
 
 
-def prepare_evaluation(config: dict[str, Any]) -> Job | PredictionJob:
-    """Rebuilds the model of a checkpoint and checks the test sets; or finds the maps that another run has left.
+def prepare_test(config: dict[str, Any]) -> Job:
+    """Rebuilds the model of a checkpoint and checks the test sets.
 
     Args:
-        config: a resolved ``conf/eval.yaml``, see :func:`~e2net.engine.overrides.inherit`.
+        config: a resolved ``conf/eval.yaml`` with ``ckpt``, see :func:`~e2net.engine.overrides.inherit`.
 
     Raises:
         ValueError, FileNotFoundError: see :func:`prepare_training`.
     """
-    check_task(config)
-    check_evaluation(config)
-    check_free("output", Path(config["output"]), evaluation_files(maps=config["predictions"] is None))
-    if config["predictions"] is not None:
-        return prepare_predictions(config)
     protocol = build(config["protocol"])
     options = ReportOptions.of(config, protocol)
     checkpoint = find_checkpoint(config["ckpt"])
@@ -320,40 +310,16 @@ def prepare_evaluation(config: dict[str, Any]) -> Job | PredictionJob:
     return Job(module, data, trainer, output, checkpoint, options=options, checkpoint_sha256=digest)
 
 
-def evaluate(job: Job | PredictionJob) -> Scores:
-    """Scores the test sets, prints the table and writes the report, ``<output>/scores.json`` last.
-
-    A score file of an earlier evaluation in the same folder is removed first.
+def test(job: Job, name: str = TEST_SCORES) -> Scores:
+    """Scores the test sets, prints the table and writes the report, ``<output>/<name>.json`` last.
 
     Returns:
         {test set: {score: value}}, fractions; also "<test set> (binarised)" where that was asked for.
-
-    Raises:
-        UnusableMapsError: a map on disk cannot be read.
     """
-    claim(job.output, evaluation_files(maps=isinstance(job, Job)))
-    if isinstance(job, PredictionJob):
-        write_environment(job.output / "eval_environment.json", "cpu")
-    elif job.trainer.is_global_zero:
-        write_environment(
-            job.output / "eval_environment.json",
-            job.trainer.strategy.root_device,
-            encoder_sha256=weights_hash(job.module.model.encoder),
-            checkpoint_sha256=job.checkpoint_sha256,
-        )
-    return _report(job, "scores")
-
-
-def _report(job: Job | PredictionJob, name: str) -> Scores:
-    """See :func:`evaluate`; ``<output>/<name>.json`` is written last."""
-    if isinstance(job, PredictionJob):
-        clear_report(job.output, name)
-        about = {"predictions": str(job.folder)}
-        return report(job.output, job.score(), job.method, about, job.options.bootstrap_seed, name)
     log.info("testing %s", job.checkpoint)
     if job.trainer.is_global_zero:
         clear_report(job.output, name)
-    results = _test(job)
+    results = _results(job)
     if not job.trainer.is_global_zero:
         return {r.label: r.values() for r in results}
     about: dict[str, Any] = {
@@ -364,7 +330,7 @@ def _report(job: Job | PredictionJob, name: str) -> Scores:
     return report(job.output, results, _method(job), about, job.options.bootstrap_seed, name)
 
 
-def _test(job: Job) -> list[SetResult]:
+def _results(job: Job) -> list[SetResult]:
     """Runs the model over the test sets; every process gets the scores of all."""
     digests = MaskDigests()
     callbacks: list[L.Callback] = job.trainer.callbacks  # type: ignore[attr-defined]
