@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from e2net.decoders import CAEMDecoder, DPTDecoder, E2NetDecoder, LinearDecoder, UPerNetDecoder
+from e2net.flops import count_flops
 
 PATCH = 16
 VARIANTS: dict[str, tuple[Callable[..., nn.Module], dict[str, str]]] = {
@@ -84,9 +84,7 @@ class Step:
 def gflops(variant: str, size: int, dim: int, width: int) -> float:
     """10^9 floating-point operations of a forward pass; a multiply-add is two."""
     step = Step(variant, "meta", size, dim, width)
-    with FlopCounterMode(display=False) as counter:
-        step.forward()
-    return counter.get_total_flops() / 1e9
+    return count_flops(step.forward) / 1e9
 
 
 def resident(key: str) -> int:

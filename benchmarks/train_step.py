@@ -36,9 +36,10 @@ from e2net.engine.optim import AdamW
 from e2net.engine.schedules import Cosine
 from e2net.engine.speed import compile_model
 from e2net.engine.step import precision_of
+from e2net.flops import count_flops
 from e2net.losses import Criterion
 from e2net.model import SegmentationModel
-from e2net.profile import count_flops, peak_flops
+from e2net.profile import peak_flops
 
 # Width, blocks and heads, as DINOv3's; vit_tiny for machines without a GPU.
 MODELS = {

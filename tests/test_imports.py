@@ -16,16 +16,17 @@ ALLOWED = {
     "files": set(),
     "lock": set(),
     "structures": set(),
+    "flops": set(),
     "metrics": {"structures"},
-    "encoders": {"structures"},
+    "encoders": {"structures", "flops"},
     "decoders": {"structures"},
     "losses": {"structures"},
     "datasets": {"structures", "lock"},
     "model": {"structures", "encoders", "decoders"},
     "engine": {"structures", "metrics", "encoders", "decoders", "losses", "datasets", "model", "files", "lock"},
-    "profile": {"structures", "metrics", "encoders", "decoders", "losses", "datasets", "model", "engine"},
+    "profile": {"flops", "structures", "datasets", "engine"},
     "predict": {"arguments", "datasets", "model", "engine"},
-    "compare": {"arguments", "lock", "datasets", "model", "engine"},
+    "compare": {"arguments", "flops", "lock", "datasets", "model", "engine"},
 }
 # Only these may import a plotting, logging or configuration framework.
 FRAMEWORKS = {

@@ -9,7 +9,8 @@ import torch
 from conftest import ROOT
 
 from e2net.engine import compose_training, prepare_training
-from e2net.profile import Parts, count_flops, peak_flops, profile_job
+from e2net.flops import count_flops
+from e2net.profile import Parts, peak_flops, profile_job
 from e2net.profile.__main__ import main, parse
 from e2net.profile.measure import PARTS
 from e2net.profile.table import format_table, verdict

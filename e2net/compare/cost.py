@@ -11,13 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from e2net.engine import build, load_model
 from e2net.engine.memory import Trial
 from e2net.engine.run import choose_precision
 from e2net.engine.step import leave_out_unused, precision_of
+from e2net.flops import count_flops
 from e2net.model import SegmentationModel
 
 ROUNDS = 8  # variants take turns, so that what else the machine does meets all alike
@@ -151,16 +150,14 @@ class _Workload:
     def count(self) -> Cost:
         """Everything that needs no clock."""
         self.model.eval()
-        # Attention as plain matrix products: its fused kernels are not all known to the counter.
-        attention = sdpa_kernel(SDPBackend.MATH)
         # In the run's precision: weights that are kept in bf16 fit nothing else.
-        with FlopCounterMode(display=False) as counter, torch.no_grad(), attention, self.precision.forward_context():
-            self.model(self.image[:1].float() / 255)
+        with torch.no_grad(), self.precision.forward_context():
+            flops = count_flops(lambda: self.model(self.image[:1].float() / 255))
         patch = self.model.encoder.size_multiple
         return Cost(
             parameters=sum(p.numel() for p in self.model.parameters()),
             trained=sum(p.numel() for p in _trained(self.model)),
-            flops=counter.get_total_flops(),
+            flops=flops,
             size=self.size,
             tokens=(self.size[0] // patch, self.size[1] // patch),
             batch=self.batch,

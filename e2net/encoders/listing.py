@@ -17,12 +17,12 @@ from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 import e2net.encoders
 from e2net.encoders.base import Encoder
 from e2net.encoders.hub import build_backbone, weights_on_disk
 from e2net.encoders.tuning import Adapters, Full
+from e2net.flops import FlopCounter
 
 USAGE = """\
 Lists the encoders, what they cost, and which of them fit a GPU.
@@ -119,7 +119,7 @@ class Cost:
 
 
 class _Meter(TorchDispatchMode):
-    """Counts FLOP, and the bytes of tensors that are alive at a time and were made under this mode.
+    """Counts the bytes of tensors that are alive at a time and were made under this mode.
 
     Args:
         known: addresses of the storages that were there before; an operation may return a view of one.
@@ -129,13 +129,10 @@ class _Meter(TorchDispatchMode):
         super().__init__()
         self.now = 0
         self.most = 0
-        self.flop = 0
         self._seen = known
 
     def __torch_dispatch__(self, function: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
-        if function._overloadpacket in flop_registry:
-            self.flop += flop_registry[function._overloadpacket](*args, **(kwargs or {}), out_val=result)
         for tensor in result if isinstance(result, (tuple, list)) else (result,):
             if isinstance(tensor, torch.Tensor):
                 self._count(tensor.untyped_storage())
@@ -156,12 +153,19 @@ class _Meter(TorchDispatchMode):
 
 
 class _FusedAttention(TorchFunctionMode):
-    """Attention on the meta device as a GPU does it: without the matrix of all pairs of tokens in memory."""
+    """Attention on the meta device as a GPU does it: without the matrix of all pairs of tokens in memory.
+
+    What PyTorch would choose for tensors without data is another matter, and another one in each release.
+    """
 
     def __torch_function__(self, function: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function is F.scaled_dot_product_attention:
-            return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*args[:3])[0]
+            return _attend(*args, **(kwargs or {}))
         return function(*args, **(kwargs or {}))
+
+
+def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value)[0]
 
 
 def measure(encoder: Encoder, parameters: int, size: int, block: int | None = None, more: int = 0) -> Cost:
@@ -263,6 +267,8 @@ def _key(settings: Mapping[str, Any]) -> str:
 
 @lru_cache
 def _cost(key: str, size: int) -> Cost:
+    import transformers.modeling_utils  # noqa: F401, PLC0415 - brings torch._dynamo, for torch 2.6 not on "meta"
+
     class_name, config = json.loads(key)
     with torch.device("meta"):
         parameters = sum(p.numel() for p in build_backbone(config).parameters())
@@ -301,16 +307,17 @@ def _count_trained(module: nn.Module) -> int:
 
 
 def _read(encoder: Encoder, image: torch.Tensor, block: int | None) -> _Reading:
+    counter = FlopCounter()
     meter = _Meter({t.untyped_storage()._cdata for t in (*encoder.parameters(), *encoder.buffers(), image)})
     after: list[tuple[int, int]] = []
     watched = encoder.layers()[block - 1 : block + 1] if block else []
-    hooks = [b.register_forward_hook(lambda *_: after.append((meter.now, meter.flop))) for b in watched]
-    with _FusedAttention(), meter:
+    hooks = [b.register_forward_hook(lambda *_: after.append((meter.now, counter.total))) for b in watched]
+    with _FusedAttention(), counter, meter:
         encoder(image)
     for hook in hooks:
         hook.remove()
     (bytes_before, flop_before), (bytes_after, flop_after) = after or [(0, 0), (0, 0)]
-    return _Reading(meter.most, meter.flop, bytes_after - bytes_before, flop_after - flop_before)
+    return _Reading(meter.most, counter.total, bytes_after - bytes_before, flop_after - flop_before)
 
 
 def _cells(cost: Cost, options: Options) -> list[str]:

@@ -51,7 +51,8 @@ def load_timm(path: str, file: str | None, weights: Weights, checkpoint_dir: str
         model: Any = timm.create_model(
             name,
             pretrained=weights == "pretrained",
-            pretrained_cfg_overlay={"file": file, "source": "timm"} if file else None,
+            # timm has loaders of its own for models published as .npz, which releases before 1.0.30 use for any file.
+            pretrained_cfg_overlay={"file": file, "source": "timm", "custom_load": False} if file else None,
             **model_args,
         )
     except OSError as error:

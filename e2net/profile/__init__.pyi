@@ -1,3 +1,3 @@
-from .measure import Parts, count_flops, peak_flops, profile_job
+from .measure import Parts, peak_flops, profile_job
 
-__all__ = ["Parts", "count_flops", "peak_flops", "profile_job"]
+__all__ = ["Parts", "peak_flops", "profile_job"]

@@ -3,19 +3,19 @@
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
-from torch.utils.flop_counter import FlopCounterMode
 
 from e2net.engine import Job
 from e2net.engine.run import fill_cache
 from e2net.engine.speed import halve_frozen
 from e2net.engine.step import Update, renewed, step
+from e2net.flops import count_flops
 from e2net.structures import Batch
 
 PARTS = ("data wait", "transfer", "encoder", "decoder", "loss", "backward", "optimiser", "validation")
@@ -72,17 +72,6 @@ def peak_flops(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> flo
         seconds.append(time.perf_counter() - start)
     # The best: what else the device does in the meantime is no part of its peak.
     return 2 * side**3 / min(seconds)
-
-
-def count_flops(work: Callable[[], Any]) -> int:
-    """Floating-point operations of ``work``, those of its backward passes too.
-
-    Blocks that are recomputed in the backward pass count twice. Compiled code runs as it was written, as operations
-    inside of it would not be seen.
-    """
-    with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
-        work()
-    return counter.get_total_flops()
 
 
 class _Stopwatch:

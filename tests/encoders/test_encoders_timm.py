@@ -74,18 +74,22 @@ def _carry_over(model, name, model_args):
     if not v3 and "reg_token" in new:  # timm adds the class token's position to the token itself
         new["cls_token"] += new["pos_embed"][:, :1]
         new["pos_embed"] = new["pos_embed"][:, 1:]
+    attention = {x: f"attention.{x}_proj" for x in "qkvo"}
+    if "encoder.layer.0.attention.output.dense.weight" in weights:  # DINOv2 in transformers before 5.15
+        attention = {x[0]: f"attention.attention.{x}" for x in ("query", "key", "value")}
+        attention["o"] = "attention.output.dense"
     for i in range(4):
         old, block = f"{'model' if v3 else 'encoder'}.layer.{i}.", f"blocks.{i}."
         for kind in ("weight", "bias"):
             for norm in ("norm1", "norm2"):
                 take(f"{block}{norm}.{kind}", f"{old}{norm}.{kind}")
-            take(f"{block}attn.proj.{kind}", f"{old}attention.o_proj.{kind}")
-        take(f"{block}attn.qkv.weight", *(f"{old}attention.{x}_proj.weight" for x in "qkv"))
+            take(f"{block}attn.proj.{kind}", f"{old}{attention['o']}.{kind}")
+        take(f"{block}attn.qkv.weight", *(f"{old}{attention[x]}.weight" for x in "qkv"))
         if v3:
             for x in "qv":
-                take(f"{block}attn.{x}_bias", f"{old}attention.{x}_proj.bias")
+                take(f"{block}attn.{x}_bias", f"{old}{attention[x]}.bias")
         else:
-            take(f"{block}attn.qkv.bias", *(f"{old}attention.{x}_proj.bias" for x in "qkv"))
+            take(f"{block}attn.qkv.bias", *(f"{old}{attention[x]}.bias" for x in "qkv"))
         for j in (1, 2):
             take(f"{block}{'gamma_' if v3 else 'ls'}{j}{'' if v3 else '.gamma'}", f"{old}layer_scale{j}.lambda1")
         _carry_over_mlp(take, weights, old + "mlp.", block + "mlp.", v3)
@@ -98,12 +102,17 @@ def _carry_over(model, name, model_args):
 
 def _carry_over_mlp(take, weights, old, block, v3):
     gated = old + "gate_proj.weight" in weights
+    packed = old + "weights_in.weight" in weights  # before transformers 5.15
     for kind in ("weight", "bias"):
         if gated and v3:
             take(f"{block}fc1_g.{kind}", f"{old}gate_proj.{kind}")
             take(f"{block}fc1_x.{kind}", f"{old}up_proj.{kind}")
         elif gated:
             take(f"{block}fc1.{kind}", f"{old}gate_proj.{kind}", f"{old}up_proj.{kind}")
+        elif packed:
+            take(f"{block}fc1.{kind}", f"{old}weights_in.{kind}")
+            take(f"{block}fc2.{kind}", f"{old}weights_out.{kind}")
+            continue
         else:
             take(f"{block}fc1.{kind}", old + (f"up_proj.{kind}" if v3 else f"fc1.{kind}"))
         take(f"{block}fc2.{kind}", old + (f"down_proj.{kind}" if gated or v3 else f"fc2.{kind}"))

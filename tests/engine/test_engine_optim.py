@@ -281,17 +281,24 @@ def test_training_moves_what_trains_and_nothing_else(mode, tmp_path):
     assert stored - buffers == trained and stored >= {b for b in buffers if b.startswith("decoder.")}
 
 
+@pytest.fixture
+def no_progress(monkeypatch):
+    """Nothing counts as progress."""
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau
+    name = "_is_better" if hasattr(plateau, "_is_better") else "is_better"  # so until torch 2.7
+    monkeypatch.setattr(plateau, name, lambda *_: False)
+
+
+@pytest.mark.usefixtures("no_progress")
 @pytest.mark.parametrize("monitor", ["val/S", "train/mean_loss"])
-def test_plateau_in_training(monitor, tmp_path, monkeypatch):
+def test_plateau_in_training(monitor, tmp_path):
     schedule = Plateau(monitor, patience=0, factor=0.5)
-    # Nothing counts as progress.
-    monkeypatch.setattr(torch.optim.lr_scheduler.ReduceLROnPlateau, "_is_better", lambda *_: False)
     _, rates = _fit(tmp_path, _model(Frozen()), schedule, epochs=3)
     assert [r[0] for r in rates] == pytest.approx([1e-2, 5e-3, 2.5e-3])
 
 
-def test_plateau_waits_for_the_first_validation(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.optim.lr_scheduler.ReduceLROnPlateau, "_is_better", lambda *_: False)
+@pytest.mark.usefixtures("no_progress")
+def test_plateau_waits_for_the_first_validation(tmp_path):
     schedule = Plateau("val/S", patience=0, factor=0.5)
     _, rates = _fit(tmp_path, _model(Frozen()), schedule, epochs=3, check_val_every_n_epoch=2)
     assert [r[0] for r in rates] == pytest.approx([1e-2, 1e-2, 5e-3])

@@ -100,7 +100,7 @@ def test_maps_are_those_of_evaluation(run, tmp_path, flip):
     assert _file_names(tmp_path / "out" / "maps") == [f"{i:02d}.png" for i in range(len(PAIRS))]
     for i in range(len(PAIRS)):
         ours = _read(tmp_path / "out" / "maps" / f"{i:02d}.png")
-        assert ours.dtype == np.uint8 and ours.shape == PAIRS.read(i)[1].shape and ours.std() > 1
+        assert ours.dtype == np.uint8 and ours.shape == PAIRS.read(i)[1].shape and len(np.unique(ours)) > 3
         assert np.array_equal(ours, _read(tmp_path / "eval" / "maps" / "some" / f"{i:02d}.png"))
 
 
