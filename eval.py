@@ -8,6 +8,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from e2net.arguments import print_anywhere
 from e2net.engine.folder import new_folder, owned
 
 # For the name of the output folder, which is chosen before main().
@@ -38,4 +39,5 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    print_anywhere()
     main()

@@ -9,6 +9,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from e2net.arguments import print_anywhere
 from e2net.engine.config import list_groups
 from e2net.engine.folder import new_folder, owned
 
@@ -43,4 +44,5 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    print_anywhere()
     main()

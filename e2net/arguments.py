@@ -1,9 +1,21 @@
 """Values of key=value arguments, for the commands whose settings are a typed dataclass. Imports nothing heavy."""
 
+import io
+import sys
 from pathlib import Path
 from typing import Any, get_args
 
 import yaml
+
+
+def print_anywhere() -> None:
+    """Has this program print question marks for what a terminal or file of another encoding than UTF-8 cannot hold.
+
+    Python would stop it there, after hours of training, at the first × of a table.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def read_value(key: str, text: str, expected: Any) -> Any:

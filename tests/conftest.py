@@ -4,14 +4,24 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-# Before the import that reads it: a test that needs the network is a broken test.
+# Before the imports that read them. A test that needs the network is a broken test.
 os.environ["HF_HUB_OFFLINE"] = "1"
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # workers share the cores, and what they start does
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 ROOT = Path(__file__).parent.parent
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One for each core that this process may use; none for a single file or core, where they would only cost time."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    single = len(config.args) == 1 and ".py" in config.args[0]
+    return 0 if single or cores == 1 else min(cores, 8)
+
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "image_size": 64}
 ARCHITECTURES = {

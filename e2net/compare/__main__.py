@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from e2net.arguments import check_folder
+from e2net.arguments import check_folder, print_anywhere
 from e2net.compare.settings import Settings, describe, parse
 
 
@@ -89,4 +89,5 @@ def _tell(failures: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    print_anywhere()
     raise SystemExit(main(sys.argv[1:]))

@@ -65,7 +65,8 @@ def machine(device: torch.device) -> str:
         return f"{torch.cuda.get_device_name(device)}, PyTorch {torch.__version__}"
     name = platform.processor() or platform.machine()
     information = Path("/proc/cpuinfo")
-    if information.is_file() and (found := re.search(r"^model name\s*: (.+)$", information.read_text(), re.MULTILINE)):
+    text = information.read_text(encoding="utf-8") if information.is_file() else ""
+    if found := re.search(r"^model name\s*: (.+)$", text, re.MULTILINE):
         name = found[1]
     threads = torch.get_num_threads()
     return f"{name}, {threads} thread{'' if threads == 1 else 's'}, PyTorch {torch.__version__}"
@@ -210,7 +211,7 @@ def _memory(step: Callable[[], None], device: torch.device, before: int | None) 
         return torch.cuda.max_memory_allocated(device)
     _return_memory()
     try:
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     except OSError:
         return None
     step()
@@ -226,7 +227,8 @@ def _resident() -> int | None:
 
 def _status(key: str) -> int | None:
     file = Path("/proc/self/status")
-    found = re.search(rf"^{key}:\s+(\d+) kB$", file.read_text(), re.MULTILINE) if file.is_file() else None
+    text = file.read_text(encoding="utf-8") if file.is_file() else ""
+    found = re.search(rf"^{key}:\s+(\d+) kB$", text, re.MULTILINE)
     return int(found[1]) * 1024 if found else None
 
 

@@ -49,7 +49,7 @@ class Run:
     def images(self) -> dict[str, dict[str, dict[str, float]]]:
         """{test set: {stem: {score: value}}}, fractions."""
         found: dict[str, dict[str, dict[str, float]]] = {}
-        with (self.folder / PER_IMAGE).open(newline="") as file:
+        with (self.folder / PER_IMAGE).open(newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
                 name, stem = row.pop("test_set"), row.pop("name")
                 found.setdefault(name, {})[stem] = {k: float(v) for k, v in row.items()}
@@ -63,7 +63,7 @@ class Run:
         file = self.folder / METRICS
         values: dict[str, dict[int, list[float]]] = {}
         if file.is_file():
-            with file.open(newline="") as rows:
+            with file.open(newline="", encoding="utf-8") as rows:
                 for row in csv.DictReader(rows):
                     for key, text in row.items():
                         if key not in ("epoch", "step") and text and row.get("epoch"):
@@ -117,8 +117,8 @@ def read_run(folder: str | Path) -> Run:
                 f"resume={folder} and its own overrides, or leave it out"
             )
     try:
-        config = yaml.safe_load((folder / "config.yaml").read_text())
-        document = json.loads((folder / SCORES).read_text())
+        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        document = json.loads((folder / SCORES).read_text(encoding="utf-8"))
         run = Run(folder, config, document)
         # Score files of before this was recorded have none.
         if document.get("config_sha256", config_hash(config)) != config_hash(config):

@@ -360,7 +360,7 @@ def _launch(jobs: Sequence[Job], work: Path, hydra: Sequence[str], locked: Binar
             "callbacks": {"log_job_return": {"_target_": "hydra.experimental.callbacks.LogJobReturnCallback"}},
         },
     }
-    (work / "sweep.yaml").write_text(yaml.safe_dump(primary, sort_keys=False))
+    (work / "sweep.yaml").write_text(yaml.safe_dump(primary, sort_keys=False), encoding="utf-8")
     names = ",".join(f"'{job.folder.name}'" for job in jobs)
     command = [sys.executable, str(ROOT / "train.py"), "-m", f"--config-dir={work.resolve()}", "--config-name=sweep"]
     # The package beside this very file, also where another checkout is the installed one.

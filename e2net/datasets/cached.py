@@ -72,7 +72,7 @@ class FeatureStore:
         remove_unused(root)
         if not (self.folder / "key.json").is_file():
             self._check_space(max_gb)
-            (self.folder / "key.json").write_text(text)
+            (self.folder / "key.json").write_text(text, encoding="utf-8")
         self._features = self._map("features.bin", np.int16, (entries, values))
         self._masks = self._map("masks.bin", np.uint8, (entries, mask_bytes))
         self._written = self._map("written.bin", np.uint8, (entries,))

@@ -2,6 +2,8 @@
 
 import sys
 
+from e2net.arguments import print_anywhere
 from e2net.encoders.listing import main
 
+print_anywhere()
 sys.exit(main(sys.argv[1:]))

@@ -245,7 +245,7 @@ def _resolve(path: str, checkpoint_dir: str) -> str:
 def read_json(file: Path) -> dict[str, Any]:
     """The contents of ``file``; ValueError, with its name, where they are no JSON."""
     try:
-        return json.loads(file.read_text())
+        return json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{file} is not valid JSON ({error}); download it again") from error
 

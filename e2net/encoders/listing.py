@@ -221,7 +221,7 @@ def list_encoders(options: Options, conf: Path) -> Table:
         table.add_column(title, justify="right", no_wrap=True)
     rows = []
     for file in sorted(conf.glob("*.yaml")):
-        settings = yaml.safe_load(file.read_text())
+        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
         if settings.get("config"):
             rows.append((file.stem, settings, _cost(_key(settings), options.size)))
     for name, settings, cost in sorted(rows, key=lambda row: (row[0].partition("_")[0], row[2].parameters)):

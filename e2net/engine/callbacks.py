@@ -94,7 +94,7 @@ class _Rows(ExperimentWriter):
     def _check_log_dir_exists(self) -> None:
         file = Path(self.metrics_file_path)
         if file.is_file():
-            with file.open(newline="") as stream:
+            with file.open(newline="", encoding="utf-8") as stream:
                 self.metrics_keys = list(csv.DictReader(stream).fieldnames or [])
 
 

@@ -602,7 +602,7 @@ def list_groups(conf: Path) -> str:
     described = {}
     for group in sorted(p for p in conf.iterdir() if p.is_dir()):
         for file in sorted(group.glob("*.yaml")):
-            comments = (line for line in file.read_text().splitlines() if line.startswith("# "))
+            comments = (line for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("# "))
             comment = next((line for line in comments if not line.startswith("# @")), "# ")
             described[f"{group.name}={file.stem}"] = comment[2:]
     width = max(map(len, described)) + 2

@@ -112,7 +112,7 @@ def carry_over(checkpoint: Path, folder: Path, epoch: int, step: int) -> None:
 
 
 def _rows_until(file: Path, epoch: int, step: int) -> str:
-    with file.open(newline="") as stream:
+    with file.open(newline="", encoding="utf-8") as stream:
         reader = csv.DictReader(stream)
         kept = [row for row in reader if _is_before(row, epoch, step)]
         text = io.StringIO()

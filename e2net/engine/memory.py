@@ -125,12 +125,14 @@ def available_bytes(device: torch.device) -> int | None:
     found = []
     meminfo = Path("/proc/meminfo")
     if meminfo.is_file():
-        line = next(line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable:"))
+        line = next(
+            line for line in meminfo.read_text(encoding="utf-8").splitlines() if line.startswith("MemAvailable:")
+        )
         found.append(int(line.split()[1]) * 1024)
     # A container's own limit, which may be far below what the machine has.
     limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
-    if limit.is_file() and used.is_file() and (text := limit.read_text().strip()).isdigit():
-        found.append(max(0, int(text) - int(used.read_text())))
+    if limit.is_file() and used.is_file() and (text := limit.read_text(encoding="utf-8").strip()).isdigit():
+        found.append(max(0, int(text) - int(used.read_text(encoding="utf-8"))))
     return min(found, default=None)
 
 

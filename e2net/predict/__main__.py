@@ -5,6 +5,7 @@ import signal
 import sys
 from pathlib import Path
 
+from e2net.arguments import print_anywhere
 from e2net.predict.inputs import find_inputs, shown
 from e2net.predict.settings import describe, parse
 
@@ -61,4 +62,5 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    print_anywhere()
     raise SystemExit(main(sys.argv[1:]))

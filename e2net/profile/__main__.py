@@ -6,6 +6,8 @@ import tempfile
 from collections.abc import Sequence
 from functools import partial
 
+from e2net.arguments import print_anywhere
+
 USAGE = """\
 Says where the time of a training step goes, how much of the device's speed it uses, and what to change.
 
@@ -77,4 +79,5 @@ def parse(arguments: Sequence[str]) -> tuple[int, list[str]]:
 
 
 if __name__ == "__main__":
+    print_anywhere()
     raise SystemExit(main(sys.argv[1:]))
