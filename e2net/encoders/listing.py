@@ -262,24 +262,25 @@ def _positive(key: str, value: str, kind: type[int] | type[float]) -> float:
 
 def _key(settings: Mapping[str, Any]) -> str:
     """The model as a string: two encoders that differ in their weights only are measured once."""
-    return json.dumps([settings["_target_"].split(".")[-2], settings["config"]], sort_keys=True)
+    class_name, norm = settings["_target_"].split(".")[-2], settings.get("norm", True)
+    return json.dumps([class_name, settings["config"], norm], sort_keys=True)
 
 
 @lru_cache
 def _cost(key: str, size: int) -> Cost:
     import transformers.modeling_utils  # noqa: F401, PLC0415 - brings torch._dynamo, for torch 2.6 not on "meta"
 
-    class_name, config = json.loads(key)
+    class_name, config, norm = json.loads(key)
     with torch.device("meta"):
         parameters = sum(p.numel() for p in build_backbone(config).parameters())
     # Blocks of the same shape cost the same: a short model tells what the whole does, in a fraction of the time.
     short, block, more = _shorten(config)
-    return measure(_build(class_name, short), parameters, size, block, more)
+    return measure(_build(class_name, short, norm), parameters, size, block, more)
 
 
-def _build(class_name: str, config: Mapping[str, Any]) -> Encoder:
+def _build(class_name: str, config: Mapping[str, Any], norm: bool = True) -> Encoder:
     with torch.device("meta"):
-        return getattr(e2net.encoders, class_name)(build_backbone(config))
+        return getattr(e2net.encoders, class_name)(build_backbone(config), norm=norm)
 
 
 def _shorten(config: Mapping[str, Any]) -> tuple[dict[str, Any], int, int]:
