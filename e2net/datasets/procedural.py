@@ -177,6 +177,10 @@ def _paint(field: np.ndarray, palette: np.ndarray) -> np.ndarray:
     return table.astype(np.float32)[place]
 
 
+# Pictures that one process keeps, at most; those of the default run are a tenth of it.
+_KEPT_BYTES = 256 << 20
+
+
 class ProceduralPairs:
     """A seeded generator of camouflage: pictures whose object shares palette and texture with its background.
 
@@ -218,6 +222,8 @@ class ProceduralPairs:
         self.n, self.seed, self.difficulty, self.split = n, seed, difficulty, split
         self.sides = (sides[0], sides[1])
         self._split_key = int.from_bytes(hashlib.sha256(split.encode()).digest()[:4], "big")
+        self._kept: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._room = _KEPT_BYTES
 
     def __len__(self) -> int:
         """How many pairs there are."""
@@ -235,20 +241,32 @@ class ProceduralPairs:
         """Nothing can be missing."""
 
     def read(self, index: int, at_least: tuple[int, int] | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Generate pair `index`.
+        """Generate pair `index`, or give it again: a picture takes ten times as long to make as to augment.
 
         Args:
             index: which.
             at_least: without effect, as nothing is decoded.
 
         Returns:
-            Image (h, w, 3) uint8 RGB and mask (h, w) bool.
+            Image (h, w, 3) uint8 RGB and mask (h, w) bool, both read-only.
 
         Raises:
             IndexError: there is no such pair.
         """
         if not 0 <= index < self.n:
             raise IndexError(f"pair {index} of {self.n}")
+        if index in self._kept:
+            return self._kept[index]
+        pair = self._generate(index)
+        for part in pair:
+            part.flags.writeable = False
+        size = sum(part.nbytes for part in pair)
+        if size <= self._room:
+            self._kept[index] = pair
+            self._room -= size
+        return pair
+
+    def _generate(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         key = [self.seed, self._split_key, index]
         # one stream each, so that nothing drawn for the one moves the others
         size_rng, shape_rng, scene_rng, other_rng, cue_rng = (

@@ -111,3 +111,13 @@ def test_names_and_bounds():
 def test_arguments_out_of_range(arguments, message):
     with pytest.raises(ValueError, match=message):
         ProceduralPairs(**arguments)
+
+
+def test_pictures_are_kept_within_bounds_and_equal_new_ones(monkeypatch):
+    monkeypatch.setattr("e2net.datasets.procedural._KEPT_BYTES", 3 * 64 * 64 * 4)
+    kept, fresh = (ProceduralPairs(6, sides=(64, 64)) for _ in range(2))
+    for _ in range(2):
+        for i in range(6):
+            for one, other in zip(kept.read(i), fresh._generate(i), strict=True):
+                assert np.array_equal(one, other) and not one.flags.writeable
+    assert sorted(kept._kept) == [0, 1, 2] and kept.read(0)[0] is kept.read(0)[0]
