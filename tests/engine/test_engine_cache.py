@@ -17,6 +17,7 @@ from hydra import compose, initialize_config_dir
 from e2net.datasets.cached import FeatureStore, ViewSet, remove_unused
 from e2net.encoders import ViTEncoder
 from e2net.engine import prepare_training, resolve, train
+from e2net.engine.folder import new_folder
 from e2net.lock import lock
 
 FAST = ["data.n_train=24", "data.n_test=2", "data.sides=[64,80]", "data.num_workers=0", "data.val_fraction=0.3"]
@@ -24,9 +25,9 @@ FAST += ["size=64", "num_samples=0", "decoder.width=16", "decoder.dropout=0", "t
 
 
 def _prepare(folder, *overrides, views=1):
-    cache = [f"cache.views={views}", f"cache.folder={folder / 'cache'}"]
+    cache = [f"cache.views={views}", f"cache.folder={folder / 'cache'}", f"run_dir={new_folder(str(folder / 'run'))}"]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = resolve(compose("train", [*FAST, *cache, f"run_dir={folder / 'run'}", *overrides]))
+        config = resolve(compose("train", [*FAST, *cache, *overrides]))
     if "tuning=full" not in overrides:
         config["encoder"] = {
             "_target_": "e2net.encoders.ViTEncoder.from_config",
