@@ -6,13 +6,11 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from e2net.arguments import print_anywhere
-from e2net.engine.folder import new_folder, owned
-
-# For the name of the output folder, which is chosen before main().
-OmegaConf.register_new_resolver("new_folder", new_folder, use_cache=True)
+from e2net.engine.folder import owned
+from e2net.engine.launch import failures_told, one_of_many
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="eval")
@@ -22,22 +20,24 @@ def main(config: DictConfig) -> None:
     from e2net.engine import evaluate, inherit, prepare_evaluation, resolve, user_errors  # noqa: PLC0415
     from e2net.engine.predictions import UnusableMapsError, check_task  # noqa: PLC0415
 
-    try:
-        with contextlib.ExitStack() as held:
+    with one_of_many():
+        try:
+            with contextlib.ExitStack() as held:
+                with user_errors():
+                    check_task(config)
+                    held.enter_context(owned(Path(config.output)))
+                    job = prepare_evaluation(resolve(inherit(config, HydraConfig.get().overrides.task)))
+                evaluate(job)
+        except UnusableMapsError:  # the user's files, not our code: a line says more than a traceback
             with user_errors():
-                check_task(config)
-                held.enter_context(owned(Path(config.output)))
-                job = prepare_evaluation(resolve(inherit(config, HydraConfig.get().overrides.task)))
-            evaluate(job)
-    except UnusableMapsError:  # the user's files, not our code: a line says more than a traceback
-        with user_errors():
-            raise
-    except KeyboardInterrupt:
-        print("interrupted; no score was written", file=sys.stderr)
-        raise SystemExit(130) from None
+                raise
+        except KeyboardInterrupt:
+            print("interrupted; no score was written", file=sys.stderr)
+            raise SystemExit(130) from None
     print(f"scores: {job.output}")
 
 
 if __name__ == "__main__":
     print_anywhere()
-    main()
+    with failures_told():
+        main()

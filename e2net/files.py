@@ -1,6 +1,7 @@
 """Files that are there whole or not at all."""
 
 import contextlib
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -24,12 +25,20 @@ def copy_atomically(old: Path, new: Path) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A name in the same folder, which becomes ``path`` in the end, or is gone."""
+    """A name in the same folder for a new file or folder, which becomes ``path`` in the end, or is gone."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{uuid.uuid4().hex}.part")
     try:
         yield temporary
         temporary.replace(path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        else:
+            temporary.unlink(missing_ok=True)
         raise
+
+
+def is_part(path: Path) -> bool:
+    """Whether a name is one that ``replacing`` gives; a process that was killed meanwhile leaves it behind."""
+    return re.fullmatch(r"\.[0-9a-f]{32}\.part", path.name) is not None

@@ -30,7 +30,7 @@ ALLOWED = {
 }
 # Only these may import a plotting, logging or configuration framework.
 FRAMEWORKS = {
-    "hydra": {"engine/config.py", "engine/overrides.py", "compare/sweep.py"},
+    "hydra": {"engine/config.py", "engine/launch.py", "engine/overrides.py", "compare/sweep.py"},
     "matplotlib": {"engine/plots.py"},
     "rich": {"encoders/listing.py", "engine/report.py"},
 }

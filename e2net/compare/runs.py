@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from e2net.datasets.io import some
 from e2net.engine.config import flatten
-from e2net.engine.folder import METRICS
-from e2net.engine.provenance import config_hash
+from e2net.engine.folder import CHECKPOINTS, METRICS
+from e2net.engine.provenance import config_hash, file_hash
 
 SCORES, PER_IMAGE = "test_scores.json", "test_per_image.csv"
 # Says where a run is, not what it is; the last three change nothing about a result.
@@ -124,6 +124,13 @@ def read_run(folder: str | Path) -> Run:
         if document.get("config_sha256", config_hash(config)) != config_hash(config):
             raise ValueError(
                 f"{SCORES} is of other settings than config.yaml; continue the run with python train.py "
+                f"resume={folder} and its own overrides"
+            )
+        checkpoint = folder / CHECKPOINTS / Path(document.get("checkpoint", "")).name
+        tested = document.get("checkpoint_sha256")
+        if tested and checkpoint.is_file() and file_hash(checkpoint) != tested:
+            raise ValueError(
+                f"{SCORES} is of another {checkpoint.name} than lies there; test the run again with python train.py "
                 f"resume={folder} and its own overrides"
             )
         complete = isinstance(run.seed, int) and run.sets and document["sets"] and document["protocol"]

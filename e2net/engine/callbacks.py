@@ -1,6 +1,5 @@
 """Lightning callbacks: pictures to look at, prediction maps, checkpoints and what a resumed run needs."""
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,9 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.loggers.csv_logs import ExperimentWriter
-from lightning.pytorch.loggers.logger import rank_zero_experiment
 
 from e2net.datasets import write_map
+from e2net.engine.checkpoint import read_checkpoint
 from e2net.engine.pictures import contact_sheet, panel
 from e2net.engine.report import mask_digest, masks_hash
 from e2net.files import write_atomically
@@ -88,27 +85,6 @@ class MapWriter(L.Callback):
             write_map(target / f"{name}.png", values)
 
 
-class _Rows(ExperimentWriter):
-    """Goes on in a ``metrics.csv`` that is there, where Lightning's own deletes it."""
-
-    def _check_log_dir_exists(self) -> None:
-        file = Path(self.metrics_file_path)
-        if file.is_file():
-            with file.open(newline="", encoding="utf-8") as stream:
-                self.metrics_keys = list(csv.DictReader(stream).fieldnames or [])
-
-
-class MetricsFile(CSVLogger):
-    """``metrics.csv`` of a run, resumed ones included; what is there stays."""
-
-    @property
-    @rank_zero_experiment
-    def experiment(self) -> Any:
-        if self._experiment is None:
-            self._experiment = _Rows(self.log_dir)
-        return self._experiment
-
-
 class CheckpointFile(ModelCheckpoint):
     """Keeps one checkpoint in one file: that of the best validation, or that of the last epoch.
 
@@ -132,12 +108,13 @@ class CheckpointFile(ModelCheckpoint):
         self.file = file
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        score = state_dict["best_model_score"]
-        if self.monitor is None or score is None or not self.file.is_file():
+        if self.monitor is None or not self.file.is_file():
             return
-        path = str(self.file)
+        # The score is that of the file: a run that ended between the two files has one that is an epoch younger.
+        state = read_checkpoint(self.file)["callbacks"][self.state_key]
+        path, score = str(self.file), state["best_model_score"]
         here = {"best_model_path": path, "kth_best_model_path": path, "best_k_models": {path: score}}
-        super().load_state_dict({**state_dict, **here, "dirpath": self.dirpath, "last_model_path": ""})
+        super().load_state_dict({**state, **here, "dirpath": self.dirpath, "last_model_path": ""})
 
 
 class ResumeState(L.Callback):
@@ -146,16 +123,21 @@ class ResumeState(L.Callback):
     That is the state of torch's random numbers, which dropout draws from (the data sets draw from seed, epoch and
     position instead); with several processes that of the first one, as all have the same seed and draw equally often.
     And the value that a plateau schedule waits for, as checkpoints are written before it has seen the epoch's.
-    Plain tensors and numbers, as a checkpoint is read without running code from it.
+    Beside these, a hash of the images' names, by which other data are recognised wherever they lie.
+    Plain tensors, numbers and text, as a checkpoint is read without running code from it.
+
+    Args:
+        images: that hash.
     """
 
     KEY = "resume"
 
-    def __init__(self) -> None:
+    def __init__(self, images: str = "") -> None:
+        self.images = images
         self._state: dict[str, Any] = {}
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        state: dict[str, Any] = {"cpu": torch.get_rng_state()}
+        state: dict[str, Any] = {"cpu": torch.get_rng_state(), "images": self.images}
         if pl_module.device.type == "cuda":
             state["cuda"] = torch.cuda.get_rng_state(pl_module.device)
         for schedule in trainer.lr_scheduler_configs:

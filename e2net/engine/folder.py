@@ -7,35 +7,41 @@ import contextlib
 import csv
 import io
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
-from e2net.files import copy_atomically, write_atomically
+from e2net.files import copy_atomically, is_part, replacing, write_atomically
 from e2net.lock import lock
 
 LOCK = ".lock"
 CONFIG, ENVIRONMENT, METRICS = "config.yaml", "environment.json", "metrics.csv"
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS, SAMPLES = "checkpoints", "samples"
 BEST, LAST = "best.ckpt", "last.ckpt"
 TEST_SCORES = "test_scores"
 
+# The locks that this process holds.
+_locks: set[BinaryIO] = set()
 
-def new_folder(path: str) -> str:
+
+def new_folder(path: str | Path) -> Path:
     """Makes a folder that nobody else has, and returns its path: ``path``, or with a number behind it.
 
     Making it is what reserves it: of several processes that start in one second each gets its own.
     """
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     number = 1
     while True:
-        folder = Path(path if number == 1 else f"{path}_{number}")
+        folder = path if number == 1 else path.with_name(f"{path.name}_{number}")
         try:
             folder.mkdir()
         except FileExistsError:
             number += 1
         else:
-            return str(folder)
+            return folder
 
 
 def is_first_process() -> bool:
@@ -54,7 +60,7 @@ def owned(folder: Path) -> Iterator[None]:
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
-    held: contextlib.AbstractContextManager = contextlib.nullcontext()
+    held: BinaryIO | None = None
     try:
         held = lock(folder / LOCK)
     except BlockingIOError as error:
@@ -63,9 +69,24 @@ def owned(folder: Path) -> Iterator[None]:
         ) from error
     except OSError as error:
         print(f"note: {error}; let no other run or evaluation write to {folder}", file=sys.stderr)
-    with held:
+    with contextlib.ExitStack() as stack:
+        if held is not None:
+            _locks.add(held)
+            stack.callback(_locks.discard, held)
+            stack.enter_context(held)
         (folder / LOCK).touch()  # when the last one started
         yield
+
+
+def _let_go() -> None:
+    """In a forked child: one that reads data lives on for seconds after this process was killed."""
+    for held in _locks:
+        held.close()
+    _locks.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
 
 
 def check_unused(folder: Path, resumed: Path | None) -> None:
@@ -78,7 +99,9 @@ def check_unused(folder: Path, resumed: Path | None) -> None:
     Raises:
         ValueError: the folder has checkpoints or scores that would be overwritten.
     """
-    if resumed is not None and resumed.resolve().parent == (folder / CHECKPOINTS).resolve():
+    # Not by its best checkpoint, beside a last one: the epochs since then would be lost.
+    names = (LAST,) if (folder / CHECKPOINTS / LAST).is_file() else (BEST,)
+    if resumed is not None and resumed.resolve() in [(folder / CHECKPOINTS / name).resolve() for name in names]:
         return
     results = (f"{CHECKPOINTS}/{BEST}", f"{CHECKPOINTS}/{LAST}", f"{TEST_SCORES}.json")
     found = [name for name in results if (folder / name).is_file()]
@@ -89,36 +112,54 @@ def check_unused(folder: Path, resumed: Path | None) -> None:
         )
 
 
-def carry_over(checkpoint: Path, folder: Path, epoch: int, step: int) -> None:
-    """Brings a run's history into the folder where it goes on: best and last checkpoint, and rows of ``metrics.csv``.
+def carry_over(checkpoint: Path, folder: Path, epoch: int, step: int, validated: bool) -> None:
+    """Brings a run's history into the folder where it goes on: rows of ``metrics.csv``, best and last checkpoint.
 
-    Rows of epochs that will be run again are left out.
+    Rows of epochs that will be run again are left out. In a new folder the checkpoints come last, and both at once:
+    where they are, all else is.
 
     Args:
         checkpoint: the one that is resumed from.
         folder: where the run goes on; may be its own.
         epoch: the last one that is finished in the checkpoint, from 0.
         step: how many optimiser steps have been taken in it.
+        validated: whether the run has a best checkpoint.
     """
-    target = folder / CHECKPOINTS
-    target.mkdir(parents=True, exist_ok=True)
-    # The best one too: the rest of the run may not get better. The last one: there may be no rest.
-    for old, new in ((checkpoint.parent / BEST, target / BEST), (checkpoint, target / LAST)):
-        if old.is_file() and old.resolve() != new.resolve():
-            copy_atomically(old, new)
+    of_a_run = checkpoint.parent.name == CHECKPOINTS
     rows = checkpoint.parent.parent / METRICS
-    if rows.is_file():
+    if of_a_run and rows.is_file():
         write_atomically(folder / METRICS, _rows_until(rows, epoch, step))
+    target = folder / CHECKPOINTS
+    if checkpoint.parent.resolve() == target.resolve():
+        if not (target / LAST).is_file():  # it ended between its first two files, and goes on from the best one
+            copy_atomically(checkpoint, target / LAST)
+        return
+    target.mkdir(parents=True, exist_ok=True)
+    target.rmdir()
+    with replacing(target) as temporary:
+        temporary.mkdir()
+        # The best one too: the rest of the run may not get better. The last one: there may be no rest.
+        shutil.copyfile(checkpoint, temporary / LAST)
+        if validated and of_a_run and (checkpoint.parent / BEST).is_file():
+            shutil.copyfile(checkpoint.parent / BEST, temporary / BEST)
+
+
+def remove_parts(folder: Path) -> None:
+    """Removes what writing files whole leaves behind in a run folder where the process was killed meanwhile."""
+    for place in (folder, folder / CHECKPOINTS, folder / SAMPLES):
+        for part in place.glob(".*.part") if place.is_dir() else ():
+            if is_part(part):
+                shutil.rmtree(part) if part.is_dir() else part.unlink()
 
 
 def _rows_until(file: Path, epoch: int, step: int) -> str:
     with file.open(newline="", encoding="utf-8") as stream:
         reader = csv.DictReader(stream)
         kept = [row for row in reader if _is_before(row, epoch, step)]
-        text = io.StringIO()
-        writer = csv.DictWriter(text, reader.fieldnames or [])
-        writer.writeheader()
-        writer.writerows(kept)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, reader.fieldnames or [])
+    writer.writeheader()
+    writer.writerows(kept)
     return text.getvalue()
 
 

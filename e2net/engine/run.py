@@ -15,10 +15,11 @@ from lightning.pytorch.callbacks import LearningRateMonitor, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from e2net.datasets import SegmentationData
+from e2net.datasets.io import some
 from e2net.datasets.transforms import Size
 from e2net.engine.averaging import WeightAverage
 from e2net.engine.cache import FeatureCache
-from e2net.engine.callbacks import CheckpointFile, MapWriter, MaskDigests, MetricsFile, ResumeState, SamplePictures
+from e2net.engine.callbacks import CheckpointFile, MapWriter, MaskDigests, ResumeState, SamplePictures
 from e2net.engine.checkpoint import KEY, find_checkpoint, load_model, load_state, read_checkpoint, restore
 from e2net.engine.config import (
     build,
@@ -35,10 +36,12 @@ from e2net.engine.folder import (
     ENVIRONMENT,
     LAST,
     METRICS,
+    SAMPLES,
     TEST_SCORES,
     carry_over,
     check_unused,
     is_first_process,
+    remove_parts,
 )
 from e2net.engine.inference import Predictor
 from e2net.engine.memory import AUTO, OutOfMemoryError, Trial, advise, choose_batch_size, is_out_of_memory
@@ -52,8 +55,9 @@ from e2net.engine.predictions import (
     score_maps,
 )
 from e2net.engine.provenance import config_hash, file_hash, weights_hash, write_environment
+from e2net.engine.records import MetricsFile, WholeCheckpoints
 from e2net.engine.report import FILES, Scores, SetResult, clear_report, report
-from e2net.engine.resume import check_same_run
+from e2net.engine.resume import check_same_images, check_same_run, images_hash
 from e2net.engine.scales import RandomScale, scaled_size
 from e2net.engine.speed import compile_model
 from e2net.files import write_atomically
@@ -62,7 +66,7 @@ from e2net.model import SegmentationModel
 log = logging.getLogger(__name__)
 
 # What a run leaves in its folder, beside its log.
-RUN_FILES = (CONFIG, ENVIRONMENT, METRICS, CHECKPOINTS, "samples", "tensorboard", *(f"test_{file}" for file in FILES))
+RUN_FILES = (CONFIG, ENVIRONMENT, METRICS, CHECKPOINTS, SAMPLES, "tensorboard", *(f"test_{file}" for file in FILES))
 
 T = TypeVar("T")
 
@@ -99,6 +103,8 @@ def prepare_training(config: dict[str, Any]) -> Job:
     if auto:  # until the model is there to be tried; a resumed run keeps what was found
         found = 1 if content is None else content[KEY]["config"]["data"]["batch_size"]
         config = {**config, "data": {**config["data"], "batch_size": found}}
+    if content is not None:
+        check_same_run(content[KEY]["config"], config)
     data: SegmentationData = build(config["data"])
     criterion, optim, protocol = (build(config[key]) for key in ("loss", "optim", "protocol"))
     predictor = Predictor(config["flip_test"], config["test_scales"])
@@ -110,12 +116,13 @@ def prepare_training(config: dict[str, Any]) -> Job:
     cache.check(model.encoder, data, plain=predictor.scales == rescale.scales == (1.0,))
     if content is not None:
         restore(model, content)
-        check_same_run(content[KEY]["config"], config)
         data.first_epoch = content["epoch"] + 1  # checkpoints are written at the end of one
     data.check()
+    if content is not None:
+        check_same_images(content.get(ResumeState.KEY, {}).get("images"), data, config["resume"])
     check_batches(config, len(data.train_names()), len(data.val_names()))
     step = 0 if content is None else content["global_step"]
-    trainer = _trainer(config, output, validated=data.val_fraction > 0, step=step)
+    trainer = _trainer(config, output, data, step)
     _check_devices(config, trainer, cache, auto)
     if auto and content is None:
         data.batch_size = choose_batch_size(
@@ -146,26 +153,27 @@ def _resumed(config: dict[str, Any]) -> tuple[Path | None, dict[str, Any] | None
     return resume, None if resume is None else read_checkpoint(resume)
 
 
-def _trainer(config: dict[str, Any], output: Path, validated: bool, step: int) -> L.Trainer:
+def _trainer(config: dict[str, Any], output: Path, data: SegmentationData, step: int) -> L.Trainer:
     """The Trainer of a run that begins at an optimiser step, with loggers and callbacks."""
     checkpoints = output / CHECKPOINTS
     return build_trainer(
         {**config["trainer"], "precision": choose_precision(**_pick(config["trainer"], "precision", "accelerator"))},
         logger=[
-            MetricsFile(output, name="", version=""),
+            MetricsFile(output / METRICS),
             # What an interrupted run has logged beyond the step is not shown.
-            TensorBoardLogger(output, name="tensorboard", version="", purge_step=step or None),
+            TensorBoardLogger(output, name="tensorboard", version="", purge_step=step),
         ],
         callbacks=[
             *([WeightAverage(config["ema"])] if config["ema"] else []),
-            ResumeState(),
-            # The best one first: the last one then holds its score.
-            *([CheckpointFile(checkpoints / BEST, "val/S")] if validated else []),
+            ResumeState(images_hash(data)),
+            # The best one first: where a run ends between the two, the last one is that of an epoch before.
+            *([CheckpointFile(checkpoints / BEST, "val/S")] if data.val_fraction > 0 else []),
             CheckpointFile(checkpoints / LAST),
             LearningRateMonitor("step"),
-            SamplePictures(output / "samples", config["num_samples"]),
+            SamplePictures(output / SAMPLES, config["num_samples"]),
             TQDMProgressBar(),
         ],
+        plugins=[WholeCheckpoints()],
         default_root_dir=output,
         enable_model_summary=False,
     )
@@ -293,6 +301,7 @@ def prepare_test(config: dict[str, Any]) -> Job:
     predictor = _predictor(config, trained)
     predictor.check(model.encoder.size_multiple)
     names = tuple(data.test_names)
+    _check_maps(output / "maps", names)
     module = SegmentationModule(model, trained, protocol, test_names=names, predictor=predictor, scores=options.scores)
     precision = choose_precision(config["precision"], config["accelerator"])
     trainer = build_trainer(
@@ -301,13 +310,24 @@ def prepare_test(config: dict[str, Any]) -> Job:
         logger=False,
         callbacks=[
             MapWriter(output / "maps"),
-            SamplePictures(output / "samples", config["num_samples"]),
+            SamplePictures(output / SAMPLES, config["num_samples"]),
             TQDMProgressBar(),
         ],
         enable_checkpointing=False,
         enable_model_summary=False,
     )
     return Job(module, data, trainer, output, checkpoint, options=options, checkpoint_sha256=digest)
+
+
+def _check_maps(folder: Path, names: tuple[str, ...]) -> None:
+    """Refuses a folder with maps of sets that are not evaluated now: they would seem to be this checkpoint's."""
+    kept = {Path(name).parts[0] for name in names}
+    others = sorted(p.name for p in folder.iterdir() if p.name not in kept) if folder.is_dir() else []
+    if others:
+        raise ValueError(
+            f"expected maps of {', '.join(names)} alone in {folder}, found {some(others)} of an earlier evaluation; "
+            "give another output"
+        )
 
 
 def test(job: Job, name: str = TEST_SCORES) -> Scores:
@@ -338,6 +358,12 @@ def _results(job: Job) -> list[SetResult]:
     callbacks.append(digests)
     sets = [masks_of(job.data, name) for name in job.module.test_names]
     job.module.test_images = [masks.image for masks in sets]
+    if maps is not None and job.trainer.is_global_zero:
+        # Those of an earlier evaluation: after an interruption nobody could tell them from this one's.
+        for name, masks in zip(job.module.test_names, sets, strict=True):
+            for i in range(len(masks)):
+                (maps / name / f"{masks.name(i)}.png").unlink(missing_ok=True)
+            (job.output / SAMPLES / f"test_{name}.png").unlink(missing_ok=True)
     try:
         with _interrupts(job.trainer):
             job.trainer.test(job.module, datamodule=DataModule(job.data), verbose=False)
@@ -405,6 +431,9 @@ def _begin(job: Job) -> None:
     """Makes the run folder one of this run alone: no scores of an earlier state of it, its config, its history."""
     claim(job.output, RUN_FILES)
     clear_report(job.output, TEST_SCORES)
+    for old in (job.output / SAMPLES).glob("test_*.png"):
+        old.unlink()
+    remove_parts(job.output)
     write_atomically(job.output / CONFIG, yaml.safe_dump(job.module.config, sort_keys=False))
     write_environment(
         job.output / ENVIRONMENT,
@@ -416,7 +445,8 @@ def _begin(job: Job) -> None:
         (job.output / METRICS).unlink(missing_ok=True)  # of a start that came to nothing
     else:
         content = read_checkpoint(job.checkpoint)
-        carry_over(job.checkpoint, job.output, content["epoch"], content["global_step"])
+        validated = job.data.val_fraction > 0
+        carry_over(job.checkpoint, job.output, content["epoch"], content["global_step"], validated)
 
 
 def _to_test(job: Job) -> Path:

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -36,18 +35,6 @@ def _train(folder, *overrides):
     return train(prepare_training(_config(folder, *overrides)))
 
 
-def _program(*arguments, cwd, **options):
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / arguments[0]), *arguments[1:]],
-        cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **options,
-    )
-
-
 def _epochs(folder):
     """Of each row with a loss, its epoch and step."""
     with (folder / "metrics.csv").open(newline="") as file:
@@ -72,36 +59,9 @@ def assert_consistent(folder):
 
 def test_every_caller_gets_a_folder_of_its_own(tmp_path):
     with ThreadPoolExecutor(8) as pool:
-        made = list(pool.map(new_folder, [str(tmp_path / "runs" / "now")] * 32))
-    assert len(set(made)) == 32 and min(made) == str(tmp_path / "runs" / "now")
-    assert all(Path(folder).is_dir() for folder in made)
-
-
-def test_runs_that_start_together_have_a_folder_each(tmp_path):
-    started = [_program("train.py", *TINY, "trainer.max_epochs=1", f"seed={i}", cwd=tmp_path) for i in range(2)]
-    for process in started:
-        _, error = process.communicate()
-        assert process.returncode == 0, error
-    folders = list((tmp_path / "runs").iterdir())
-    assert len(folders) == 2
-    assert sorted(yaml.safe_load((f / "config.yaml").read_text())["seed"] for f in folders) == [0, 1]
-    assert len({(f / "test_scores.json").read_text() for f in folders}) == 2
-    for folder in folders:
-        assert_consistent(folder)
-
-
-def test_folder_in_use_is_refused_before_anything_is_written(tmp_path):
-    folder = tmp_path / "run"
-    with owned(folder):
-        (folder / "train.log").write_text("of the other run")
-        before = {file.name: file.read_bytes() for file in folder.iterdir()}
-        process = _program("train.py", *TINY, f"hydra.run.dir={folder}", cwd=tmp_path)
-        _, error = process.communicate()
-        assert process.returncode == 2
-        assert error.startswith("error: expected a folder that no other run or evaluation writes to")
-        assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
-    with owned(folder):  # free again
-        pass
+        made = list(pool.map(new_folder, [tmp_path / "runs" / "now"] * 32))
+    assert len(set(made)) == 32 and min(made) == tmp_path / "runs" / "now"
+    assert all(folder.is_dir() for folder in made)
 
 
 def test_lock_ends_with_its_process(tmp_path):
@@ -115,14 +75,6 @@ def test_lock_ends_with_its_process(tmp_path):
     process.wait()
     with owned(tmp_path):
         pass
-
-
-def test_a_job_that_cannot_run_does_not_end_the_sweep(tmp_path):
-    process = _program("train.py", "-m", *TINY, "trainer.max_epochs=1", "optim.lr=-1,1e-3", cwd=tmp_path)
-    _, error = process.communicate()
-    assert process.returncode != 0 and "error: optim: lr must be positive" in error
-    (sweep,) = (tmp_path / "runs").iterdir()
-    assert not (sweep / "0" / "test_scores.json").exists() and (sweep / "1" / "test_scores.json").is_file()
 
 
 def test_used_folder_is_refused(tmp_path):
@@ -197,7 +149,8 @@ def test_interrupted_at_a_write(tmp_path, monkeypatch, moment):
         with pytest.raises(OSError, match="No space left"):
             train(job)
     assert_consistent(tmp_path)
-    assert not (tmp_path / "test_scores.json").exists()
+    # The first file says which names are e2net's; until then the run is as it was.
+    assert (tmp_path / "test_scores.json").exists() == (moment == 0)
     _train(tmp_path, "trainer.max_epochs=2", f"resume={tmp_path}")
     assert_consistent(tmp_path)
     assert {epoch for epoch, _ in _epochs(tmp_path)} == {0, 1}
@@ -244,7 +197,8 @@ def test_every_setting_of_a_resumed_run_is_the_same_or_may_differ():
             with pytest.raises(ValueError, match="expected the settings of that run"):
                 check_same_run(config, other)
             if place:
-                check_same_run(other, config, complete=False)  # an older version did not have the key
+                with pytest.raises(ValueError, match=f"a run with the settings .*{key}=.*another version of e2net"):
+                    check_same_run(other, config)
     assert len(seen) > 120
     for key in ("trainer.max_time", "trainer.strategy", "trainer.enable_progress_bar"):  # of the Trainer, by +key
         seen.add(key)

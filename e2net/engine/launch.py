@@ -1,0 +1,95 @@
+"""What Hydra is told about runs: each in a folder of its own, and one bad job of a sweep does not end the others.
+
+Imports nothing heavy, as Hydra calls it before ``main``.
+"""
+
+import contextlib
+import logging
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import CompactHydraException
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, read_write
+
+from e2net.engine.folder import is_first_process, new_folder
+
+log = logging.getLogger(__name__)
+
+_BY_TIME = "${now:"
+# What the shell shows of a process that Ctrl-C or SIGTERM has ended.
+_INTERRUPTED = 130
+
+
+class FailedJobError(CompactHydraException):
+    """One job of a sweep has failed, and has said why."""
+
+
+class OwnFolder(Callback):
+    """Before anything runs: makes the folder of a run or a sweep whose name has the time in it.
+
+    Such a folder is meant to be new, but two processes of one second would share it: the name gets a number. Not by a
+    resolver in the name, which --cfg would ask as well.
+    """
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        if is_first_process():  # further ones have been told the folder of the first
+            _take(config, config.hydra.run)
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        _take(config, config.hydra.sweep)
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        if config.hydra.mode != RunMode.MULTIRUN or job_return.status != JobStatus.FAILED:
+            return
+        error = job_return._return_value
+        name = f"job {config.hydra.job.num} ({' '.join(job_return.overrides or [])})"
+        if not isinstance(error, FailedJobError):
+            log.error("%s failed", name, exc_info=error)
+        failures.append(f"{name}: {' '.join(str(error).split()) or type(error).__name__}")
+
+
+# Of the jobs that ran in this process.
+failures: list[str] = []
+
+
+def _take(config: DictConfig, section: DictConfig) -> None:
+    written: Any = OmegaConf.to_container(section, resolve=False)
+    if _BY_TIME not in str(written["dir"]):
+        return
+    HydraConfig.instance().set_config(config)  # what the name may ask for
+    try:
+        folder = new_folder(section.dir)
+    except OSError as error:  # Hydra would make a warning of it
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    with read_write(config.hydra):
+        section.dir = str(folder)
+
+
+@contextlib.contextmanager
+def one_of_many() -> Iterator[None]:
+    """In a sweep, a job that ends the process with an error ends itself alone; the sweep's exit status is 1."""
+    try:
+        yield
+    except SystemExit as stop:
+        if HydraConfig.get().mode != RunMode.MULTIRUN or stop.code in (None, 0, _INTERRUPTED):
+            raise
+        cause = stop.__cause__ or stop.__context__
+        raise FailedJobError(" ".join(str(cause).split())) from None
+
+
+@contextlib.contextmanager
+def failures_told() -> Iterator[None]:
+    """In the end, which jobs of a sweep have failed, and why."""
+    try:
+        yield
+    finally:
+        if failures:
+            print(f"{len(failures)} of the sweep's jobs failed:", file=sys.stderr)
+            for line in failures:
+                print(f"  {line}", file=sys.stderr)
