@@ -66,8 +66,10 @@ def test_every_decoder_under_every_loss_and_neck(decoder, groups):
     """And every one of F1..F4 gets a gradient, so that what is tuned behind them does: see the next test."""
     options, tried = groups["decoder"][decoder] | ({"width": 16} if decoder != "linear" else {}), 0
     for neck_name, neck in groups["neck"].items():
-        between = build(neck | ({"width": 16} if "width" in neck else {}), channels=(24,) * 4, strides=(16,) * 4)
-        head = build(options, channels=between.channels, strides=between.strides)
+        between = build(neck | ({"width": 16} if "width" in neck else {}), _partial_=True)(
+            channels=(24,) * 4, strides=(16,) * 4
+        )
+        head = build(options, _partial_=True)(channels=between.channels, strides=between.strides)
         model = _Beheaded(between, head).to(META)
         for loss_name, loss in groups["loss"].items():
             features = [torch.rand(2, 24, 2, 2, device=META, requires_grad=True) for _ in range(4)]

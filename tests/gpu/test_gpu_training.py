@@ -76,7 +76,7 @@ def test_a_default_run_trains_validates_saves_resumes_and_is_tested(bf16, tmp_pa
     assert whole.get("MixedPrecision") == again.get("MixedPrecision")
 
     with install(monkeypatch, bf16):  # on another machine with such a GPU
-        config = resolve(inherit(_evaluation(tmp_path / "whole", tmp_path / "maps")))
+        config = resolve(inherit(_evaluation(tmp_path / "whole", tmp_path / "maps"), []))
         again_scores = evaluate(prepare_evaluation(config))
     assert again_scores["procedural"] == pytest.approx(scores["procedural"], abs=1e-6)
 
