@@ -31,7 +31,7 @@ from e2net.compare.settings import Settings, close_to_own
 from e2net.engine import build, build_model, inherit, resolve
 from e2net.engine.checkpoint import read_checkpoint
 from e2net.engine.config import check_part, check_training, conf_folder, hydra_message
-from e2net.engine.folder import CHECKPOINTS, LAST, LOCK
+from e2net.engine.folder import BEST, CHECKPOINTS, LAST, LOCK
 from e2net.engine.memory import AUTO
 from e2net.engine.module import DEFAULT_SCORES
 from e2net.lock import lock
@@ -425,6 +425,7 @@ def _choose_start(job: Job, say: Callable[[str], None]) -> None:
 
 def _resume(job: Job) -> str | None:
     """Where an unfinished run continues: its own folder, if it has come to a checkpoint."""
-    if not (job.folder / CHECKPOINTS / LAST).is_file():
+    # Its best one alone, if it was killed between its first two.
+    if not any((job.folder / CHECKPOINTS / name).is_file() for name in (LAST, BEST)):
         return None
     return str(job.folder.resolve())
