@@ -75,7 +75,8 @@ def test_importing_the_package_has_no_side_effects():
 
 @pytest.mark.parametrize(
     "command",
-    ["train.py --help", "eval.py --help"] + [f"-m e2net.{name} --help" for name in ("predict", "compare", "profile")],
+    ["train.py --help", "eval.py --help"]
+    + [f"-m e2net.{name} --help" for name in ("predict", "compare", "profile", "encoders")],
 )
 def test_help_is_there_before_torch_is(command):
     whole = [sys.executable, "-X", "importtime", *command.split()]

@@ -4,10 +4,10 @@ import json
 import sys
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import torch
 import yaml
@@ -21,62 +21,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import e2net.encoders
 from e2net.encoders.base import Encoder
 from e2net.encoders.hub import build_backbone, weights_on_disk
+from e2net.encoders.options import Options
 from e2net.encoders.tuning import Adapters, Full
 from e2net.flops import FlopCounter
-
-USAGE = """\
-Lists the encoders, what they cost, and which of them fit a GPU.
-
-  python -m e2net.encoders [size=384] [batch=1] [gpu_gb=12] [checkpoint_dir=checkpoint]
-
-  size            pixels a side; rounded, for each encoder, to the nearest multiple of its patch size (or of 32)
-  batch           images at a time, for memory
-  gpu_gb          GPU memory in GiB; marks the ways of tuning that fit it with a *
-  checkpoint_dir  where downloaded encoders lie; train.py looks into checkpoint/
-
-  extra           tokens that are no patches: class token and registers
-  GFLOP           of one image forward, a multiplication and an addition counted as two
-  activ.          GiB of activations in 32 bits, when frozen and in full tuning
-  frozen, adapter, full
-                  GiB of GPU memory for weights and activations, by the way of tuning
-  files           whether the weights lie in checkpoint_dir
-
-Activations are measured on tensors without data. adapter stands for tuning=adapter as it comes, after every block. What
-trains takes four numbers a weight: itself, its gradient and AdamW's two moments. The decoder, the backward pass's own
-tensors, the allocator and CUDA come on top: leave a GiB or two. bf16-mixed halves most of the activations.
-"""
 
 _CONF = Path(__file__).resolve().parents[2] / "conf" / "encoder"
 _BYTES = 4  # of a 32-bit number
 # Of a weight that trains: itself, its gradient and AdamW's two moments.
 _TRAINED_BYTES = 4 * _BYTES
 _TUNINGS = ("frozen", "adapter", "full")
-
-
-@dataclass(frozen=True)
-class Options:
-    """The command's arguments; see ``USAGE``."""
-
-    size: int = 384
-    batch: int = 1
-    gpu_gb: float | None = None
-    checkpoint_dir: str = "checkpoint"
-
-    @classmethod
-    def parse(cls, arguments: Sequence[str]) -> Self:
-        """Reads ``key=value`` arguments.
-
-        Raises:
-            ValueError: an unknown key, or a value that is no positive number.
-        """
-        known = [f.name for f in fields(cls)]
-        given: dict[str, Any] = {}
-        for argument in arguments:
-            key, equals, value = argument.partition("=")
-            if not equals or key not in known:
-                raise ValueError(f"unknown argument {argument!r}; expected {', '.join(f'{k}=...' for k in known)}")
-            given[key] = value if key == "checkpoint_dir" else _positive(key, value, float if key == "gpu_gb" else int)
-        return cls(**given)
 
 
 @dataclass(frozen=True)
@@ -108,7 +61,7 @@ class Cost:
     adapters: int
 
     def memory(self, batch: int) -> dict[str, float]:
-        """GiB for each way of tuning; ``USAGE`` says what is counted."""
+        """GiB for each way of tuning; ``options.USAGE`` says what is counted."""
         weights = self.parameters * _BYTES
         needed = {
             "frozen": weights + batch * self.frozen,
@@ -229,11 +182,8 @@ def list_encoders(options: Options, conf: Path) -> Table:
     return table
 
 
-def main(arguments: Sequence[str], conf: Path = _CONF) -> int:
-    """The command; returns the exit status."""
-    if {"-h", "--help", "help"} & set(arguments):
-        print(USAGE, end="")
-        return 0
+def show(arguments: Sequence[str], conf: Path = _CONF) -> int:
+    """Prints the table of encoders; returns the exit status."""
     try:
         options = Options.parse(arguments)
         table = list_encoders(options, conf)
@@ -248,16 +198,6 @@ def main(arguments: Sequence[str], conf: Path = _CONF) -> int:
     if options.gpu_gb is not None:
         console.print(f"[green]*[/] fits {options.gpu_gb:g} GiB, without the decoder")
     return 0
-
-
-def _positive(key: str, value: str, kind: type[int] | type[float]) -> float:
-    try:
-        number = kind(value)
-    except ValueError:
-        number = 0
-    if not 0 < number < 1e6:
-        raise ValueError(f"{key} must be a positive {'whole ' * (kind is int)}number, found {value!r}")
-    return number
 
 
 def _key(settings: Mapping[str, Any]) -> str:

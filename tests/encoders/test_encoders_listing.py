@@ -10,7 +10,8 @@ import yaml
 from conftest import ROOT, encoder_config
 
 from e2net.encoders import ViTEncoder, listing
-from e2net.encoders.listing import Cost, Options, _build, _cost, _key, list_encoders, main, measure
+from e2net.encoders.listing import Cost, _build, _cost, _key, list_encoders, measure, show
+from e2net.encoders.options import Options
 
 
 def _settings(name):
@@ -102,7 +103,7 @@ def test_rows_within_a_hundred_columns(tmp_path, capsys, monkeypatch):
     for name in ("siglip2_so400m", "convnext_l", "dinov3_7b", "dinov3_s", "dinov2_s", "tiny", "local"):
         shutil.copy(ROOT / "conf" / "encoder" / f"{name}.yaml", conf)
     monkeypatch.setenv("COLUMNS", "60")
-    assert main(["size=100", "gpu_gb=2", f"checkpoint_dir={tmp_path}", "batch=16"], conf) == 0
+    assert show(["size=100", "gpu_gb=2", f"checkpoint_dir={tmp_path}", "batch=16"], conf) == 0
     lines = capsys.readouterr().out.splitlines()
     assert max(len(line) for line in lines) <= 100
     assert not any("…" in line for line in lines)
@@ -117,7 +118,7 @@ def test_rows_within_a_hundred_columns(tmp_path, capsys, monkeypatch):
 
 def test_every_encoder_with_a_config_is_listed(capsys, monkeypatch):
     monkeypatch.setattr(listing, "_cost", lambda _key, size: Cost(1, (8,) * 4, 4, 16, 1, size, 1, 1, 1, 1, 1))
-    assert main([]) == 0
+    assert show([]) == 0
     names = {line.split()[0] for line in capsys.readouterr().out.splitlines()}
     assert {f.stem for f in (ROOT / "conf" / "encoder").glob("*.yaml") if "config" in _settings(f.stem)} <= names
 
@@ -134,7 +135,7 @@ def test_every_encoder_with_a_config_is_listed(capsys, monkeypatch):
 def test_wrong_arguments_are_one_line(argument, message, capsys):
     with pytest.raises(ValueError, match=message):
         Options.parse([argument])
-    assert main([argument]) == 2
+    assert show([argument]) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("error: ") and captured.err.count("\n") == 1 and not captured.out
 
