@@ -1,7 +1,7 @@
 """Tiny encoders with random weights, one per architecture, and where the real data lies."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Before the imports that read them. A test that needs the network is a broken test.
@@ -78,3 +78,16 @@ def shared() -> Path:
     if not (folder / "data" / "sod300").is_dir():
         pytest.skip(f"real photographs are not here: {folder}/data/sod300 (set E2NET_SHARED)")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def no_ranks_left() -> Iterator[None]:
+    """Lightning leaves the ranks of processes in the environment, where programs of later tests would find them."""
+    ranks = ("LOCAL_RANK", "NODE_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    before = {name: os.environ.get(name) for name in ranks}
+    yield
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
