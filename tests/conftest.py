@@ -6,6 +6,8 @@ from pathlib import Path
 
 # Before the imports that read them. A test that needs the network is a broken test.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Tables are as wide as the terminal, which is no matter of the tests.
+os.environ |= {"COLUMNS": "80", "LINES": "24"}
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"  # workers share the cores, and what they start does
 

@@ -166,8 +166,9 @@ def _variant_names(variants: Sequence[Sequence[str]], given: Sequence[Any] | Non
     columns = []
     for overrides in zip(*variants, strict=True):
         key = overrides[0].partition("=")[0].rpartition(".")[2]
-        values = [override.partition("=")[2].strip("'\"") for override in overrides]
-        if all(re.fullmatch(r"[A-Za-z/][\w./-]*", v) and v.lower() not in ("true", "false", "null") for v in values):
+        # Without Hydra's quotes and escapes, as for the spaces in a path.
+        values = [re.sub(r"\\(.)", r"\1", override.partition("=")[2].strip("'\"")) for override in overrides]
+        if all(re.fullmatch(r"[A-Za-z/][\w ./-]*", v) and v.lower() not in ("true", "false", "null") for v in values):
             columns.append([value.rstrip("/").rpartition("/")[2] for value in values])
         else:
             columns.append([f"{key}={value}" for value in values])

@@ -58,6 +58,17 @@ def test_tokens_give_each_encoder_its_size(encoder_folder):
     assert all(job.config["data"]["seed"] == job.config["seed"] for job in plan.jobs)
 
 
+def test_names_of_folders_with_spaces(encoder_folder, tmp_path):
+    folders = []
+    for name in ("dinov2", "dinov3"):
+        folders.append(tmp_path / "my models" / f"{name} new")
+        shutil.copytree(encoder_folder(name), folders[-1])
+    for quoted in (str(f).replace(" ", "\\ ") for f in folders), (f"'{f}'" for f in folders):
+        plan = _plan("encoder=local", f"encoder.path={','.join(quoted)}", "data=procedural", "tokens=4")
+        assert plan.names == ["dinov2 new", "dinov3 new"]
+        assert not any(" " in job.folder.name for job in plan.jobs)
+
+
 def test_without_a_size_tokens_are_made_equal_and_said(encoder_folder):
     plan = _plan(*_two_encoders(encoder_folder))
     assert [job.config["size"] for job in plan.jobs] == [112, 128]

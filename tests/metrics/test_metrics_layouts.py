@@ -86,7 +86,9 @@ def test_scores_do_not_depend_on_memory(case):
         collected.update([odd_map], [odd_mask], index=[1])
         one = SMeasure()
         one.update(odd_map, odd_mask)
-    skip = (*one_pixel(mask), *(("E", "F", "P", "R", "Eadp", "Fadp") if single else ()))
+    # A level rounded to single precision may fall on the other side of a threshold; and where a map is flat, S hangs
+    # on whether the variance of equal numbers comes out as 0 (see _flat_ssim), which their last bits decide.
+    skip = (*one_pixel(mask), *(("S", "E", "F", "P", "R", "Eadp", "Fadp") if single else ()))
     assert_equal(found, oracle(level_map, mask, normalize=False), 1e-6 if single else 1e-9, skip)
     published = {k: whole.values[k] for k in ("S", "wF", "MAE", "Fadp", "Eadp")}
     expected = oracle(level_map, mask, normalize=True)
