@@ -95,7 +95,7 @@ def test_a_folder_in_use_or_used_stays_as_it_is(loop):
 def test_forked_children_do_not_hold_a_folder(tmp_path):
     """They are like those that read data, which live on for seconds after a kill."""
     code = "import os, sys, time; from pathlib import Path; from e2net.engine.folder import owned\n"
-    code += "with owned(Path(sys.argv[1])): os.fork(); print('there', flush=True); time.sleep(10)"
+    code += "with owned(Path(sys.argv[1])): os.fork(); os.write(1, b'there\\n'); time.sleep(10)"
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE)
     assert [process.stdout.readline() for _ in range(2)] == [b"there\n"] * 2  # both have started
     with pytest.raises(ValueError, match="no other run or evaluation"), owned(tmp_path):
