@@ -15,6 +15,7 @@ from e2net.compare.runs import Run, Variant
 from e2net.compare.statistics import sign
 from e2net.compare.sweep import evaluation_config
 from e2net.datasets import SegmentationData, Source, read_map
+from e2net.datasets.pairs import PartOf, read_pair
 from e2net.engine import Job, build, prepare_evaluation
 from e2net.engine.checkpoint import find_checkpoint
 from e2net.engine.data import DataModule
@@ -100,7 +101,7 @@ def draw(examples: Sequence[Example], variants: Sequence[Variant], output: Path,
     positions = {name: {s.name(i): i for i in range(len(s))} for name, s in sources.items()}
     loaded = []
     for e in examples:
-        image, mask = sources[e.test_set].read(positions[e.test_set][e.stem])
+        image, mask = read_pair(sources[e.test_set], positions[e.test_set][e.stem])
         both = [read_map(maps[i] / e.test_set / f"{e.stem}.png") for i in (e.first, e.second)]
         loaded.append((image[..., ::-1], mask.astype(np.uint8) * 255, *both))
     for side in _SIDES:
@@ -142,33 +143,8 @@ class _ChosenData(SegmentationData):
         self._data, self._chosen = data, chosen
 
     def test_source(self, name: str) -> Source:
-        return _Chosen(self._data.test_source(name), set(self._chosen[name]))
-
-
-class _Chosen:
-    """Some pairs of a source."""
-
-    def __init__(self, source: Source, stems: set[str]) -> None:
-        self._source = source
-        self._indices = [i for i in range(len(source)) if source.name(i) in stems]
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def name(self, index: int) -> str:
-        """The stem of pair ``index``."""
-        return self._source.name(self._indices[index])
-
-    def read(self, index: int, at_least: tuple[int, int] | None = None) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Pair ``index``, see ``Source``."""
-        return self._source.read(self._indices[index], at_least)
-
-    def identity(self) -> Any:
-        """That of the whole source, and which of it."""
-        return [self._source.identity(), self._indices]
-
-    def check(self) -> None:
-        """The whole source was checked already."""
+        source = self._data.test_source(name)
+        return PartOf(source, [i for i in range(len(source)) if source.name(i) in self._chosen[name]])
 
 
 def _encode(values: NDArray[Any], side: int) -> Picture:

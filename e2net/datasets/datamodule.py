@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,10 +15,13 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from e2net.datasets.cached import CachedEvalSet, CachedTrainSet, FeatureStore, ViewSet
 from e2net.datasets.io import some
-from e2net.datasets.pairs import FolderPairs, Source, read_pair
+from e2net.datasets.pairs import FolderPairs, PartOf, Source, read_pair
 from e2net.datasets.procedural import ProceduralPairs
 from e2net.datasets.transforms import Augment, Resize, Size
 from e2net.structures import Batch, Sample
+
+# A test set that is no folder: the images held out of the training set.
+VALIDATION = "validation"
 
 _STAGES = (None, "fit", "validate", "test", "predict")
 
@@ -244,18 +248,27 @@ class SegmentationData:
         train = [("train", "")] if stage in (None, "fit", "validate") else []
         return train + (tests if stage in (None, "test", "predict") else [])
 
-    def _split(self) -> tuple[list[int], list[int]]:
-        source = self._source("train")
-        held_out = [in_validation(source.name(index), self.val_fraction) for index in range(len(source))]
-        train = [index for index, held in enumerate(held_out) if not held]
-        val = [index for index, held in enumerate(held_out) if held]
-        for part, indices in (("training", train), ("validation", val if self.val_fraction else train)):
-            if not indices:
+    @property
+    def validated(self) -> bool:
+        """Whether training images are held out for validation."""
+        return self.val_fraction > 0
+
+    def _held_out(self, stems: Sequence[str]) -> list[bool]:
+        """For each stem of the training set whether it is for validation."""
+        held_out = [in_validation(stem, self.val_fraction) for stem in stems]
+        for part, missing in (("training", all(held_out)), ("validation", self.validated and not any(held_out))):
+            if missing:
                 raise ValueError(
-                    f"val_fraction={self.val_fraction} of {len(source)} training images leaves none for"
+                    f"val_fraction={self.val_fraction} of {len(stems)} training images leaves none for"
                     f" {part}: change data.val_fraction (0: train without validation) or add images."
                 )
-        return train, val
+        return held_out
+
+    def _split(self) -> tuple[list[int], list[int]]:
+        source = self._source("train")
+        held_out = self._held_out([source.name(index) for index in range(len(source))])
+        train = [index for index, held in enumerate(held_out) if not held]
+        return train, [index for index, held in enumerate(held_out) if held]
 
     def check(self, stage: str | None = None) -> None:
         """Read everything a stage needs once, before any time goes into training; done once per set.
@@ -323,7 +336,7 @@ class SegmentationData:
         return self._loader(dataset, True, workers, sampler=sampler, drop_last=len(sampler) > self.batch_size)
 
     def val_dataloader(self) -> DataLoader[Sample] | list[DataLoader[Sample]]:
-        """The held-out images, in the order of their stems; an empty list where val_fraction is 0."""
+        """The held-out images, in the order of their stems; an empty list where there are none."""
         indices = self._split()[1]
         if not indices:
             return []
@@ -367,10 +380,13 @@ class FolderData(SegmentationData):
         size: see `SegmentationData`, as are all arguments not listed here.
         train: folder of the training set under root, holding Image/ and GT/.
         test: test sets under root/test_folder: a list of folders, each known by the last part of its path, or
-            a mapping of names to folders.
+            a mapping of names to folders. The word "validation" alone: the images held out, where there are no others.
         test_folder: between root and the test sets; empty where they lie in root itself.
+        val: stems to hold out for validation, in which * and ? stand for any; or a text file of stems, one a line,
+            relative to root. None: `val_fraction` of them.
 
     Raises:
+        FileNotFoundError: the file of stems is missing.
         ValueError: two test sets have one name, or an argument is out of its range.
     """
 
@@ -379,8 +395,9 @@ class FolderData(SegmentationData):
         root: str,
         size: int | Sequence[int],
         train: str = "train",
-        test: Sequence[str] | Mapping[str, str] = ("test",),
+        test: str | Sequence[str] | Mapping[str, str] = ("test",),
         test_folder: str = "",
+        val: str | Sequence[str] | None = None,
         batch_size: int = 8,
         num_workers: int | None = None,
         val_fraction: float = 0.1,
@@ -389,8 +406,19 @@ class FolderData(SegmentationData):
     ) -> None:
         super().__init__(size, batch_size, num_workers, val_fraction, augment, seed)
         self.root, self.train, self.test_folder = Path(root), train, test_folder
+        self.val = _listed(self.root / val) if isinstance(val, str) else val
+        self._test_paths: dict[str, str] | None = None
+        if test == VALIDATION:
+            if not self.validated:
+                raise ValueError(
+                    "data.test=validation: no images are held out; data.val_fraction=0.1 holds out a tenth"
+                )
+            self.test_names = [VALIDATION]
+            return
         if isinstance(test, str):
-            raise ValueError(f"expected test as a list of folders, got the text {test!r}: write [{test}]")
+            raise ValueError(
+                f"expected test as a list of folders or the word {VALIDATION}, got the text {test!r}: write [{test}]"
+            )
         pairs = test.items() if isinstance(test, Mapping) else [(Path(path).name, path) for path in test]
         # names become log keys and folders of predictions, so they must be one plain path component
         odd = [path for name, path in pairs if name in ("", ".", "..") or "/" in name or "\\" in name]
@@ -405,21 +433,56 @@ class FolderData(SegmentationData):
             )
         self._test_paths = dict(pairs)
 
+    @property
+    def validated(self) -> bool:
+        """See the base class."""
+        return self.val is not None or super().validated
+
+    def _held_out(self, stems: Sequence[str]) -> list[bool]:
+        if self.val is None:
+            return super()._held_out(stems)
+        unmatched = [pattern for pattern in self.val if not any(fnmatchcase(stem, pattern) for stem in stems)]
+        if unmatched or not self.val:
+            raise ValueError(
+                f"expected data.val as stems of {self.root / self.train}, such as {stems[0]}, found"
+                f" {some(unmatched) if unmatched else 'none'}"
+            )
+        held_out = [any(fnmatchcase(stem, pattern) for pattern in self.val) for stem in stems]
+        if all(held_out):
+            raise ValueError(
+                f"data.val={some(list(self.val))} holds out all {len(stems)} images: none is left to train"
+            )
+        return held_out
+
     def train_source(self) -> Source:
         """See the base class."""
         return FolderPairs(self.root / self.train)
 
     def test_source(self, name: str) -> Source:
         """See the base class."""
-        return FolderPairs(self.test_root(name))
+        folder = self.test_root(name)
+        return PartOf(self._source("train"), self._split()[1]) if folder is None else FolderPairs(folder)
 
-    def test_root(self, name: str) -> Path:
-        """The folder of one test set, which holds its folders of images and masks.
+    def test_root(self, name: str) -> Path | None:
+        """The folder of one test set, which holds its folders of images and masks; None: the images held out.
 
         Args:
             name: one of `test_names`.
         """
+        if self._test_paths is None:
+            return None
         return self.root / self.test_folder / self._test_paths[name]
+
+
+def _listed(file: Path) -> list[str]:
+    """The stems in a text file, one a line."""
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"no file {file}: expected data.val as a list of stems, [{file.stem}], or a text file of them under"
+            " data.root"
+        )
+    lines = file.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    return [line.strip() for line in lines if line.strip()]
 
 
 class ProceduralData(SegmentationData):

@@ -1,5 +1,6 @@
 """Images and masks in two folders, paired by file stem, and the protocol that every source follows."""
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
@@ -198,6 +199,38 @@ class FolderPairs:
             more = f" And {len(faults) - 3} more." if len(faults) > 3 else ""
             first = " ".join(faults[:3])
             raise ValueError(f"{self.root}: {len(faults)} of {len(self)} pairs cannot be used. {first}{more}")
+
+
+class PartOf:
+    """Some pairs of a source, as a source.
+
+    Args:
+        source: the whole.
+        indices: which of its pairs, in which order.
+    """
+
+    def __init__(self, source: Source, indices: Sequence[int]) -> None:
+        self._source, self._indices = source, list(indices)
+
+    def __len__(self) -> int:
+        """How many pairs there are."""
+        return len(self._indices)
+
+    def name(self, index: int) -> str:
+        """The stem of pair `index`."""
+        return self._source.name(self._indices[index])
+
+    def read(self, index: int, at_least: tuple[int, int] | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Pair `index`, see :class:`Source`."""
+        return self._source.read(self._indices[index], at_least)
+
+    def identity(self) -> Any:
+        """That of the whole source, and which of it."""
+        return [self._source.identity(), self._indices]
+
+    def check(self) -> None:
+        """Verify the whole source, see :class:`Source`."""
+        self._source.check()
 
 
 class FolderMasks:

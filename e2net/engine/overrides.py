@@ -6,10 +6,14 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+from e2net.datasets.datamodule import VALIDATION
+
 # What an evaluation by ready maps and one of a checkpoint have no use for.
 _OF_MODELS = ("encoder_path", "size", "flip_test", "test_scales", "window", "window_overlap", "seed", "precision")
 _NOT_WITH_MAPS = (*_OF_MODELS, "accelerator", "num_samples")
-_DATA_OF_MODELS = ("train", "n_train", "size", "batch_size", "num_workers", "val_fraction", "seed", "augment")
+_DATA_OF_MODELS = ("n_train", "size", "batch_size", "num_workers", "seed", "augment")
+# Which images are held out matters where they are what is scored.
+_SPLIT = ("train", "val_fraction", "val")
 
 
 def inherit(config: DictConfig, given: Sequence[str]) -> DictConfig:
@@ -71,7 +75,8 @@ def _refuse_unused(config: DictConfig, keys: Sequence[str]) -> None:
     of_maps = config.predictions is not None
     unused = list(_NOT_WITH_MAPS) if of_maps else ["allow_missing"]
     if of_maps:
-        unused += [f"data.{key}" for key in _DATA_OF_MODELS]
+        split = () if config.data.get("test") == VALIDATION else _SPLIT
+        unused += [f"data.{key}" for key in (*_DATA_OF_MODELS, *split)]
     elif not config.binarised_too:
         unused.append("num_workers")  # data.num_workers read images
     if not of_maps and config.window is None:

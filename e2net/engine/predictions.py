@@ -99,7 +99,8 @@ def masks_of(data: SegmentationData, name: str) -> Masks:
     Raises:
         FileNotFoundError, ValueError: a folder is missing, or its files are ambiguous.
     """
-    return FolderMasks(data.test_root(name)) if isinstance(data, FolderData) else SourceMasks(data.test_source(name))
+    folder = data.test_root(name) if isinstance(data, FolderData) else None
+    return SourceMasks(data.test_source(name)) if folder is None else FolderMasks(folder)
 
 
 @dataclass(frozen=True)

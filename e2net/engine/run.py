@@ -111,7 +111,7 @@ def prepare_training(config: dict[str, Any]) -> Job:
     rescale = RandomScale(config["train_scales"], config["seed"])
     model = build_model(config)
     model.encoder.check_size(*data.size)
-    optim.schedule.check(validated=data.val_fraction > 0)
+    optim.schedule.check(validated=data.validated)
     cache: FeatureCache = build(config["cache"])
     cache.check(model.encoder, data, plain=predictor.scales == rescale.scales == (1.0,))
     if content is not None:
@@ -167,7 +167,7 @@ def _trainer(config: dict[str, Any], output: Path, data: SegmentationData, step:
             *([WeightAverage(config["ema"])] if config["ema"] else []),
             ResumeState(images_hash(data)),
             # The best one first: where a run ends between the two, the last one is that of an epoch before.
-            *([CheckpointFile(checkpoints / BEST, "val/S")] if data.val_fraction > 0 else []),
+            *([CheckpointFile(checkpoints / BEST, "val/S")] if data.validated else []),
             CheckpointFile(checkpoints / LAST),
             LearningRateMonitor("step"),
             SamplePictures(output / SAMPLES, config["num_samples"]),
@@ -445,7 +445,7 @@ def _begin(job: Job) -> None:
         (job.output / METRICS).unlink(missing_ok=True)  # of a start that came to nothing
     else:
         content = read_checkpoint(job.checkpoint)
-        validated = job.data.val_fraction > 0
+        validated = job.data.validated
         carry_over(job.checkpoint, job.output, content["epoch"], content["global_step"], validated)
 
 

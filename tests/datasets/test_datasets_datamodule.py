@@ -80,6 +80,43 @@ def test_split_with_an_empty_part(root, fraction, part):
         folder_data(root, val_fraction=fraction).setup("fit")
 
 
+def test_stems_of_ones_own_are_held_out(root):
+    data = folder_data(root, val=["*_1?", "img_3"])
+    assert data.val_names() == [f"img_{number}" for number in (10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 3)]
+    assert sorted(data.train_names() + data.val_names()) == sorted(STEMS)
+    assert folder_data(root, val=["img_[12]", "img_1"], val_fraction=0).validated
+    (root / "val.txt").write_text("img_7\n\n img_2 \n")
+    assert folder_data(root, val="val.txt").val_names() == ["img_2", "img_7"]
+
+
+@pytest.mark.parametrize(
+    ("val", "message"),
+    [
+        (["frog", "*_1"], "expected data.val as stems of .*train, such as img_0, found frog"),
+        ([], "found none"),
+        (["*"], r"data.val=\* holds out all 20 images"),
+        ("frog", r"no file .*frog: expected data.val as a list of stems, \[frog\]"),
+    ],
+)
+def test_stems_to_hold_out_that_are_none(root, val, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        folder_data(root, val=val).setup("fit")
+
+
+@pytest.mark.parametrize("split", [{"val": ["img_1?"]}, {"val_fraction": 0.25}])
+def test_the_images_held_out_as_the_test_set(root, split):
+    data = folder_data(root, test="validation", **split)
+    data.check()
+    (loader,), names = data.test_dataloader(), data.val_names()
+    assert data.test_names == ["validation"]
+    assert [name for batch in loader for name in batch.names] == names
+    (validation,) = [data.val_dataloader()]
+    for tested, validated in zip(loader, validation, strict=True):
+        assert torch.equal(tested.image, validated.image)
+    with pytest.raises(ValueError, match="no images are held out"):
+        folder_data(root, test="validation", val_fraction=0).setup("fit")
+
+
 # batches
 
 
@@ -294,7 +331,7 @@ def test_test_sets_by_path_and_by_name(root):
         (["a/test", "b/test"], "more than one set named test"),
         (["a/.."], "gives no plain name"),
         ({"a/b": "x"}, "gives no plain name"),
-        ("CAMO", r"got the text 'CAMO': write \[CAMO\]"),
+        ("CAMO", r"or the word validation, got the text 'CAMO': write \[CAMO\]"),
     ],
 )
 def test_test_set_names(tmp_path, test, message):

@@ -28,7 +28,8 @@ DEFAULTS = [
 # And values that are nobody's.
 OTHERS = [
     "data.train=a", "data.test=[a]", "data.test=[]", "data.test_folder=x", "data.batch_size=5", "data.num_workers=2",
-    "data.val_fraction=0.4", "data.augment.flip=0.3", "data.augment.scale=[0.3,1.0]", "data.augment.rotate=1",
+    "data.val_fraction=0.4", "data.val=['0']", "data.test=validation",
+    "data.augment.flip=0.3", "data.augment.scale=[0.3,1.0]", "data.augment.rotate=1",
     "data.augment.colour=0.6", "data.augment.noise=0.5", "data.augment=null", "data.seed=9", "data.size=64",
     "data._target_=e2net.datasets.ProceduralData", "data.augment._target_=e2net.datasets.Resize",
 ]  # fmt: skip
@@ -112,7 +113,7 @@ def test_every_key_is_used_or_refused(trained):
     told = {o: _used_or_refused(trained, before, o) for o in [*DEFAULTS, *OTHERS, *PLAIN]}
     refused = {o for o, result in told.items() if result == "refused"}
     assert refused == {
-        "data.test=[]", "data.test_folder=x", "data._target_=e2net.datasets.ProceduralData",
+        "data.test=[]", "data.test=validation", "data.test_folder=x", "data._target_=e2net.datasets.ProceduralData",
         "data.augment._target_=e2net.datasets.Resize", "window_overlap=0.25", "precision=nonsense", "accelerator=tpu",
         "num_workers=1", "encoder_path=nowhere", "allow_missing=true", "ckpt=nowhere", "predictions=maps",
         "protocol._target_=e2net.losses.Criterion",
@@ -198,9 +199,10 @@ def test_maps_on_disk_use_or_refuse_every_key(trained, tmp_path):
 ACCEPTED = {
     "allow_missing": [True], "binarised_too": [True], "bootstrap_seed": [0], "data.augment.colour": [0],
     "data.augment.flip": [0], "data.augment.noise": [0], "data.augment.rotate": [0], "data.num_workers": [0, None],
-    "data.seed": [0], "data.test_folder": [""], "data.train": ["nonsense", ""], "data.val_fraction": [0],
-    "encoder_path": [None], "flip_test": [True, None], "method": ["nonsense", -1, 0, None], "num_samples": [0],
-    "num_workers": [0, None], "output": ["nonsense"], "predictions": [None], "protocol.binarise": [True],
+    "data.seed": [0], "data.test_folder": [""], "data.train": ["nonsense", ""], "data.val": [None, []],
+    "data.val_fraction": [0], "encoder_path": [None], "flip_test": [True, None], "method": ["nonsense", -1, 0, None],
+    "num_samples": [0], "num_workers": [0, None], "output": ["nonsense"], "predictions": [None],
+    "protocol.binarise": [True],
     "protocol.quantise": [True], "scores": [[]], "seed": [0], "size": [None], "test_scales": [None], "window": [None],
     "window_overlap": [0],
 }  # fmt: skip
