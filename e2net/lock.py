@@ -1,5 +1,8 @@
 """Locks between processes: a lock is an open file, and ends with it or with the process, whatever ends that."""
 
+import contextlib
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -31,3 +34,30 @@ def lock(file: Path, shared: bool = False) -> BinaryIO:
         handle.close()
         raise OSError(f"{file} cannot be locked ({error})") from error
     return handle
+
+
+@contextlib.contextmanager
+def alone(file: Path, others: str, taken: str) -> Iterator[BinaryIO | None]:
+    """Keeps others out of a lock file's folder, which is made; where its file system has no locks, a note asks for it.
+
+    Args:
+        file: the lock.
+        others: what would do harm there, for the note.
+        taken: the error where one of them is at work.
+
+    Yields:
+        The open file, None where there are no locks.
+
+    Raises:
+        ValueError: another process holds the lock; nothing in the folder has been changed.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    held: BinaryIO | None = None
+    try:
+        held = lock(file)
+    except BlockingIOError as error:
+        raise ValueError(taken) from error
+    except OSError as error:
+        print(f"note: {error}; let no other {others} write to {file.parent}", file=sys.stderr)
+    with held or contextlib.nullcontext():
+        yield held

@@ -34,7 +34,7 @@ from e2net.engine.config import check_part, check_training, conf_folder, hydra_m
 from e2net.engine.folder import BEST, CHECKPOINTS, LAST, LOCK
 from e2net.engine.memory import AUTO
 from e2net.engine.module import DEFAULT_SCORES
-from e2net.lock import lock
+from e2net.lock import alone
 
 ROOT = Path(e2net.__file__).parent.parent
 # Set by the user: hydra/launcher=..., hydra.launcher.n_jobs=..., and alike.
@@ -281,7 +281,9 @@ def run_sweep(plan: Plan, work: Path, say: Callable[[str], None] = print) -> Non
     if done:
         say(f"{done} of {len(plan.jobs)} runs are finished already and are used as they are")
     if done < len(plan.jobs):
-        with _alone(plan.jobs[0].folder.parent) as locked, _workplace(work) as place:
+        store = plan.jobs[0].folder.parent
+        taken = f"store={store}: another sweep is training there; wait until it has ended, or give another store=..."
+        with alone(store / ".lock", "sweep", taken) as locked, _workplace(work) as place:
             for job in plan.jobs:
                 _choose_start(job, say)
             _train(plan, place, locked)
@@ -310,23 +312,6 @@ def _train(plan: Plan, place: Path, locked: BinaryIO | None) -> None:
             if not job.finished:
                 job.fault = _fault(job, code)
         open_jobs = [job for job in open_jobs if not job.finished and job.fault is None]
-
-
-@contextlib.contextmanager
-def _alone(store: Path) -> Iterator[BinaryIO | None]:
-    """Locks a store, for as long as any process has the file open; None where locks are not to be had."""
-    store.mkdir(parents=True, exist_ok=True)
-    locked = None
-    try:
-        locked = lock(store / ".lock")
-    except BlockingIOError as error:
-        raise ValueError(
-            f"store={store}: another sweep is training there; wait until it has ended, or give another store=..."
-        ) from error
-    except OSError as error:
-        print(f"note: store={store} cannot be locked ({error}); let no other sweep train there", file=sys.stderr)
-    with locked or contextlib.nullcontext():
-        yield locked
 
 
 def _started(job: Job) -> int | None:

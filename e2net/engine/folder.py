@@ -8,13 +8,12 @@ import csv
 import io
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from e2net.files import copy_atomically, is_part, replacing, write_atomically
-from e2net.lock import lock
+from e2net.lock import alone
 
 LOCK = ".lock"
 CONFIG, ENVIRONMENT, METRICS = "config.yaml", "environment.json", "metrics.csv"
@@ -59,23 +58,16 @@ def owned(folder: Path) -> Iterator[None]:
     if not is_first_process():
         yield
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    held: BinaryIO | None = None
-    try:
-        held = lock(folder / LOCK)
-    except BlockingIOError as error:
-        raise ValueError(
-            f"expected a folder that no other run or evaluation writes to, found one at work in {folder}; give another"
-        ) from error
-    except OSError as error:
-        print(f"note: {error}; let no other run or evaluation write to {folder}", file=sys.stderr)
-    with contextlib.ExitStack() as stack:
+    taken = f"expected a folder that no other run or evaluation writes to, found one at work in {folder}; give another"
+    with alone(folder / LOCK, "run or evaluation", taken) as held:
         if held is not None:
             _locks.add(held)
-            stack.callback(_locks.discard, held)
-            stack.enter_context(held)
-        (folder / LOCK).touch()  # when the last one started
-        yield
+        try:
+            (folder / LOCK).touch()  # when the last one started
+            yield
+        finally:
+            if held is not None:
+                _locks.discard(held)
 
 
 def _let_go() -> None:

@@ -135,7 +135,7 @@ def test_without_locks_there_is_a_note(tmp_path, monkeypatch, capsys):
     def refused(file):
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr("e2net.engine.folder.lock", refused)
+    monkeypatch.setattr("e2net.lock.lock", refused)
     with owned(tmp_path):
         assert "No locks available" in capsys.readouterr().err
 
