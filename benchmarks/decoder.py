@@ -64,8 +64,7 @@ class Step:
     def forward(self) -> torch.Tensor:
         """A scalar that depends on every output."""
         output = self.decoder(self.features, self.image_size)
-        maps = [output.logits, *output.refined] + ([] if output.coarse is None else [output.coarse])
-        return torch.stack([m.square().mean() for m in maps]).sum()
+        return torch.stack([m.square().mean() for m in output.maps()]).sum()
 
     def __call__(self) -> float:
         """Seconds that one step took."""

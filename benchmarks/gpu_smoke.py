@@ -173,10 +173,10 @@ def check_half_loss(at: Context, precision: str) -> str:
     batch = next(iter(job.data.train_dataloader()))
     image = batch.image.float() / 255
     with torch.no_grad():
-        expected = float(step(model, image, batch.mask, criterion)["loss"])
+        expected = float(step(model, image, batch.target, criterion)["loss"])
         model.to(at.device)
         with precision_of(precision, at.device).forward_context():
-            found = float(step(model, image.to(at.device), batch.mask.to(at.device), criterion)["loss"])
+            found = float(step(model, image.to(at.device), batch.target.to(at.device), criterion)["loss"])
     expect(abs(found - expected) < 0.02 * expected, f"{found:.4f}, in float32 on the CPU {expected:.4f}")
     return f"{found:.4f}, in float32 on the CPU {expected:.4f}"
 
@@ -361,7 +361,7 @@ def check_pinned(at: Context) -> str:
     at.need_gpu("pinned memory is a GPU's")
     job = at.prepare("data.num_workers=2")
     batch = next(iter(job.data.train_dataloader()))
-    expect(batch.image.is_pinned() and batch.mask.is_pinned(), "image or mask is not pinned")
+    expect(batch.image.is_pinned() and batch.target.is_pinned(), "image or mask is not pinned")
     moved = job.trainer.strategy.batch_to_device(batch, at.device)
     expect(type(moved) is type(batch) and moved.image.is_cuda, f"{type(moved)} on {moved.image.device}")
     return "image and mask"

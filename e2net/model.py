@@ -8,7 +8,7 @@ from e2net.decoders import Pyramid
 from e2net.decoders.necks import Identity
 from e2net.decoders.pyramid import PyramidName
 from e2net.encoders import Encoder, Tuning
-from e2net.structures import SegOutput
+from e2net.structures import Output
 
 
 class SegmentationModel(nn.Module):
@@ -42,7 +42,7 @@ class SegmentationModel(nn.Module):
         """
         return Pyramid(pyramid, self.encoder.strides)(self.encoder(image), image.shape[-2:])
 
-    def forward(self, image: Tensor) -> SegOutput:
+    def forward(self, image: Tensor) -> Output:
         """Logits for a batch.
 
         Args:
@@ -53,6 +53,6 @@ class SegmentationModel(nn.Module):
         """
         return self.decode(self.encoder(image), image.shape[-2:])
 
-    def decode(self, features: Sequence[Tensor], image_size: Sequence[int]) -> SegOutput:
+    def decode(self, features: Sequence[Tensor], image_size: Sequence[int]) -> Output:
         """Logits from the encoder's F1..F4, for images of ``image_size`` (H, W)."""
         return self.decoder(self.neck(features, image_size), image_size)

@@ -1,5 +1,7 @@
 """The containers that pass between data, model, loss and metrics."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -31,8 +33,8 @@ class Sample(NamedTuple):
 
     Attributes:
         image: (3, H, W) uint8, RGB.
-        mask: (1, H, W) float32, 0 or 1.
-        native_mask: (h, w) bool array at the mask file's own size, for scoring; None in training.
+        target: (1, H, W), what the network is to say there; for masks float32, 0 or 1.
+        native_target: (h, w) array at the file's own size, for scoring, such as a bool mask; None in training.
         name: file stem, unique within its set.
         position: index within its set; tells repeats apart when several processes score one set.
         features: F1..F4 from the feature cache, each (V, D_i, h_i, w_i): of the image, and as a second view of its
@@ -40,8 +42,8 @@ class Sample(NamedTuple):
     """
 
     image: Tensor
-    mask: Tensor
-    native_mask: np.ndarray | None
+    target: Tensor
+    native_target: np.ndarray | None
     name: str
     position: int
     features: tuple[Tensor, ...] = ()
@@ -52,30 +54,32 @@ class Batch(NamedTuple):
 
     Attributes:
         image: (B, 3, H, W) uint8, RGB. The encoder owns mean and std, so nothing here depends on it.
-        mask: (B, 1, H, W) float32, 0 or 1.
-        native_masks: B bool arrays (h, w), each at its own size; empty in training.
+        target: (B, 1, H, W), see :class:`Sample`.
+        native_targets: B arrays (h, w), each at its own size; empty in training.
         names: B file stems.
         positions: B indices within the set.
         features: F1..F4, each (B, V, D_i, h_i, w_i), see :class:`Sample`; empty without a feature cache.
     """
 
     image: Tensor
-    mask: Tensor
-    native_masks: list[np.ndarray]
+    target: Tensor
+    native_targets: list[np.ndarray]
     names: list[str]
     positions: list[int]
     features: list[Tensor] = []  # noqa: RUF012 - never changed in place
 
 
-class SegOutput(NamedTuple):
-    """What a decoder says about one batch; everything is a logit, no sigmoid applied.
+class Output(NamedTuple):
+    """What a decoder says about one batch, before any activation.
 
     Attributes:
-        logits: (B, 1, H, W), at the image's size.
-        coarse: (B, 1, h, w) from the first stage, or None where a decoder has no such stage.
-        refined: deep-supervision maps (B, 1, h_i, w_i), one per level; empty where there are none.
+        prediction: (B, K, H, W), at the image's size; K is the task's ``out_channels``.
+        auxiliary: by name, further maps for the loss alone, (B, K, h_i, w_i) each; empty where a decoder has none.
     """
 
-    logits: Tensor
-    coarse: Tensor | None = None
-    refined: tuple[Tensor, ...] = ()
+    prediction: Tensor
+    auxiliary: Mapping[str, tuple[Tensor, ...]] = MappingProxyType({})
+
+    def maps(self) -> list[Tensor]:
+        """The prediction and all auxiliary maps."""
+        return [self.prediction, *(one for maps in self.auxiliary.values() for one in maps)]

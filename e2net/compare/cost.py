@@ -168,7 +168,7 @@ class _Workload:
         """Maps of one batch."""
         self.model.eval()
         with torch.inference_mode(), self.precision.forward_context():
-            self.model(self.image.float() / 255).logits.float().sigmoid()
+            self.model(self.image.float() / 255).prediction.float().sigmoid()
 
     def train(self) -> None:
         """One step: forward, loss, backward, clipping, AdamW, as in training."""

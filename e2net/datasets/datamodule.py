@@ -45,19 +45,19 @@ def collate(samples: list[Sample]) -> Batch:
     # torch.stack starts as many threads as there are cores: on a busy machine, 100 ms for a copy of 2 MB
     return Batch(
         image=torch.from_numpy(np.stack([sample.image.numpy() for sample in samples])),
-        mask=torch.from_numpy(np.stack([sample.mask.numpy() for sample in samples])),
-        native_masks=[sample.native_mask for sample in samples if sample.native_mask is not None],
+        target=torch.from_numpy(np.stack([sample.target.numpy() for sample in samples])),
+        native_targets=[sample.native_target for sample in samples if sample.native_target is not None],
         names=[sample.name for sample in samples],
         positions=[sample.position for sample in samples],
         features=[torch.stack(level) for level in zip(*(sample.features for sample in samples), strict=True)],
     )
 
 
-def _sample(image: np.ndarray, mask: np.ndarray, native_mask: np.ndarray | None, name: str, position: int) -> Sample:
+def _sample(image: np.ndarray, mask: np.ndarray, native_target: np.ndarray | None, name: str, position: int) -> Sample:
     return Sample(
         image=torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
-        mask=torch.from_numpy(mask.astype(np.float32)[None]),
-        native_mask=native_mask,
+        target=torch.from_numpy(mask.astype(np.float32)[None]),
+        native_target=native_target,
         name=name,
         position=position,
     )
@@ -83,9 +83,9 @@ class EvalSet(Dataset[Sample]):
     def __getitem__(self, position: int) -> Sample:
         """The sample at a position, the same every time."""
         index = self.indices[position]
-        native_image, native_mask = read_pair(self.source, index)
-        image, mask = self.resize(native_image, native_mask)
-        return _sample(image, mask, native_mask, self.source.name(index), index)
+        native_image, native_target = read_pair(self.source, index)
+        image, mask = self.resize(native_image, native_target)
+        return _sample(image, mask, native_target, self.source.name(index), index)
 
 
 class TrainSet(Dataset[Sample]):

@@ -1,3 +1,4 @@
+from .base import Decoder
 from .caem import CAEM, CAEMDecoder
 from .dpt import DPTDecoder
 from .e2net import CCM, CFZM, LFSM, E2NetDecoder
@@ -12,6 +13,7 @@ __all__ = [
     "LFSM",
     "CAEMDecoder",
     "DPTDecoder",
+    "Decoder",
     "E2NetDecoder",
     "LinearDecoder",
     "Pyramid",

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from e2net.decoders.base import Decoder
 from e2net.decoders.layers import Fuse, SqueezeExcitation, add, conv_bn, convolve, resize
 from e2net.decoders.pyramid import Align, Pyramid, PyramidName
-from e2net.structures import SegOutput
+from e2net.structures import Output
 
 
 class CAEM(nn.Module):
@@ -65,7 +66,7 @@ class CAEM(nn.Module):
         return [enhance(g) for enhance, g in zip(self.enhance, reversed(fused), strict=True)]
 
 
-class CAEMDecoder(nn.Module):
+class CAEMDecoder(Decoder):
     """CAEM and a plain head: conv3x3 over G1..G4, BN-ReLU-1x1, at G1's size.
 
     As in :class:`~e2net.decoders.layers.Fuse`, each level's taps are applied before it is upsampled.
@@ -75,6 +76,7 @@ class CAEMDecoder(nn.Module):
         width: channels inside the decoder.
         pyramid: ``standard`` or ``simple``.
         align: ``native`` or ``unified``, see :class:`CAEM`.
+        out_channels: of the prediction.
     """
 
     def __init__(
@@ -84,15 +86,16 @@ class CAEMDecoder(nn.Module):
         width: int = 128,
         pyramid: PyramidName = "simple",
         align: Align = "native",
+        out_channels: int = 1,
     ) -> None:
         super().__init__()
         self.caem = CAEM(channels, strides, width, pyramid, align=align)
         self.convs = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1, bias=False) for _ in channels)
-        self.head = nn.Sequential(nn.BatchNorm2d(width), nn.ReLU(inplace=True), nn.Conv2d(width, 1, 1))
+        self.head = nn.Sequential(nn.BatchNorm2d(width), nn.ReLU(inplace=True), nn.Conv2d(width, out_channels, 1))
 
-    def forward(self, features: Sequence[Tensor], image_size: Sequence[int]) -> SegOutput:
-        """F1..F4 (B, D_i, h_i, w_i) -> logits (B, 1, *image_size)."""
+    def forward(self, features: Sequence[Tensor], image_size: Sequence[int]) -> Output:
+        """F1..F4 (B, D_i, h_i, w_i) -> logits (B, out_channels, *image_size)."""
         maps = self.caem(features, image_size)
         size = maps[0].shape[-2:]
         fused = add(convolve(conv, g, size) for conv, g in zip(self.convs, maps, strict=True))
-        return SegOutput(resize(self.head(fused), image_size))
+        return Output(resize(self.head(fused), image_size))

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from e2net.decoders.base import Decoder
 from e2net.decoders.layers import conv_bn, resize
 from e2net.decoders.pyramid import Pyramid, PyramidName
-from e2net.structures import SegOutput
+from e2net.structures import Output
 
 
 class ResidualUnit(nn.Module):
@@ -24,7 +25,7 @@ class ResidualUnit(nn.Module):
         return x + self.residual(x)
 
 
-class DPTDecoder(nn.Module):
+class DPTDecoder(Decoder):
     """Dense prediction transformer's decoder (Ranftl et al. 2021, section 3.1), made for one logit.
 
     Reassemble: 1x1-BN per level, then the pyramid's strides. Fusion, from coarse to fine: the level through one
@@ -39,23 +40,29 @@ class DPTDecoder(nn.Module):
         channels, strides: of the encoder's maps.
         width: channels inside the decoder; published with 256.
         pyramid: ``standard`` or ``simple``.
+        out_channels: of the prediction.
     """
 
     def __init__(
-        self, channels: Sequence[int], strides: Sequence[int], width: int = 128, pyramid: PyramidName = "standard"
+        self,
+        channels: Sequence[int],
+        strides: Sequence[int],
+        width: int = 128,
+        pyramid: PyramidName = "standard",
+        out_channels: int = 1,
     ) -> None:
         super().__init__()
         self.project = nn.ModuleList(conv_bn(c, width, 1, relu=False) for c in channels)
         self.pyramid = Pyramid(pyramid, strides)
         self.adapt = nn.ModuleList(ResidualUnit(width) for _ in channels[1:])
         self.fuse = nn.ModuleList(nn.Sequential(ResidualUnit(width), nn.Conv2d(width, width, 1)) for _ in channels)
-        self.head = nn.Sequential(conv_bn(width, width, 3), nn.Conv2d(width, 1, 1))
+        self.head = nn.Sequential(conv_bn(width, width, 3), nn.Conv2d(width, out_channels, 1))
 
-    def forward(self, features: Sequence[Tensor], image_size: Sequence[int]) -> SegOutput:
-        """F1..F4 (B, D_i, h_i, w_i), the image's (H, W) -> logits (B, 1, *image_size)."""
+    def forward(self, features: Sequence[Tensor], image_size: Sequence[int]) -> Output:
+        """F1..F4 (B, D_i, h_i, w_i), the image's (H, W) -> logits (B, out_channels, *image_size)."""
         maps = [conv(f) for conv, f in zip(self.project, features, strict=True)]
         sizes = self.pyramid.sizes(*image_size)
         x = self.fuse[-1](resize(maps[-1], sizes[-1]))
         for i in reversed(range(len(self.adapt))):
             x = self.fuse[i](resize(x, sizes[i]) + resize(self.adapt[i](maps[i]), sizes[i]))
-        return SegOutput(resize(self.head(x), image_size))
+        return Output(resize(self.head(x), image_size))

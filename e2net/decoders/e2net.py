@@ -6,10 +6,11 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from e2net.decoders.base import Decoder
 from e2net.decoders.caem import CAEM
 from e2net.decoders.layers import Fuse, TransformerBlock, attention, conv_bn, resize
 from e2net.decoders.pyramid import Align, PyramidName
-from e2net.structures import SegOutput
+from e2net.structures import Output
 
 
 class LFSM(nn.Module):
@@ -23,15 +24,16 @@ class LFSM(nn.Module):
         width: channels.
         depth: transformer blocks.
         heads: attention heads; must divide ``width``.
+        out_channels: of the coarse map.
     """
 
-    def __init__(self, width: int, depth: int = 1, heads: int = 8) -> None:
+    def __init__(self, width: int, depth: int = 1, heads: int = 8, out_channels: int = 1) -> None:
         super().__init__()
         self.blocks = nn.Sequential(*(TransformerBlock(width, heads) for _ in range(depth)))
-        self.head = nn.Sequential(conv_bn(width, width, 1), nn.Conv2d(width, 1, 1))
+        self.head = nn.Sequential(conv_bn(width, width, 1), nn.Conv2d(width, out_channels, 1))
 
     def forward(self, g4: Tensor) -> tuple[Tensor, Tensor]:
-        """G4 (B, C, h, w) -> the searched G4 (B, C, h, w) and coarse logits (B, 1, h, w)."""
+        """G4 (B, C, h, w) -> the searched G4 (B, C, h, w) and coarse logits (B, K, h, w)."""
         tokens = self.blocks(rearrange(g4, "b c h w -> b (h w) c"))
         searched = rearrange(tokens, "b (h w) c -> b c h w", h=g4.shape[-2])
         return searched, self.head(searched)
@@ -40,24 +42,27 @@ class LFSM(nn.Module):
 class CFZM(nn.Module):
     """Central fovea zoom: G'i = conv3x3-BN-ReLU(Gi·A + Gi) with A = sigmoid(coarse logits), and a 1x1 head on each.
 
+    Of several coarse channels, A is the largest.
+
     Args:
         width: channels.
         levels: number of maps.
+        out_channels: of the maps that the heads give.
     """
 
-    def __init__(self, width: int, levels: int = 4) -> None:
+    def __init__(self, width: int, levels: int = 4, out_channels: int = 1) -> None:
         super().__init__()
         self.zoom = nn.ModuleList(conv_bn(width, width, 3) for _ in range(levels))
-        self.heads = nn.ModuleList(nn.Conv2d(width, 1, 1) for _ in range(levels))
+        self.heads = nn.ModuleList(nn.Conv2d(width, out_channels, 1) for _ in range(levels))
 
     def forward(
         self, maps: Sequence[Tensor], coarse: Tensor, refine: bool = True
     ) -> tuple[list[Tensor], tuple[Tensor, ...]]:
-        """G1..G4 (B, C, h_i, w_i), coarse logits (B, 1, h, w) -> G'1..G'4 and their logits (B, 1, h_i, w_i).
+        """G1..G4 (B, C, h_i, w_i), coarse logits (B, K, h, w) -> G'1..G'4 and their logits (B, K, h_i, w_i).
 
         Without ``refine`` there are no logits.
         """
-        attended = coarse.sigmoid()
+        attended = coarse.sigmoid().amax(1, keepdim=True)
         zoomed = [zoom(g * (1 + resize(attended, g.shape[-2:]))) for zoom, g in zip(self.zoom, maps, strict=True)]
         return zoomed, tuple(head(g) for head, g in zip(self.heads, zoomed, strict=True)) if refine else ()
 
@@ -73,12 +78,13 @@ class CCM(nn.Module):
     Args:
         width: channels.
         heads: attention heads; must divide ``width``.
+        out_channels: of the prediction.
     """
 
     # The logits are decoded at this many pixels a side; finer is left to the final bilinear resize.
     OUTPUT_STRIDE = 4
 
-    def __init__(self, width: int, heads: int = 8) -> None:
+    def __init__(self, width: int, heads: int = 8, out_channels: int = 1) -> None:
         super().__init__()
         self.heads = heads
         self.norm_q = nn.LayerNorm(width)
@@ -88,10 +94,10 @@ class CCM(nn.Module):
         self.proj = nn.Linear(width, width)
         self.gate = nn.Linear(2 * width, width)
         self.fuse = nn.ModuleList(Fuse(width) for _ in range(2))
-        self.head = nn.Sequential(conv_bn(width, width, 3), nn.Conv2d(width, 1, 1))
+        self.head = nn.Sequential(conv_bn(width, width, 3), nn.Conv2d(width, out_channels, 1))
 
     def forward(self, maps: Sequence[Tensor], image_size: Sequence[int]) -> Tensor:
-        """G'1..G'4 (B, C, h_i, w_i), the image's (H, W) -> logits (B, 1, h, w) at stride 4."""
+        """G'1..G'4 (B, C, h_i, w_i), the image's (H, W) -> logits (B, K, h, w) at stride 4."""
         g1, g2, g3, g4 = maps
         fine, context = (rearrange(g, "b c h w -> b (h w) c") for g in (g1, g4))
         k, v = self.kv(self.norm_kv(context)).chunk(2, dim=-1)
@@ -105,7 +111,7 @@ class CCM(nn.Module):
         return self.head(x)
 
 
-class E2NetDecoder(nn.Module):
+class E2NetDecoder(Decoder):
     """CAEM, LFSM, CFZM and CCM.
 
     Args:
@@ -117,10 +123,14 @@ class E2NetDecoder(nn.Module):
         dropout: probability that a channel of an aligned map F'i is dropped in training; for small training sets.
         align: ``native``: every level at its own stride; ``unified``: all at G1's size, as published, for the same
             weights at many times the cost. It differs where the levels' strides do (``pyramid`` ``standard``).
+        out_channels: of the prediction.
 
     Raises:
         ValueError: ``heads`` does not divide ``width``; an unknown ``pyramid`` or ``align``.
     """
+
+    # What forward() gives beside the prediction.
+    AUXILIARY = frozenset({"coarse", "refined"})
 
     def __init__(
         self,
@@ -132,6 +142,7 @@ class E2NetDecoder(nn.Module):
         heads: int = 8,
         dropout: float = 0.1,
         align: Align = "native",
+        out_channels: int = 1,
     ) -> None:
         super().__init__()
         if heads < 1 or search_depth < 0:
@@ -141,9 +152,9 @@ class E2NetDecoder(nn.Module):
         if width % heads:
             raise ValueError(f"decoder.width must be a multiple of decoder.heads, found {width} and {heads}")
         self.caem = CAEM(channels, strides, width, pyramid, dropout, align)
-        self.lfsm = LFSM(width, search_depth, heads)
-        self.cfzm = CFZM(width, len(channels))
-        self.ccm = CCM(width, heads)
+        self.lfsm = LFSM(width, search_depth, heads, out_channels)
+        self.cfzm = CFZM(width, len(channels), out_channels)
+        self.ccm = CCM(width, heads, out_channels)
         self._refine = True
 
     def leave_out(self, auxiliary: Collection[str]) -> None:
@@ -155,9 +166,10 @@ class E2NetDecoder(nn.Module):
         self._refine = "refined" not in auxiliary
         self.cfzm.heads.requires_grad_(self._refine)
 
-    def forward(self, features: Sequence[Tensor], image_size: Sequence[int]) -> SegOutput:
+    def forward(self, features: Sequence[Tensor], image_size: Sequence[int]) -> Output:
         """F1..F4 (B, D_i, h_i, w_i), the image's (H, W) -> logits at the image's size, coarse and refined logits."""
         maps = self.caem(features, image_size)
         searched, coarse = self.lfsm(maps[-1])
         zoomed, refined = self.cfzm([*maps[:-1], searched], coarse, self._refine)
-        return SegOutput(resize(self.ccm(zoomed, image_size), image_size), coarse, refined)
+        auxiliary = {"coarse": (coarse,), **({"refined": refined} if refined else {})}
+        return Output(resize(self.ccm(zoomed, image_size), image_size), auxiliary)

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from e2net.decoders.base import Decoder
 from e2net.decoders.layers import resize
-from e2net.structures import SegOutput
+from e2net.structures import Output
 
 
-class LinearDecoder(nn.Module):
+class LinearDecoder(Decoder):
     """BatchNorm and a 1x1 convolution over all levels, as DINO's linear evaluation does.
 
     The levels' contributions are added, which is the same as one 1x1 convolution over their concatenation but does
@@ -17,14 +18,15 @@ class LinearDecoder(nn.Module):
 
     Args:
         channels, strides: of the encoder's maps.
+        out_channels: of the prediction.
     """
 
-    def __init__(self, channels: Sequence[int], strides: Sequence[int]) -> None:
+    def __init__(self, channels: Sequence[int], strides: Sequence[int], out_channels: int = 1) -> None:
         super().__init__()
-        self.probes = nn.ModuleList(nn.Sequential(nn.BatchNorm2d(c), nn.Conv2d(c, 1, 1)) for c in channels)
+        self.probes = nn.ModuleList(nn.Sequential(nn.BatchNorm2d(c), nn.Conv2d(c, out_channels, 1)) for c in channels)
 
-    def forward(self, features: Sequence[Tensor], image_size: Sequence[int]) -> SegOutput:
-        """F1..F4 (B, D_i, h_i, w_i) -> logits (B, 1, *image_size)."""
+    def forward(self, features: Sequence[Tensor], image_size: Sequence[int]) -> Output:
+        """F1..F4 (B, D_i, h_i, w_i) -> logits (B, out_channels, *image_size)."""
         finest = max((f.shape[-2:] for f in features), key=lambda size: size[0] * size[1])
         logits = [resize(probe(f), finest) for probe, f in zip(self.probes, features, strict=True)]
-        return SegOutput(resize(torch.stack(logits).sum(0), image_size))
+        return Output(resize(torch.stack(logits).sum(0), image_size))

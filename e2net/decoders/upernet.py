@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from e2net.decoders.base import Decoder
 from e2net.decoders.layers import add, conv_bn, convolve, resize
 from e2net.decoders.pyramid import Pyramid, PyramidName
-from e2net.structures import SegOutput
+from e2net.structures import Output
 
 
 class PyramidPooling(nn.Module):
@@ -43,8 +44,8 @@ class PyramidPooling(nn.Module):
         return F.relu(self.norm(self.conv(x) + context), inplace=True)
 
 
-class UPerNetDecoder(nn.Module):
-    """Unified perceptual parsing's decoder (Xiao et al. 2018, section 3.1), made for one logit.
+class UPerNetDecoder(Decoder):
+    """Unified perceptual parsing's decoder (Xiao et al. 2018, section 3.1), its head one 1x1 convolution.
 
     L1..L4 are the levels at ``width`` channels, the last after pyramid pooling; P4 = L4, Pi = Li + up(P(i+1)). Each Pi
     goes through conv3x3-BN-ReLU, and all of them, at the finest size, through another one and 1x1.
@@ -56,10 +57,16 @@ class UPerNetDecoder(nn.Module):
         channels, strides: of the encoder's maps.
         width: channels inside the decoder; published with 512.
         pyramid: ``standard`` or ``simple``.
+        out_channels: of the prediction.
     """
 
     def __init__(
-        self, channels: Sequence[int], strides: Sequence[int], width: int = 128, pyramid: PyramidName = "standard"
+        self,
+        channels: Sequence[int],
+        strides: Sequence[int],
+        width: int = 128,
+        pyramid: PyramidName = "standard",
+        out_channels: int = 1,
     ) -> None:
         super().__init__()
 
@@ -72,10 +79,10 @@ class UPerNetDecoder(nn.Module):
         self.smooth = nn.ModuleList(conv() for _ in channels[1:])
         self.norms = nn.ModuleList(nn.BatchNorm2d(width) for _ in channels[1:])
         self.fuse = nn.ModuleList(conv() for _ in channels)
-        self.head = nn.Sequential(nn.BatchNorm2d(width), nn.ReLU(inplace=True), nn.Conv2d(width, 1, 1))
+        self.head = nn.Sequential(nn.BatchNorm2d(width), nn.ReLU(inplace=True), nn.Conv2d(width, out_channels, 1))
 
-    def forward(self, features: Sequence[Tensor], image_size: Sequence[int]) -> SegOutput:
-        """F1..F4 (B, D_i, h_i, w_i), the image's (H, W) -> logits (B, 1, *image_size)."""
+    def forward(self, features: Sequence[Tensor], image_size: Sequence[int]) -> Output:
+        """F1..F4 (B, D_i, h_i, w_i), the image's (H, W) -> logits (B, out_channels, *image_size)."""
         maps = [conv(f) for conv, f in zip(self.lateral, features, strict=True)]
         sizes = self.pyramid.sizes(*image_size)
         tops = [self.pool(resize(maps[-1], sizes[-1]))]  # P4, P3, P2
@@ -85,4 +92,4 @@ class UPerNetDecoder(nn.Module):
         for i, top in zip(reversed(range(len(self.smooth))), tops, strict=True):
             smoothed = convolve(self.smooth[i], maps[i], sizes[i]) + convolve(self.smooth[i], top, sizes[i])
             fused = fused + convolve(self.fuse[i], F.relu(self.norms[i](smoothed), inplace=True), sizes[0])
-        return SegOutput(resize(self.head(fused), image_size))
+        return Output(resize(self.head(fused), image_size))

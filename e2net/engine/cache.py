@@ -107,7 +107,7 @@ class FeatureCache:
                     for flip in range(1 + twice):
                         with torch.no_grad(), autocast():
                             features = encoder(image.flip(-1) if flip else image)
-                        masks = batch.mask.flip(-1) if flip else batch.mask
+                        masks = batch.target.flip(-1) if flip else batch.target
                         store.write([e + flip for e in entry], features, masks)
                         bar.update(len(entry))
         data.read_features(store, self.views, first_val, mirrored)

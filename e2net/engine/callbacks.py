@@ -36,7 +36,7 @@ class SamplePictures(L.Callback):
     def _add(self, sheet: str, batch: Batch, maps: list[np.ndarray]) -> None:
         rows = self._rows.setdefault(sheet, [])
         images = batch.image.cpu().permute(0, 2, 3, 1).numpy()
-        for image, mask, prediction in zip(images, batch.native_masks, maps, strict=True):
+        for image, mask, prediction in zip(images, batch.native_targets, maps, strict=True):
             if len(rows) < self.count:
                 rows.append(panel(image, mask, prediction))
 
@@ -170,7 +170,7 @@ class MaskDigests(L.Callback):
         self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         digests = self.found.setdefault(module.test_names[dataloader_idx], {})
-        digests.update((name, mask_digest(mask)) for name, mask in zip(batch.names, batch.native_masks, strict=True))
+        digests.update((name, mask_digest(mask)) for name, mask in zip(batch.names, batch.native_targets, strict=True))
 
     def hash(self, name: str, stems: Sequence[str]) -> str | None:
         """Of all masks of a set, see ``masks_hash``; None where this process has not met all of them."""

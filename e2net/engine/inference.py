@@ -71,7 +71,7 @@ class Predictor:
         image = image.float() / 255
 
         def forward(pixels: Tensor) -> Tensor:
-            return model(pixels).logits.float().sigmoid()
+            return model(pixels).prediction.float().sigmoid()
 
         passes = []
         for scale in self.scales:
@@ -93,7 +93,7 @@ class Predictor:
             size: (H, W) of the images.
         """
         probs = [
-            model.decode([f[:, view].float() for f in features], size).logits.float().sigmoid()
+            model.decode([f[:, view].float() for f in features], size).prediction.float().sigmoid()
             for view in range(1 + self.flip)
         ]
         return (probs[0] + probs[1].flip(-1)) / 2 if self.flip else probs[0]

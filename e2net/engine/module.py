@@ -108,9 +108,9 @@ class SegmentationModule(L.LightningModule):
     def inputs(self, batch: Batch, epoch: int, batch_idx: int) -> tuple[Inputs, Tensor]:
         """What a step takes of a training batch: images and masks at the size drawn, or features from the cache."""
         if batch.features:
-            return [f[:, 0].float() for f in batch.features], batch.mask
+            return [f[:, 0].float() for f in batch.features], batch.target
         multiple = self.model.encoder.size_multiple
-        return self.rescale(batch.image.float() / 255, batch.mask, multiple, epoch, batch_idx)
+        return self.rescale(batch.image.float() / 255, batch.target, multiple, epoch, batch_idx)
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
@@ -157,9 +157,9 @@ class SegmentationModule(L.LightningModule):
     ) -> dict[str, list[np.ndarray]]:
         """Queues one map per image for scoring, and returns them as ``maps``: uint8 (h, w), as in a PNG."""
         maps = []
-        size = batch.mask.shape[-2:]
+        size = batch.target.shape[-2:]
         probs = self.predictor.from_features(self.model, batch.features, size) if batch.features else self(batch.image)
-        for position, name, prob, mask in zip(batch.positions, batch.names, probs, batch.native_masks, strict=True):
+        for position, name, prob, mask in zip(batch.positions, batch.names, probs, batch.native_targets, strict=True):
             native = self.protocol.resize_map(prob[0], mask.shape).cpu()
             image = None if read_image is None else partial(read_image, position)
             self._pending.append((position, name, self._pool.submit(scores.score, native, mask, position, image)))

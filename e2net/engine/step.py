@@ -9,6 +9,7 @@ from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import Tensor
 from torch.optim import Optimizer
 
+from e2net.decoders import Decoder
 from e2net.losses import Criterion
 from e2net.model import SegmentationModel
 
@@ -55,9 +56,8 @@ def leave_out_unused(model: SegmentationModel, criterion: Criterion) -> None:
 
     Their heads would get no gradient, and several processes would wait for it for ever.
     """
-    leave_out = getattr(model.decoder, "leave_out", None)
-    if leave_out is not None:
-        leave_out({"coarse", "refined"} - criterion.parts)
+    if isinstance(model.decoder, Decoder):
+        model.decoder.leave_out(model.decoder.AUXILIARY - criterion.parts)
 
 
 def precision_of(name: str | int, device: torch.device) -> Precision:

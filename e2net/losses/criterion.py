@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from e2net.losses import functional
 from e2net.losses.schedule import Schedule, Weight
-from e2net.structures import SegOutput
+from e2net.structures import Output
 
 TERMS: dict[str, Callable[..., Tensor]] = {
     "bce": functional.bce,
@@ -74,7 +74,7 @@ class Criterion(nn.Module):
             for term, function in TERMS.items()
         }
 
-    def forward(self, output: SegOutput, mask: Tensor, progress: float = 1.0) -> dict[str, Tensor]:
+    def forward(self, output: Output, mask: Tensor, progress: float = 1.0) -> dict[str, Tensor]:
         """Scalars by name: ``loss``, the weighted total, and each term un-weighted, such as ``final/dice``.
 
         Args:
@@ -82,8 +82,8 @@ class Criterion(nn.Module):
             mask: (B, 1, H, W) float, 0 or 1.
             progress: the share of training that is done, in [0, 1]; for weights that change.
         """
-        maps = [("final", output.logits), ("coarse", output.coarse), *(("refined", x) for x in output.refined)]
-        used = [(part, x) for part, x in maps if x is not None and part in self.parts]
+        maps = [("final", output.prediction), *((part, x) for part, maps in output.auxiliary.items() for x in maps)]
+        used = [(part, x) for part, x in maps if part in self.parts]
         parts = [part for part, _ in used]
         values: dict[str, Tensor] = {}
         total = mask.new_zeros(())

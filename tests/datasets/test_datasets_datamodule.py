@@ -127,10 +127,10 @@ def test_training_batches(root):
     for batch in batches:
         assert batch.image.shape == (4, 3, 16, 24)
         assert batch.image.dtype == torch.uint8
-        assert batch.mask.shape == (4, 1, 16, 24)
-        assert batch.mask.dtype == torch.float32
-        assert set(batch.mask.unique().tolist()) <= {0.0, 1.0}
-        assert batch.native_masks == []
+        assert batch.target.shape == (4, 1, 16, 24)
+        assert batch.target.dtype == torch.float32
+        assert set(batch.target.unique().tolist()) <= {0.0, 1.0}
+        assert batch.native_targets == []
         assert set(batch.names) <= set(data.train_names())
 
 
@@ -147,10 +147,10 @@ def test_evaluation_batches_keep_native_masks(root):
     first, second = loader
     assert first.names + second.names == ["x", "y", "z"]
     assert first.image.shape == (2, 3, 16, 16)
-    assert [mask.shape for mask in first.native_masks] == [(20, 30), (21, 30)]
-    assert all(mask.dtype == bool for mask in first.native_masks)
+    assert [mask.shape for mask in first.native_targets] == [(20, 30), (21, 30)]
+    assert all(mask.dtype == bool for mask in first.native_targets)
     assert [name for batch in data.val_dataloader() for name in batch.names] == data.val_names()
-    assert next(iter(data.val_dataloader())).native_masks[0].shape[1] == 30
+    assert next(iter(data.val_dataloader())).native_targets[0].shape[1] == 30
 
 
 def test_collate():
@@ -162,10 +162,10 @@ def test_collate():
     batch = collate(samples)
     assert batch.image.shape == (2, 3, 4, 4)
     assert batch.image[1].unique().tolist() == [2]
-    assert [mask.shape for mask in batch.native_masks] == [(5, 7), (3, 7)]
+    assert [mask.shape for mask in batch.native_targets] == [(5, 7), (3, 7)]
     assert batch.names == ["n1", "n2"]
     assert batch.positions == [1, 2]
-    assert collate([sample._replace(native_mask=None) for sample in samples]).native_masks == []
+    assert collate([sample._replace(native_target=None) for sample in samples]).native_targets == []
 
 
 # reproducibility
@@ -178,7 +178,7 @@ def epochs(root, count=2, **kwargs):
 
 def same(left, right):
     return all(
-        a.names == b.names and torch.equal(a.image, b.image) and torch.equal(a.mask, b.mask)
+        a.names == b.names and torch.equal(a.image, b.image) and torch.equal(a.target, b.target)
         for a, b in zip(left, right, strict=True)
     )
 
@@ -371,7 +371,7 @@ def test_procedural_data():
     (batch,) = loader
     assert batch.image.shape == (3, 3, 32, 48)
     assert batch.names == ["test_00000", "test_00001", "test_00002"]
-    assert len({mask.shape for mask in batch.native_masks}) == 3
+    assert len({mask.shape for mask in batch.native_targets}) == 3
 
 
 def test_procedural_images_do_not_depend_on_the_training_seed():
@@ -387,5 +387,5 @@ def test_procedural_test_sets_of_several_difficulties():
     data = ProceduralData(size=32, n_train=4, n_test=2, num_workers=0, test={"easy": 0.1, "hard": 0.9})
     assert data.test_names == ["easy", "hard"]
     easy, hard = (next(iter(loader)) for loader in data.test_dataloader())
-    assert torch.equal(easy.mask, hard.mask)
+    assert torch.equal(easy.target, hard.target)
     assert not torch.equal(easy.image, hard.image)

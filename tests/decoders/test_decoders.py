@@ -34,9 +34,8 @@ def patch_and_size(request):
 
 def _assert_everything_trains(module, features, size):
     output = module(features, size)
-    assert output.logits.shape == (len(features[0]), 1, *size)
-    maps = [output.logits, *output.refined] + ([] if output.coarse is None else [output.coarse])
-    sum(m.square().mean() for m in maps).backward()
+    assert output.prediction.shape == (len(features[0]), 1, *size)
+    sum(m.square().mean() for m in output.maps()).backward()
     assert [n for n, p in module.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
@@ -76,7 +75,7 @@ def test_convolutions_are_channels_last(decoder, pyramid):
 def test_trains_on_a_single_image(decoder):
     """BatchNorm cannot be trained on one pooled value, so no decoder may have one there."""
     module = decoder((24,) * 4, (16,) * 4, width=16)
-    assert module.train()(_features(16, (64, 96), batch=1), (64, 96)).logits.isfinite().all()
+    assert module.train()(_features(16, (64, 96), batch=1), (64, 96)).prediction.isfinite().all()
 
 
 def test_linear_is_one_convolution_over_the_concatenation(patch_and_size):
@@ -87,7 +86,7 @@ def test_linear_is_one_convolution_over_the_concatenation(patch_and_size):
     bias = sum(p[1].bias for p in module.probes)
     normed = torch.cat([p[0](f) for p, f in zip(module.probes, features, strict=True)], dim=1)
     expected = resize(F.conv2d(normed, weight, bias), size)
-    torch.testing.assert_close(module(features, size).logits, expected)
+    torch.testing.assert_close(module(features, size).prediction, expected)
 
 
 def test_outputs_are_logits_not_probabilities():
@@ -97,7 +96,7 @@ def test_outputs_are_logits_not_probabilities():
     for head in module.cfzm.heads:
         torch.nn.init.constant_(head.bias, -7.0)
     output = module(_features(16, (64, 64)), (64, 64))
-    assert all(m.max() < 0 for m in (output.logits, output.coarse, *output.refined))
+    assert all(m.max() < 0 for m in output.maps())
 
 
 def test_standard_pyramid_strides_at_384():
@@ -175,13 +174,13 @@ def test_logits_are_those_of_upsampling_first(decoder, patch_and_size, monkeypat
     patch, size = patch_and_size
     torch.manual_seed(0)
     module = decoder((24,) * 4, (patch,) * 4, width=64, pyramid="standard").eval()
-    fast = module(_features(patch, size), size).logits
+    fast = module(_features(patch, size), size).prediction
     plain = []
     for place in ("layers", "caem", "upernet"):
         monkeypatch.setattr(
             f"e2net.decoders.{place}.convolve", lambda conv, x, s: plain.append(s) or conv(resize(x, s))
         )
-    torch.testing.assert_close(fast, module(_features(patch, size), size).logits, rtol=0, atol=1e-5)
+    torch.testing.assert_close(fast, module(_features(patch, size), size).prediction, rtol=0, atol=1e-5)
     assert plain
 
 
@@ -195,7 +194,7 @@ def test_unified_alignment_is_the_same_where_all_levels_have_one_size(decoder):
     native, unified = (_aligned(decoder, align, "simple") for align in ("native", "unified"))
     unified.load_state_dict(native.state_dict())
     a, b = (m(_features(16, (96, 160)), (96, 160)) for m in (native, unified))
-    torch.testing.assert_close(a.logits, b.logits, rtol=0, atol=1e-5)
+    torch.testing.assert_close(a.prediction, b.prediction, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("decoder", [E2NetDecoder, CAEMDecoder])
@@ -205,7 +204,7 @@ def test_unified_alignment_differs_in_the_levels_sizes(decoder):
     unified.load_state_dict(native.state_dict())
     assert [g.shape[-2:] for g in native.caem(features, size)] == [(24, 40), (12, 20), (6, 10), (3, 5)]
     assert [g.shape[-2:] for g in unified.caem(features, size)] == [(24, 40)] * 4
-    a, b = (m(features, size).logits for m in (native, unified))
+    a, b = (m(features, size).prediction for m in (native, unified))
     assert a.shape == b.shape and not torch.equal(a, b)
     with pytest.raises(ValueError, match="align must be 'native' or 'unified', found 'both'"):
         _aligned(decoder, "both", "simple")
@@ -232,7 +231,7 @@ def test_dpt_is_its_definition_where_nothing_is_resampled():
     x = module.fuse[3](f4)
     for i, f in ((2, f3), (1, f2), (0, f1)):
         x = module.fuse[i](x + f + module.adapt[i].residual(f))
-    torch.testing.assert_close(module(features, (64, 96)).logits, resize(module.head(x), (64, 96)))
+    torch.testing.assert_close(module(features, (64, 96)).prediction, resize(module.head(x), (64, 96)))
 
 
 def test_upernet_is_its_definition_where_nothing_is_resampled():
@@ -245,7 +244,7 @@ def test_upernet_is_its_definition_where_nothing_is_resampled():
     levels = [F.relu(module.norms[i](module.smooth[i](p))) for i, p in enumerate((p1, p2, p3))] + [p4]
     weight = torch.cat([conv.weight for conv in module.fuse], dim=1)
     expected = resize(module.head(F.conv2d(torch.cat(levels, 1), weight, padding=1)), (64, 96))
-    torch.testing.assert_close(module(features, (64, 96)).logits, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(module(features, (64, 96)).prediction, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_pyramid_pooling_is_a_convolution_over_the_upsampled_means():
@@ -333,7 +332,7 @@ def test_every_option_changes_the_output(decoder, option):
         torch.manual_seed(0)
         module = decoder((24,) * 4, (16,) * 4, **({"width": 16, "pyramid": "standard"} | without_dropout | options))
         torch.manual_seed(1)
-        return module(_features(16, (64, 64)), (64, 64)).logits
+        return module(_features(16, (64, 64)), (64, 64)).prediction
 
     assert torch.equal(logits(), logits())
     assert not torch.equal(logits(), logits(**option))

@@ -110,7 +110,7 @@ def test_records_are_the_features_of_view_and_mirror_image(tmp_path):
             expected = encoder(pixels.flip(-1) if flip else pixels)
             for a, b in zip(store.features(2 * entry + flip), expected, strict=True):
                 torch.testing.assert_close(a.float(), b[0], rtol=1e-3, atol=1e-3)
-            assert torch.equal(store.mask(2 * entry + flip), sample.mask.flip(-1) if flip else sample.mask)
+            assert torch.equal(store.mask(2 * entry + flip), sample.target.flip(-1) if flip else sample.target)
     assert not torch.equal(views[0].image, views[1].image)
 
 

@@ -90,7 +90,7 @@ def test_model_is_rebuilt_from_the_checkpoint_alone(encoder_folder, tmp_path, ar
     assert found == config and not loaded.training
     p = model.encoder.patch_size
     image = torch.rand(1, 3, 4 * p, 5 * p)
-    assert torch.equal(model(image).logits, loaded(image).logits)
+    assert torch.equal(model(image).prediction, loaded(image).prediction)
     frozen = build_model(config | {"tuning": FROZEN}).encoder.eval()
     if mode != "frozen" and weights == "pretrained":
         assert not torch.equal(frozen(image)[3], loaded.encoder(image)[3])
@@ -207,11 +207,11 @@ def test_a_whole_encoder_needs_no_files(encoder_folder, tmp_path, kind, weights)
     config = _config({**_encoders(kind, folder, encoder_folder), "weights": weights}, FULL)
     model = _save(config, tmp_path / "run").eval()
     image = torch.rand(1, 3, *(4 * model.encoder.size_multiple,) * 2)
-    expected = model(image).logits
+    expected = model(image).prediction
     load_model(tmp_path / "run", encoder_path=str(folder))  # given all the same, they are read
     shutil.rmtree(folder)
     loaded, found = load_model(tmp_path / "run")
-    assert found == config and torch.equal(loaded(image).logits, expected)
+    assert found == config and torch.equal(loaded(image).prediction, expected)
     # And what that one saves is as whole.
     assert saved_state(loaded).keys() == loaded.state_dict().keys()
     with pytest.raises(FileNotFoundError):
@@ -239,7 +239,7 @@ def test_checkpoints_of_before_formats_load_as_they_did(encoder_folder, tmp_path
     content["state_dict"] = {k: v for k, v in content["state_dict"].items() if not k.endswith("mask_token")}
     torch.save(content, file)
     image = torch.rand(1, 3, 64, 64)
-    assert torch.equal(load_model(tmp_path / "run")[0](image).logits, model(image).logits)
+    assert torch.equal(load_model(tmp_path / "run")[0](image).prediction, model(image).prediction)
     other = AutoModel.from_pretrained(folder)
     other.embeddings.mask_token.data += 1
     other.save_pretrained(folder)

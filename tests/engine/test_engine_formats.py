@@ -139,14 +139,14 @@ def test_masks_reach_the_module_in_one_form(mask, tmp_path_factory):
     pairs = FolderPairs(root)
     pairs.check()
     batch = collate([EvalSet(pairs, [0], (16, 16))[0]])
-    (native,) = batch.native_masks
+    (native,) = batch.native_targets
     assert native.dtype == bool and native.flags.c_contiguous and native.view(np.uint8).max() <= 1
     np.testing.assert_array_equal(native, truth)
     scores = MapScores(cache_bytes=1 << 20)
     levels = cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY)
     scores.update(torch.from_numpy(levels), native, 0, "a")
     assert_equal(scores.per_image()[0], levels, truth, file.what)
-    trained = TrainSet(pairs, [0], (16, 16), Augment(), 0)[0].mask
+    trained = TrainSet(pairs, [0], (16, 16), Augment(), 0)[0].target
     assert set(trained.unique().tolist()) <= {0.0, 1.0}
     assert truth.any() or not trained.any()
 
@@ -172,11 +172,11 @@ class Foreign:
 
 def test_foreign_sources_are_brought_into_the_same_form():
     truth = np.random.default_rng(0).random((31, 22)) > 0.7
-    native = EvalSet(Foreign(truth), [0], (16, 16))[0].native_mask
+    native = EvalSet(Foreign(truth), [0], (16, 16))[0].native_target
     assert native.view(np.uint8).max() == 1
     np.testing.assert_array_equal(native, truth)
     for view in (EvalSet(Foreign(truth), [0], (31, 22)), TrainSet(Foreign(truth), [0], (31, 22), None, 0)):
-        np.testing.assert_array_equal(view[0].mask[0].numpy(), truth)
+        np.testing.assert_array_equal(view[0].target[0].numpy(), truth)
 
     class Labels(Foreign):
         def read(self, index, at_least=None):

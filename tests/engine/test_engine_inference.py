@@ -6,7 +6,7 @@ from torch import nn
 
 from e2net.engine.inference import Predictor, starts
 from e2net.engine.scales import RandomScale, scaled_size
-from e2net.structures import SegOutput
+from e2net.structures import Output
 
 
 class _Encoder:
@@ -28,7 +28,7 @@ class _Model(nn.Module):
         self.seen.append(tuple(image.shape))
         grey = image.mean(1, keepdim=True)
         position = torch.linspace(-1, 1, image.shape[-1])  # not symmetric: a mirror image gives other logits
-        return SegOutput(4 * grey + position + self.context * grey.mean((-2, -1), keepdim=True))
+        return Output(4 * grey + position + self.context * grey.mean((-2, -1), keepdim=True))
 
 
 def _image(height=64, width=96, batch=2):
@@ -37,7 +37,7 @@ def _image(height=64, width=96, batch=2):
 
 
 def _plain(model, image):
-    return model(image.float() / 255).logits.sigmoid()
+    return model(image.float() / 255).prediction.sigmoid()
 
 
 def test_without_arguments_it_is_the_model():
@@ -73,7 +73,7 @@ def test_windows_of_a_local_model_blend_into_the_whole(overlap, at_once):
     """What depends on each pixel alone must come out exactly, wherever windows begin and end."""
     image = _image(72, 104)
     model = _Model()
-    model.forward = lambda pixels: SegOutput(model.seen.append(pixels.shape) or 4 * pixels.mean(1, keepdim=True))
+    model.forward = lambda pixels: Output(model.seen.append(pixels.shape) or 4 * pixels.mean(1, keepdim=True))
     whole = _plain(model, image)
     model.seen.clear()
     prob = Predictor(window=(32, 40), overlap=overlap, windows_at_once=at_once)(model, image)
@@ -86,9 +86,7 @@ def test_windows_end_in_no_edge():
     image = torch.zeros(1, 3, 64, 256, dtype=torch.uint8)
     image[..., 128:] = 120
     model = _Model()
-    model.forward = lambda pixels: SegOutput(
-        20 * pixels.mean((1, 2, 3), keepdim=True).expand(-1, 1, *pixels.shape[-2:])
-    )
+    model.forward = lambda pixels: Output(20 * pixels.mean((1, 2, 3), keepdim=True).expand(-1, 1, *pixels.shape[-2:]))
     prob = Predictor(window=64)(model, image)[0, 0, 0]
     assert prob[0] == 0.5 and prob[-1] > 0.99
     assert prob.diff().abs().max() < 0.03 and (prob.diff() >= -1e-6).all()

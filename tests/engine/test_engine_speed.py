@@ -51,12 +51,12 @@ def test_compiled_models_compute_the_same_under_the_same_names(tuning):
     # The large decoder once: it takes most of the time, and has no part in the tuning.
     model = _model(tuning(), decoder=partial(E2NetDecoder, width=16) if tuning is Full else LinearDecoder).eval()
     names, image = list(model.state_dict()), torch.rand(2, 3, 64, 64)
-    plain = model(image).logits
+    plain = model(image).prediction
     compile_model(model, backend="aot_eager")
     for size in (64, 64, 96):  # again, since hooks must not be those of the first call; and another size
         twice = torch.nn.functional.interpolate(image, size=size)
         expected = plain if size == 64 else None
-        found = model(twice).logits
+        found = model(twice).prediction
         assert found.shape == (2, 1, size, size)
         if expected is not None:
             torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
@@ -86,12 +86,12 @@ def test_a_copy_of_a_compiled_model_runs_its_own_weights():
     model = _model(Full()).eval()
     compile_model(model, backend="eager")
     twin, image = copy.deepcopy(model), torch.rand(1, 3, 64, 64)
-    before = model(image).logits
+    before = model(image).prediction
     with torch.no_grad():
         for parameter in twin.parameters():
             parameter.zero_()
-    assert torch.equal(model(image).logits, before)
-    assert not torch.equal(twin(image).logits, before)
+    assert torch.equal(model(image).prediction, before)
+    assert not torch.equal(twin(image).prediction, before)
 
 
 def test_where_compiling_fails_there_is_one_warning(caplog):
@@ -102,11 +102,11 @@ def test_where_compiling_fails_there_is_one_warning(caplog):
 
     model = _model(Full()).eval()
     image = torch.rand(1, 3, 64, 64)
-    plain = model(image).logits
+    plain = model(image).prediction
     compile_model(model, backend=backend)
     with caplog.at_level(logging.WARNING, "e2net"):
-        assert torch.equal(model(image).logits, plain)
-        model(image).logits.mean().backward()
+        assert torch.equal(model(image).prediction, plain)
+        model(image).prediction.mean().backward()
     warnings = [r.getMessage() for r in caplog.records if r.name.startswith("e2net")]
     assert len(warnings) == 1 and "compile=true has no effect" in warnings[0]
 
@@ -125,9 +125,9 @@ def test_compile_by_the_default_backend():
     model = _model().eval()
     image = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
-        plain = model(image).logits
+        plain = model(image).prediction
         compile_model(model)
-        torch.testing.assert_close(model(image).logits, plain, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(model(image).prediction, plain, atol=1e-5, rtol=1e-4)
 
 
 def test_a_compiled_run_trains_and_is_tested(tmp_path, monkeypatch):
@@ -146,11 +146,11 @@ def test_frozen_weights_in_bf16_change_no_result(architecture, tuning):
     model.encoder.pretrained = True
     image = torch.rand(2, 3, *(2 * [4 * model.encoder.size_multiple]))
     with torch.autocast("cpu", torch.bfloat16):
-        expected = model(image).logits
+        expected = model(image).prediction
         stored = {k: v.clone() for k, v in saved_state(model).items()}
         cast_frozen(model, torch.bfloat16)
-        assert torch.equal(model(image).logits, expected)
-        loss = model(image).logits.float().mean()
+        assert torch.equal(model(image).prediction, expected)
+        loss = model(image).prediction.float().mean()
     loss.backward()
     assert (tuning is Full) == (not any(p.dtype == torch.bfloat16 for p in model.parameters()))
     assert all(torch.equal(v, stored[k]) and v.dtype == stored[k].dtype for k, v in saved_state(model).items())

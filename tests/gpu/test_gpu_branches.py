@@ -180,7 +180,7 @@ def test_batches_are_pinned_by_a_thread_and_keep_their_type(tmp_path, monkeypatc
         sample = Sample(torch.zeros(3, 8, 8, dtype=torch.uint8), torch.zeros(1, 8, 8), mask, "a", 0, features)
         batch = collate([sample])
         pinned = pin_memory(batch)
-        assert type(pinned) is type(batch) and pinned.names == ["a"] and pinned.native_masks[0] is mask
+        assert type(pinned) is type(batch) and pinned.names == ["a"] and pinned.native_targets[0] is mask
         assert len(pinned.features) == 4
     assert threading.active_count() < 50
 

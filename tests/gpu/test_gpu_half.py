@@ -12,7 +12,7 @@ from e2net.engine.step import precision_of
 from e2net.losses import TERMS, Criterion
 from e2net.metrics import MapScores, Protocol, score_map
 from e2net.model import SegmentationModel
-from e2net.structures import SegOutput
+from e2net.structures import Output
 
 CPU = torch.device("cpu")
 HALVES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
@@ -42,7 +42,7 @@ def test_every_loss_is_computed_in_float32(term, name, far, right):
         # A head's own output, in the precision's type; refined maps are smaller, and resized.
         leaves = [logits.to(HALVES[name]).to(dtype).requires_grad_(), logits[..., ::2, ::2].to(HALVES[name]).to(dtype)]
         with precision.forward_context():
-            losses = criterion(SegOutput(leaves[0], leaves[0], (leaves[1],)), mask)
+            losses = criterion(Output(leaves[0], {"coarse": (leaves[0],), "refined": (leaves[1],)}), mask)
         losses["loss"].backward()
         assert all(v.dtype == torch.float32 and v.isfinite() for v in losses.values())
         assert leaves[0].grad.isfinite().all()
@@ -75,13 +75,9 @@ def test_every_decoder_in_half_is_nearly_that_in_float32(decoder, name, value):
     with precision_of(name, CPU).forward_context():
         found = module(_features(), SIZE)
     tolerance = 0.05 if name == "bf16-mixed" else 0.01
-    for a, b in zip(_maps(found), _maps(expected), strict=True):
+    for a, b in zip(found.maps(), expected.maps(), strict=True):
         assert a.isfinite().all()
         torch.testing.assert_close(a.float(), b, rtol=tolerance, atol=tolerance)
-
-
-def _maps(output):
-    return [output.logits, *output.refined, *([] if output.coarse is None else [output.coarse])]
 
 
 @pytest.mark.parametrize("value", [0.0, 60.0, -1e4])
@@ -124,7 +120,7 @@ def test_scores_of_maps_from_half_logits(name, far):
     image = torch.zeros(2, 3, 32, 48, dtype=torch.uint8)
     found = []
     for dtype in (HALVES[name], torch.float32):
-        model.decode = lambda features, size, d=dtype: SegOutput(logits.to(HALVES[name]).to(d))
+        model.decode = lambda features, size, d=dtype: Output(logits.to(HALVES[name]).to(d))
         with precision_of(name, CPU).forward_context(), torch.no_grad():
             prob = Predictor(flip=True, scales=(1.0, 2.0))(model, image)
         assert prob.dtype == torch.float32 and prob.min() >= 0 and prob.max() <= 1

@@ -172,7 +172,7 @@ def test_the_update_beside_the_trainer_is_that_of_the_trainer(bf16, accumulate, 
         update = Update(built["optimizer"], precision, 0.1)
         for at, batch in enumerate(loader):
             with precision.forward_context():
-                loss = step(twin.model, batch.image.float() / 255, batch.mask, twin.criterion)["loss"]
+                loss = step(twin.model, batch.image.float() / 255, batch.target, twin.criterion)["loss"]
             update.backward(loss / accumulate)
             if (at + 1) % accumulate == 0:
                 update.apply()

@@ -7,7 +7,7 @@ import yaml
 from conftest import ROOT
 
 from e2net.losses import TERMS, Criterion, Schedule, functional
-from e2net.structures import SegOutput
+from e2net.structures import Output
 
 
 def _pair(size=(9, 7), batch=3, dtype=torch.float64):
@@ -140,7 +140,7 @@ def test_params_reach_their_term_and_no_other(term, name, value):
     after = Criterion(weights, params={term: {name: value}})(output, mask)
     changed = {key for key in before if not torch.equal(before[key], after[key])}
     assert changed == {"loss", f"final/{term}"}
-    torch.testing.assert_close(after[f"final/{term}"], TERMS[term](output.logits, mask, **{name: value}).mean())
+    torch.testing.assert_close(after[f"final/{term}"], TERMS[term](output.prediction, mask, **{name: value}).mean())
 
 
 STEPS = [[0, 2.0], [0.3, 1.5], [0.6, 1.0]]
@@ -187,7 +187,7 @@ def test_structure_loss_weights_its_bce():
 def _output():
     logits, mask = _pair((16, 16), dtype=torch.float32)
     coarse, refined = torch.randn(3, 1, 4, 4), tuple(torch.randn(3, 1, s, s) for s in (8, 4))
-    return SegOutput(logits, coarse, refined), mask
+    return Output(logits, {"coarse": (coarse,), "refined": refined}), mask
 
 
 @pytest.mark.parametrize("part", ["final", "coarse", "refined"])
@@ -207,22 +207,22 @@ def test_published_v1_weights():
     output, mask = _output()
     weights = {"final": {"dice": 2.0, "bce": 1.0, "iou": 0.5, "edge": 0.5}, "coarse": {"dice": 0.3, "bce": 0.3}}
     values = Criterion(**weights)(output, mask)
-    coarse = F.interpolate(output.coarse, size=(16, 16), mode="bilinear")
-    expected = sum(w * TERMS[t](output.logits, mask).mean() for t, w in weights["final"].items())
+    coarse = F.interpolate(output.auxiliary["coarse"][0], size=(16, 16), mode="bilinear")
+    expected = sum(w * TERMS[t](output.prediction, mask).mean() for t, w in weights["final"].items())
     expected = expected + 0.3 * (TERMS["dice"](coarse, mask) + TERMS["bce"](coarse, mask)).mean()
     torch.testing.assert_close(values["loss"], expected)
 
 
 def test_parts_that_a_decoder_lacks_are_left_out():
     output, mask = _output()
-    values = Criterion({"bce": 1.0}, {"bce": 1.0}, {"bce": 1.0})(SegOutput(output.logits), mask)
+    values = Criterion({"bce": 1.0}, {"bce": 1.0}, {"bce": 1.0})(Output(output.prediction), mask)
     assert set(values) == {"loss", "final/bce"}
 
 
 def test_computed_in_float32_under_autocast():
     output, mask = _output()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        half = SegOutput(output.logits.bfloat16(), output.coarse.bfloat16())
+        half = Output(output.prediction.bfloat16(), {"coarse": (output.auxiliary["coarse"][0].bfloat16(),)})
         assert Criterion({t: 1.0 for t in TERMS})(half, mask)["loss"].dtype == torch.float32
 
 
@@ -282,6 +282,6 @@ def test_options_list_every_term_so_that_each_can_be_overridden(file):
     criterion = _configured(file.stem)
     assert [set(weights) for weights in criterion.weights.values()] == [set(TERMS)] * 3
     output, mask = _output()
-    output = SegOutput(*(x.requires_grad_() if isinstance(x, torch.Tensor) else x for x in output))
+    output.prediction.requires_grad_()
     criterion(output, mask, 0.5)["loss"].backward()
-    assert output.logits.grad.any()
+    assert output.prediction.grad.any()

@@ -1,0 +1,26 @@
+"""What every decoder is called with, and what it may leave out."""
+
+from collections.abc import Collection, Sequence
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from e2net.structures import Output
+
+
+class Decoder(nn.Module):
+    """From the encoder's maps to a prediction with as many channels as a task asks for.
+
+    A decoder's constructor takes ``channels`` and ``strides`` of the encoder's maps, its own settings, and
+    ``out_channels``.
+    """
+
+    # What `forward` gives beside the prediction.
+    AUXILIARY: ClassVar[frozenset[str]] = frozenset()
+
+    def forward(self, features: Sequence[Tensor], image_size: Sequence[int]) -> Output:
+        """F1..F4 (B, D_i, h_i, w_i) -> prediction (B, out_channels, *image_size), before any activation."""
+        raise NotImplementedError
+
+    def leave_out(self, auxiliary: Collection[str]) -> None:
+        """Does without some of the maps in ``AUXILIARY``, which no loss looks at."""
