@@ -26,9 +26,9 @@ import numpy as np  # noqa: E402
 import py_sod_metrics  # noqa: E402
 from metrics import soft_pair  # noqa: E402
 
-from e2net.datasets import FolderMasks  # noqa: E402
+from e2net.datasets import FolderTargets  # noqa: E402
 from e2net.engine.predictions import find_maps, score_maps  # noqa: E402
-from e2net.metrics import Protocol  # noqa: E402
+from e2net.tasks import Camouflage  # noqa: E402
 
 
 def write_folder(root: Path, count: int, height: int, width: int) -> None:
@@ -65,8 +65,8 @@ def usual_loop(root: Path) -> dict[str, float]:
 
 def ours(root: Path, workers: int) -> dict[str, float]:
     """The same scores by worker processes."""
-    found = find_maps(root / "maps", "set", FolderMasks(root / "data" / "set"))
-    (result,), faults = score_maps(found, [Protocol()], workers)
+    found = find_maps(root / "maps", "set", FolderTargets(root / "data" / "set"), Camouflage())
+    (result,), faults = score_maps(found, None, workers)
     assert not faults, faults
     return result.values()
 

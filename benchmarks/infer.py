@@ -29,11 +29,12 @@ import cv2
 import numpy as np
 import torch
 
-from e2net.datasets import ProceduralPairs, read_image, read_map
+from e2net.datasets import ProceduralPairs
 from e2net.decoders import E2NetDecoder
 from e2net.encoders import Frozen, ViTEncoder
 from e2net.engine.inference import Predictor
-from e2net.model import SegmentationModel
+from e2net.formats import read_image, read_map
+from e2net.model import DenseModel
 from e2net.predict.segmenter import Segmenter
 
 
@@ -50,7 +51,7 @@ def build(arguments: argparse.Namespace, flip: bool) -> Segmenter:
             "image_size": arguments.size,
         }
     )
-    model = SegmentationModel(encoder, partial(E2NetDecoder, width=arguments.width), Frozen())
+    model = DenseModel(encoder, partial(E2NetDecoder, width=arguments.width), Frozen())
     return Segmenter(model, arguments.size, arguments.device, Predictor(flip=flip), arguments.precision)
 
 

@@ -38,7 +38,7 @@ from e2net.engine.speed import compile_model
 from e2net.engine.step import precision_of
 from e2net.flops import count_flops
 from e2net.losses import Criterion
-from e2net.model import SegmentationModel
+from e2net.model import DenseModel
 from e2net.profile import peak_flops
 
 # Width, blocks and heads, as DINOv3's; vit_tiny for machines without a GPU.
@@ -93,7 +93,7 @@ class Step:
         # As if read from files, so that on a GPU frozen weights are kept in bf16.
         encoder.pretrained = True
         options = {} if case.decoder == "linear" else {"width": case.width}
-        model = SegmentationModel(encoder, partial(DECODERS[case.decoder], **options), TUNINGS[case.tuning]())
+        model = DenseModel(encoder, partial(DECODERS[case.decoder], **options), TUNINGS[case.tuning]())
         self.device, size = torch.device(case.device), (case.size, case.size)
         precision = precision_of(PRECISIONS[case.precision], self.device)
         criterion = Criterion(_LOSS, _LOSS, _LOSS)

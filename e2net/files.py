@@ -11,7 +11,7 @@ from pathlib import Path
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Writes a file whole or not at all, under another name first; folders are made.
 
-    A byte of a file name that is no UTF-8 becomes an escape in a text, see ``e2net.datasets.io.printable``.
+    A byte of a file name that is no UTF-8 becomes an escape in a text, see ``e2net.formats.printable``.
     """
     with replacing(path) as temporary:
         temporary.write_bytes(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)

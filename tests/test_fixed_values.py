@@ -19,10 +19,11 @@ from engine.tiny import TINY, rows_of
 from hydra import compose, initialize_config_dir
 
 from e2net import load
-from e2net.datasets import ProceduralPairs, read_map
+from e2net.datasets import ProceduralPairs
 from e2net.engine import evaluate, prepare_evaluation, prepare_training, resolve, train
 from e2net.engine.checkpoint import read_checkpoint
 from e2net.engine.overrides import inherit
+from e2net.formats import read_map
 
 FILE = Path(__file__).with_name("fixed_values.json")
 

@@ -14,6 +14,8 @@ PACKAGE = Path(__file__).parent.parent / "e2net"
 ALLOWED = {
     "arguments": set(),
     "files": set(),
+    "formats": set(),
+    "drawing": set(),
     "lock": set(),
     "structures": set(),
     "flops": set(),
@@ -21,12 +23,14 @@ ALLOWED = {
     "encoders": {"arguments", "structures", "flops"},
     "decoders": {"structures"},
     "losses": {"structures"},
-    "datasets": {"structures", "lock"},
-    "model": {"structures", "encoders", "decoders"},
-    "engine": {"structures", "metrics", "encoders", "decoders", "losses", "datasets", "model", "files", "lock"},
+    "tasks": {"drawing", "formats", "structures", "metrics"},
+    "datasets": {"formats", "lock", "structures", "tasks"},
+    "model": {"structures", "encoders", "decoders", "tasks"},
+    "engine": {"drawing", "files", "formats", "lock", "structures", "metrics", "encoders", "decoders", "losses"}
+    | {"tasks", "datasets", "model"},
     "profile": {"arguments", "flops", "structures", "datasets", "engine"},
-    "predict": {"arguments", "datasets", "model", "engine"},
-    "compare": {"arguments", "flops", "lock", "datasets", "model", "engine"},
+    "predict": {"arguments", "formats", "datasets", "model", "engine"},
+    "compare": {"arguments", "flops", "formats", "lock", "metrics", "datasets", "model", "engine"},
 }
 # Only these may import a plotting, logging or configuration framework.
 FRAMEWORKS = {

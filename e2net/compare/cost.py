@@ -17,7 +17,7 @@ from e2net.engine.memory import Trial
 from e2net.engine.run import choose_precision
 from e2net.engine.step import leave_out_unused, precision_of
 from e2net.flops import count_flops
-from e2net.model import SegmentationModel
+from e2net.model import DenseModel
 
 ROUNDS = 8  # variants take turns, so that what else the machine does meets all alike
 _SECONDS, _STEPS = 0.6, 5  # at most, for each variant, kind of step and round, but at least one step
@@ -176,7 +176,7 @@ class _Workload:
         self.trial.step(self.image.float() / 255, self.mask)
 
 
-def _trained(model: SegmentationModel) -> list[torch.nn.Parameter]:
+def _trained(model: DenseModel) -> list[torch.nn.Parameter]:
     return [p for p in model.parameters() if p.requires_grad]
 
 

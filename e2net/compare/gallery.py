@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 from e2net.compare.runs import Run, Variant
 from e2net.compare.statistics import sign
 from e2net.compare.sweep import evaluation_config
-from e2net.datasets import SegmentationData, Source, read_map
+from e2net.datasets import DenseData, Source
 from e2net.datasets.pairs import PartOf, read_pair
-from e2net.engine import Job, build, prepare_evaluation
+from e2net.engine import Job, prepare_evaluation
 from e2net.engine.checkpoint import find_checkpoint
+from e2net.engine.config import build_data, build_task
 from e2net.engine.data import DataModule
 from e2net.engine.outputs import claim
+from e2net.formats import read_map
 
 _SIDES = (320, 256, 208, 160, 128, 96)  # of a picture's longer side: the first at which all fit into _BYTES
 _BYTES = 3_500_000
@@ -96,7 +98,7 @@ def draw(examples: Sequence[Example], variants: Sequence[Variant], output: Path,
             if position in (example.first, example.second) and example.stem not in wanted.get(example.test_set, []):
                 wanted.setdefault(example.test_set, []).append(example.stem)
         maps[position] = _write_maps(variant.runs[0], wanted, output / "maps", device)
-    data: SegmentationData = build(variants[0].config["data"])
+    data = build_data(variants[0].config["data"], build_task(variants[0].config))
     sources = {name: data.test_source(name) for name in dict.fromkeys(e.test_set for e in examples)}
     positions = {name: {s.name(i): i for i in range(len(s))} for name, s in sources.items()}
     loaded = []
@@ -134,10 +136,10 @@ def _write_maps(run: Run, wanted: dict[str, list[str]], output: Path, device: st
     return folder / "maps"
 
 
-class _ChosenData(SegmentationData):
+class _ChosenData(DenseData):
     """Some images of each test set of other data."""
 
-    def __init__(self, data: SegmentationData, chosen: dict[str, list[str]]) -> None:
+    def __init__(self, data: DenseData, chosen: dict[str, list[str]]) -> None:
         super().__init__(data.size, data.batch_size, num_workers=0)
         self.test_names = data.test_names
         self._data, self._chosen = data, chosen

@@ -30,11 +30,11 @@ from e2net.compare.runs import SCORES, check_names, config_key, unique
 from e2net.compare.settings import Settings, close_to_own
 from e2net.engine import build, build_model, inherit, resolve
 from e2net.engine.checkpoint import read_checkpoint
-from e2net.engine.config import check_part, check_training, conf_folder, hydra_message
+from e2net.engine.config import build_data, build_task, check_part, check_training, conf_folder, hydra_message
 from e2net.engine.folder import BEST, CHECKPOINTS, LAST, LOCK
 from e2net.engine.memory import AUTO
-from e2net.engine.module import DEFAULT_SCORES
 from e2net.lock import alone
+from e2net.metrics import DEFAULT_SCORES
 
 ROOT = Path(e2net.__file__).parent.parent
 # Set by the user: hydra/launcher=..., hydra.launcher.n_jobs=..., and alike.
@@ -229,8 +229,8 @@ def _check(name: str, config: dict[str, Any]) -> tuple[Any, dict[str, list[str]]
     if settings.get("batch_size") == AUTO:  # each run tries it out, on the machine that trains it
         settings = {**settings, "batch_size": 1}
     try:
-        build_model(config).encoder.check_size(*(data := build(settings)).size)
-        for key in ("loss", "optim", "protocol"):
+        build_model(config).encoder.check_size(*(data := build_data(settings, build_task(config))).size)
+        for key in ("loss", "optim"):
             build(config[key])
         data.setup(None)
         sources = {test_set: data.test_source(test_set) for test_set in data.test_names}

@@ -21,6 +21,8 @@ from e2net.datasets.pairs import Source, read_pair
 from e2net.datasets.transforms import Augment, Resize, Size
 from e2net.lock import lock
 from e2net.structures import Sample
+from e2net.tasks.base import Task
+from e2net.tasks.camouflage import Camouflage
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -33,7 +35,7 @@ _FILES = ("written.bin", "features.bin", "masks.bin", "key.json")
 
 
 class FeatureStore:
-    """One record of feature maps and mask for each entry, in files of a fixed size that are mapped into memory.
+    """One record of feature maps and target for each entry, in files of a fixed size that are mapped into memory.
 
     A store lies in a folder named by its key, a hash of everything that the features depend on. Opening one removes
     the stores of other keys beside it, unless another run is using them. An entry counts as written only after its
@@ -44,9 +46,10 @@ class FeatureStore:
         key: what the features depend on; anything that JSON can hold.
         entries: number of records.
         shapes: (D_i, h_i, w_i) of F1..F4.
-        mask_size: (H, W) of the masks, pixels.
+        size: (H, W) of the targets, pixels.
         dtype: ``float16`` or ``bfloat16``, two bytes a value.
         max_gb: refuse to write more than this, in 10⁹ bytes.
+        task: what the targets mean; None: camouflage.
 
     Raises:
         ValueError: the store would be larger than ``max_gb`` or the disk's free space.
@@ -58,15 +61,17 @@ class FeatureStore:
         key: Any,
         entries: int,
         shapes: Sequence[Sequence[int]],
-        mask_size: Size,
+        size: Size,
         dtype: str = "float16",
         max_gb: float = 20.0,
+        task: Task | None = None,
     ) -> None:
-        self.shapes, self.mask_size, self.dtype = [tuple(s) for s in shapes], mask_size, DTYPES[dtype]
+        self.shapes, self.size, self.dtype = [tuple(s) for s in shapes], size, DTYPES[dtype]
+        self.task = task or Camouflage()
         values = sum(math.prod(s) for s in self.shapes)
-        mask_bytes = -(-math.prod(mask_size) // 8)
-        self.bytes = entries * (2 * values + mask_bytes + 1)
-        text = json.dumps([key, entries, self.shapes, mask_size, dtype], sort_keys=True)
+        target_bytes = self.task.packed_bytes(size)
+        self.bytes = entries * (2 * values + target_bytes + 1)
+        text = json.dumps([key, entries, self.shapes, size, dtype], sort_keys=True)
         self.folder = root / _name(text.encode())
         self._lock = _open(self.folder)
         remove_unused(root)
@@ -74,7 +79,7 @@ class FeatureStore:
             self._check_space(max_gb)
             (self.folder / "key.json").write_text(text, encoding="utf-8")
         self._features = self._map("features.bin", np.int16, (entries, values))
-        self._masks = self._map("masks.bin", np.uint8, (entries, mask_bytes))
+        self._targets = self._map("masks.bin", np.uint8, (entries, target_bytes))
         self._written = self._map("written.bin", np.uint8, (entries,))
 
     def _check_space(self, max_gb: float) -> None:
@@ -102,8 +107,8 @@ class FeatureStore:
         """Entries that have not been written."""
         return np.flatnonzero(self._written == 0).tolist()
 
-    def write(self, entries: Sequence[int], features: Sequence[Tensor], masks: Tensor) -> None:
-        """Writes records: features F1..F4 (B, D_i, h_i, w_i), masks (B, 1, H, W) of 0 and 1.
+    def write(self, entries: Sequence[int], features: Sequence[Tensor], targets: Tensor) -> None:
+        """Writes records: features F1..F4 (B, D_i, h_i, w_i), targets (B, 1, H, W).
 
         Raises:
             ValueError: a value is too large for the store's dtype.
@@ -113,9 +118,9 @@ class FeatureStore:
             raise ValueError("a feature is too large for cache.dtype=float16, or no number: take cache.dtype=bfloat16")
         rows = list(entries)
         self._features[rows] = flat.cpu().view(torch.int16).numpy()
-        self._masks[rows] = np.packbits(masks.flatten(1).cpu().numpy() > 0.5, axis=1)
+        self._targets[rows] = self.task.pack(targets)
         self._features.flush()
-        self._masks.flush()
+        self._targets.flush()
         self._written[rows] = 1
 
     def features(self, entry: int) -> list[Tensor]:
@@ -124,10 +129,9 @@ class FeatureStore:
         parts = flat.split([math.prod(s) for s in self.shapes])
         return [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
 
-    def mask(self, entry: int) -> Tensor:
-        """The mask of one entry, (1, H, W) float32, 0 or 1."""
-        bits = np.unpackbits(self._masks[entry], count=math.prod(self.mask_size))
-        return torch.from_numpy(bits.astype(np.float32)).view(1, *self.mask_size)
+    def target(self, entry: int) -> Tensor:
+        """The target of one entry, (1, H, W)."""
+        return self.task.unpack(self._targets[entry], self.size)
 
 
 def remove_unused(root: Path) -> None:
@@ -190,12 +194,21 @@ class ViewSet(Dataset[Sample]):
         augment: draws the views but the first; its flip is left to the reader of the features, who finds both.
         views: for each image; more than one needs ``augment``.
         seed: for the augmentation.
+        task: what the targets mean; None: camouflage.
     """
 
     def __init__(
-        self, source: Source, indices: Sequence[int], size: Size, augment: Augment | None, views: int, seed: int
+        self,
+        source: Source,
+        indices: Sequence[int],
+        size: Size,
+        augment: Augment | None,
+        views: int,
+        seed: int,
+        task: Task | None = None,
     ) -> None:
         self.source, self.indices, self.size, self.views, self.seed = source, list(indices), size, views, seed
+        self.task = task or Camouflage()
         self.augment = copy.copy(augment)
         if self.augment is not None:
             self.augment.flip = 0.0
@@ -207,18 +220,19 @@ class ViewSet(Dataset[Sample]):
     def __getitem__(self, entry: int) -> Sample:
         """One view; ``position`` is its entry."""
         at, view = divmod(entry, self.views)
-        image, mask = read_pair(self.source, self.indices[at])
+        image, target = read_pair(self.source, self.indices[at], task=self.task)
         if view == 0 or self.augment is None:
-            image, mask = Resize(self.size)(image, mask)
+            image, target = Resize(self.size, self.task)(image, target)
         else:
-            image, mask = self.augment(image, mask, self.size, np.random.default_rng([self.seed, view, at, _STREAM]))
+            rng = np.random.default_rng([self.seed, view, at, _STREAM])
+            image, target = self.augment(image, target, self.size, rng, self.task)
         pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
         name = self.source.name(self.indices[at])
-        return Sample(pixels, torch.from_numpy(mask.astype(np.float32)[None]), None, name, entry)
+        return Sample(pixels, self.task.to_tensor(target), None, name, entry)
 
 
 class CachedTrainSet(Dataset[Sample]):
-    """Features and masks of training images: for each epoch one of an image's views, and perhaps its mirror image.
+    """Features and targets of training images: for each epoch one of an image's views, and perhaps its mirror image.
 
     As in :class:`~e2net.datasets.datamodule.TrainSet`, what is drawn depends on seed, epoch and position alone.
 
@@ -246,7 +260,7 @@ class CachedTrainSet(Dataset[Sample]):
             entry = 2 * entry + int(rng.random() < self.flip)
         features = tuple(f[None] for f in self.store.features(entry))
         no_image = torch.empty(3, 0, 0, dtype=torch.uint8)
-        return Sample(no_image, self.store.mask(entry), None, self.names[position], position, features)
+        return Sample(no_image, self.store.target(entry), None, self.names[position], position, features)
 
 
 class CachedEvalSet(Dataset[Sample]):

@@ -14,11 +14,13 @@ import torch.distributed
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from e2net.datasets.cached import CachedEvalSet, CachedTrainSet, FeatureStore, ViewSet
-from e2net.datasets.io import some
 from e2net.datasets.pairs import FolderPairs, PartOf, Source, read_pair
 from e2net.datasets.procedural import ProceduralPairs
 from e2net.datasets.transforms import Augment, Resize, Size
+from e2net.formats import some
 from e2net.structures import Batch, Sample
+from e2net.tasks.base import Task
+from e2net.tasks.camouflage import Camouflage
 
 # A test set that is no folder: the images held out of the training set.
 VALIDATION = "validation"
@@ -41,7 +43,7 @@ def in_validation(stem: str, fraction: float) -> bool:
 
 
 def collate(samples: list[Sample]) -> Batch:
-    """Stack samples of one size; native masks, of any sizes, stay a list (empty in training)."""
+    """Stack samples of one size; native targets, of any sizes, stay a list (empty in training)."""
     # torch.stack starts as many threads as there are cores: on a busy machine, 100 ms for a copy of 2 MB
     return Batch(
         image=torch.from_numpy(np.stack([sample.image.numpy() for sample in samples])),
@@ -53,10 +55,13 @@ def collate(samples: list[Sample]) -> Batch:
     )
 
 
-def _sample(image: np.ndarray, mask: np.ndarray, native_target: np.ndarray | None, name: str, position: int) -> Sample:
+def _sample(
+    task: Task, pair: tuple[np.ndarray, np.ndarray], native_target: np.ndarray | None, name: str, position: int
+) -> Sample:
+    image, target = pair
     return Sample(
         image=torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
-        target=torch.from_numpy(mask.astype(np.float32)[None]),
+        target=task.to_tensor(target),
         native_target=native_target,
         name=name,
         position=position,
@@ -64,17 +69,18 @@ def _sample(image: np.ndarray, mask: np.ndarray, native_target: np.ndarray | Non
 
 
 class EvalSet(Dataset[Sample]):
-    """Pairs resized for the network, with their masks at native size.
+    """Pairs resized for the network, with their targets at native size.
 
     Args:
         source: where pairs come from.
         indices: which of them, in which order.
         size: (H, W) in pixels.
+        task: what the targets mean; None: camouflage.
     """
 
-    def __init__(self, source: Source, indices: Sequence[int], size: Size) -> None:
-        self.source, self.indices = source, list(indices)
-        self.resize = Resize(size)
+    def __init__(self, source: Source, indices: Sequence[int], size: Size, task: Task | None = None) -> None:
+        self.source, self.indices, self.task = source, list(indices), task or Camouflage()
+        self.resize = Resize(size, self.task)
 
     def __len__(self) -> int:
         """How many pairs there are."""
@@ -83,13 +89,13 @@ class EvalSet(Dataset[Sample]):
     def __getitem__(self, position: int) -> Sample:
         """The sample at a position, the same every time."""
         index = self.indices[position]
-        native_image, native_target = read_pair(self.source, index)
-        image, mask = self.resize(native_image, native_target)
-        return _sample(image, mask, native_target, self.source.name(index), index)
+        image, native_target = read_pair(self.source, index, task=self.task)
+        resized = self.resize(image, native_target)
+        return _sample(self.task, resized, native_target, self.source.name(index), index)
 
 
 class TrainSet(Dataset[Sample]):
-    """Pairs augmented for training, without native masks.
+    """Pairs augmented for training, without native targets.
 
     What is drawn depends on seed, epoch and position and on nothing else: neither on the number of workers or
     processes nor on what was read before, so a resumed run sees what the uninterrupted one would have seen.
@@ -100,11 +106,20 @@ class TrainSet(Dataset[Sample]):
         size: (H, W) in pixels.
         augment: None only resizes.
         seed: for the augmentation.
+        task: what the targets mean; None: camouflage.
     """
 
-    def __init__(self, source: Source, indices: Sequence[int], size: Size, augment: Augment | None, seed: int) -> None:
+    def __init__(
+        self,
+        source: Source,
+        indices: Sequence[int],
+        size: Size,
+        augment: Augment | None,
+        seed: int,
+        task: Task | None = None,
+    ) -> None:
         self.source, self.indices, self.size = source, list(indices), size
-        self.augment, self.seed = augment, seed
+        self.augment, self.seed, self.task = augment, seed, task or Camouflage()
 
     def __len__(self) -> int:
         """How many pairs there are."""
@@ -115,12 +130,12 @@ class TrainSet(Dataset[Sample]):
         epoch, position = key if isinstance(key, tuple) else (0, key)
         index = self.indices[position]
         if self.augment is None:
-            image, mask = Resize(self.size)(*read_pair(self.source, index))
+            pair = Resize(self.size, self.task)(*read_pair(self.source, index, task=self.task))
         else:
-            image, mask = read_pair(self.source, index, self.augment.needs(self.size))
+            image, target = read_pair(self.source, index, self.augment.needs(self.size), self.task)
             rng = np.random.default_rng([self.seed, epoch, position])
-            image, mask = self.augment(image, mask, self.size, rng)
-        return _sample(image, mask, None, self.source.name(index), index)
+            pair = self.augment(image, target, self.size, rng, self.task)
+        return _sample(self.task, pair, None, self.source.name(index), index)
 
 
 class EpochSampler(DistributedSampler[tuple[int, int]]):
@@ -170,7 +185,7 @@ class _Cache(NamedTuple):
     mirrored: bool
 
 
-class SegmentationData:
+class DenseData:
     """Training, validation and test pairs as batches.
 
     Validation images are held out of the training set; a test set is never used to choose anything. A
@@ -184,6 +199,7 @@ class SegmentationData:
         val_fraction: of the training images, held out for validation, 0 to below 1; 0 means no validation.
         augment: None only resizes.
         seed: for order and augmentation; the split does not depend on it.
+        task: what the targets mean, see :class:`~e2net.tasks.base.Task`; None: camouflage.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -199,6 +215,7 @@ class SegmentationData:
         val_fraction: float = 0.1,
         augment: Augment | None = None,
         seed: int = 0,
+        task: Task | None = None,
     ) -> None:
         sides = (size, size) if isinstance(size, int) else tuple(size)
         if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
@@ -214,7 +231,7 @@ class SegmentationData:
         self.size: Size = (sides[0], sides[1])
         self.batch_size, self.val_fraction = batch_size, val_fraction
         self.num_workers = min(8, max(1, _cpus() - 1)) if num_workers is None else num_workers
-        self.augment, self.seed = augment, seed
+        self.augment, self.seed, self.task = augment, seed, task or Camouflage()
         # Lightning sets a sampler's epoch after it has started the loader, whose workers read ahead: a resumed run says
         # it here, or it would begin with the order of epoch 0.
         self.first_epoch = 0
@@ -327,7 +344,7 @@ class SegmentationData:
         # Cached records are mapped into memory: to pass them between processes would cost more than to read them.
         workers = None if self._cache is None else 0
         if self._cache is None:
-            dataset = TrainSet(self._source("train"), self._split()[0], self.size, self.augment, self.seed)
+            dataset = TrainSet(self._source("train"), self._split()[0], self.size, self.augment, self.seed, self.task)
         else:
             flip = self.augment.flip if self.augment is not None else 0.0
             dataset = CachedTrainSet(self._cache.store, self.train_names(), self._cache.views, flip, self.seed)
@@ -340,20 +357,20 @@ class SegmentationData:
         indices = self._split()[1]
         if not indices:
             return []
-        dataset: Dataset[Sample] = EvalSet(self._source("train"), indices, self.size)
+        dataset: Dataset[Sample] = EvalSet(self._source("train"), indices, self.size, self.task)
         if self._cache is not None:
             dataset = CachedEvalSet(dataset, self._cache.store, self._cache.first_val, self._cache.mirrored)
         return self._loader(dataset, True)
 
     def view_loader(self, views: int) -> DataLoader[Sample]:
         """Fixed views of the training images, in order, see :class:`~e2net.datasets.cached.ViewSet`."""
-        dataset = ViewSet(self._source("train"), self._split()[0], self.size, self.augment, views, self.seed)
+        dataset = ViewSet(self._source("train"), self._split()[0], self.size, self.augment, views, self.seed, self.task)
         return self._loader(dataset, False)
 
     def view_key(self, views: int) -> list[Any]:
         """What the pixels of :meth:`view_loader` and of the validation part depend on, for JSON."""
         drawn = [vars(self.augment), self.seed] if views > 1 and self.augment is not None else None
-        return [self._source("train").identity(), self.train_names(), self.val_names(), views, drawn]
+        return [self.task.name, self._source("train").identity(), self.train_names(), self.val_names(), views, drawn]
 
     def read_features(self, store: FeatureStore, views: int, first_val: int, mirrored: bool) -> None:
         """From now on training and validation batches hold features from a store.
@@ -369,15 +386,15 @@ class SegmentationData:
     def test_dataloader(self) -> list[DataLoader[Sample]]:
         """One loader for each of `test_names`, in that order."""
         sources = [self._source("test", name) for name in self.test_names]
-        return [self._loader(EvalSet(source, range(len(source)), self.size), False) for source in sources]
+        return [self._loader(EvalSet(source, range(len(source)), self.size, self.task), False) for source in sources]
 
 
-class FolderData(SegmentationData):
-    """Image and mask folders on disk; for one's own data and for the published COD sets.
+class FolderData(DenseData):
+    """Folders of images and targets on disk; for one's own data and for the published sets.
 
     Args:
         root: folder that the others are relative to.
-        size: see `SegmentationData`, as are all arguments not listed here.
+        size: see `DenseData`, as are all arguments not listed here.
         train: folder of the training set under root, holding Image/ and GT/.
         test: test sets under root/test_folder: a list of folders, each known by the last part of its path, or
             a mapping of names to folders. The word "validation" alone: the images held out, where there are no others.
@@ -403,8 +420,9 @@ class FolderData(SegmentationData):
         val_fraction: float = 0.1,
         augment: Augment | None = None,
         seed: int = 0,
+        task: Task | None = None,
     ) -> None:
-        super().__init__(size, batch_size, num_workers, val_fraction, augment, seed)
+        super().__init__(size, batch_size, num_workers, val_fraction, augment, seed, task)
         self.root, self.train, self.test_folder = Path(root), train, test_folder
         self.val = _listed(self.root / val) if isinstance(val, str) else val
         self._test_paths: dict[str, str] | None = None
@@ -456,12 +474,12 @@ class FolderData(SegmentationData):
 
     def train_source(self) -> Source:
         """See the base class."""
-        return FolderPairs(self.root / self.train)
+        return FolderPairs(self.root / self.train, self.task)
 
     def test_source(self, name: str) -> Source:
         """See the base class."""
         folder = self.test_root(name)
-        return PartOf(self._source("train"), self._split()[1]) if folder is None else FolderPairs(folder)
+        return PartOf(self._source("train"), self._split()[1]) if folder is None else FolderPairs(folder, self.task)
 
     def test_root(self, name: str) -> Path | None:
         """The folder of one test set, which holds its folders of images and masks; None: the images held out.
@@ -485,11 +503,11 @@ def _listed(file: Path) -> list[str]:
     return [line.strip() for line in lines if line.strip()]
 
 
-class ProceduralData(SegmentationData):
+class ProceduralData(DenseData):
     """Generated camouflage (`ProceduralPairs`): needs no files, for first runs, tests and demonstrations.
 
     Args:
-        size: see `SegmentationData`, as are all arguments not listed here.
+        size: see `DenseData`, as are all arguments not listed here.
         n_train: images in training and validation together.
         n_test: images in each test set.
         difficulty: of the training images, 0 (obvious) to 1 (nearly invisible).
@@ -517,14 +535,17 @@ class ProceduralData(SegmentationData):
         val_fraction: float = 0.1,
         augment: Augment | None = None,
         seed: int = 0,
+        task: Task | None = None,
     ) -> None:
-        super().__init__(size, batch_size, num_workers, val_fraction, augment, seed)
+        super().__init__(size, batch_size, num_workers, val_fraction, augment, seed, task)
         self._test = {"procedural": difficulty} if test is None else dict(test)
         self.test_names = list(self._test)
         low, high = sides
-        self._train = ProceduralPairs(n_train, data_seed, difficulty, "train", (low, high))
+        kind = self.task.generated
+        self._train = ProceduralPairs(n_train, data_seed, difficulty, "train", (low, high), kind)
         self._tests = {
-            name: ProceduralPairs(n_test, data_seed, value, "test", (low, high)) for name, value in self._test.items()
+            name: ProceduralPairs(n_test, data_seed, value, "test", (low, high), kind)
+            for name, value in self._test.items()
         }
 
     def train_source(self) -> Source:

@@ -1,24 +1,26 @@
-"""Images and masks in two folders, paired by file stem, and the protocol that every source follows."""
+"""Images and targets in two folders, paired by file stem, and the protocol that every source follows."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from tqdm import tqdm
 
-from e2net.datasets.io import EXTENSIONS, find_by_stem, read_image, read_mask, some, verify_image
-from e2net.structures import canonical_mask, plain
+from e2net.formats import EXTENSIONS, find_by_stem, read_image, some, verify_image
+from e2net.structures import plain
+from e2net.tasks.base import Task
+from e2net.tasks.camouflage import Camouflage
 
 IMAGE_FOLDERS = ("Image", "Imgs", "Images", "img")
-MASK_FOLDERS = ("GT", "Mask", "Masks")
 
 _BAR_FROM = 500  # files; fewer are checked before a progress bar is worth its line
 
 
 class Source(Protocol):
-    """Pairs of image and mask, by position."""
+    """Pairs of image and target, by position."""
 
     def __len__(self) -> int:
         """How many pairs there are."""
@@ -29,7 +31,7 @@ class Source(Protocol):
         ...
 
     def read(self, index: int, at_least: tuple[int, int] | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Pair `index`: image (h, w, 3) uint8 RGB and mask (h, w) bool, of the same size.
+        """Pair `index`: image (h, w, 3) uint8 RGB and target (h, w), such as a mask (h, w) bool, of the same size.
 
         Where `at_least` (h, w) is given, the image alone may come reduced by a whole factor, as long as it keeps that
         size.
@@ -49,27 +51,31 @@ class Source(Protocol):
         ...
 
 
-def read_pair(source: Source, index: int, at_least: tuple[int, int] | None = None) -> tuple[np.ndarray, np.ndarray]:
+def read_pair(
+    source: Source, index: int, at_least: tuple[int, int] | None = None, task: Task | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """A source's pair in the one form that all other code relies on.
 
     Args:
         source: of any kind.
         index: which of its pairs.
         at_least: see :meth:`Source.read`.
+        task: what its targets mean; None: camouflage.
 
     Returns:
-        Image (h, w, 3) uint8 RGB, C-contiguous, and mask (h, w) bool, C-contiguous, its bytes 0 and 1.
+        Image (h, w, 3) uint8 RGB, C-contiguous, and target (h, w) in the task's canonical form.
 
     Raises:
         TypeError: the source gives arrays of other types or shapes.
     """
-    image, mask = (np.asarray(part) for part in source.read(index, at_least))
+    image, target = (np.asarray(part) for part in source.read(index, at_least))
     found = f"{type(source).__name__}.read({index})"
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise TypeError(f"{found}: expected an image (h, w, 3) uint8, found {image.shape} {image.dtype}")
-    if mask.dtype != np.bool_ or mask.ndim != 2:
-        raise TypeError(f"{found}: expected a mask (h, w) bool, found {mask.shape} {mask.dtype}")
-    return plain(image), canonical_mask(mask)
+    try:
+        return plain(image), (task or Camouflage()).canonical(target)
+    except TypeError as error:
+        raise TypeError(f"{found}: {error}") from error
 
 
 def _find_folder(root: Path, names: tuple[str, ...], what: str) -> Path:
@@ -85,7 +91,7 @@ def _find_folder(root: Path, names: tuple[str, ...], what: str) -> Path:
     return root / matches[0]
 
 
-def _check_root(root: Path) -> None:
+def _check_root(root: Path, folders: tuple[str, ...]) -> None:
     if root.is_dir():
         return
     parent = root.parent
@@ -95,7 +101,7 @@ def _check_root(root: Path) -> None:
     else:
         seen = f"{parent} is missing as well"
     raise FileNotFoundError(
-        f"no folder {root} ({seen}). It should hold {IMAGE_FOLDERS[0]}/ and {MASK_FOLDERS[0]}/;"
+        f"no folder {root} ({seen}). It should hold {IMAGE_FOLDERS[0]}/ and {folders[0]}/;"
         " see data/README.md for the layout and where data sets come from."
     )
 
@@ -108,24 +114,26 @@ def _check_any(folder: Path, found: dict[str, Path]) -> None:
 
 
 class FolderPairs:
-    """Images and masks in two folders under one root, paired by stem.
+    """Images and targets in two folders under one root, paired by stem.
 
-    The images lie in ``Image``, ``Imgs``, ``Images`` or ``img``, the masks in ``GT``, ``Mask`` or ``Masks``
-    (in any case). Folders and stems are checked at once; `check` reads the files as well.
+    The images lie in ``Image``, ``Imgs``, ``Images`` or ``img``, masks in ``GT``, ``Mask`` or ``Masks``, other targets
+    where their task says (in any case). Folders and stems are checked at once; `check` reads the files as well.
 
     Args:
         root: the folder that holds both folders.
+        task: what the targets mean; None: camouflage.
 
     Raises:
         FileNotFoundError: the root or one of the two folders is missing.
-        ValueError: no image at all, an image without mask or a mask without image, or a stem used twice.
+        ValueError: no image at all, an image without target or a target without image, or a stem used twice.
     """
 
-    def __init__(self, root: str | Path) -> None:
-        self.root = Path(root)
-        _check_root(self.root)
+    def __init__(self, root: str | Path, task: Task | None = None) -> None:
+        self.root, self.task = Path(root), task or Camouflage()
+        what = self.task.target_name
+        _check_root(self.root, self.task.target_folders)
         image_folder = _find_folder(self.root, IMAGE_FOLDERS, "images")
-        mask_folder = _find_folder(self.root, MASK_FOLDERS, "masks")
+        mask_folder = _find_folder(self.root, self.task.target_folders, f"{what}s")
         images, masks = find_by_stem(image_folder), find_by_stem(mask_folder)
         for folder, found in ((image_folder, images), (mask_folder, masks)):
             _check_any(folder, found)
@@ -134,11 +142,11 @@ class FolderPairs:
         if no_mask or no_image:
             parts = []
             if no_mask:
-                parts.append(f"{len(no_mask)} of {len(images)} images without mask ({some(no_mask)})")
+                parts.append(f"{len(no_mask)} of {len(images)} images without {what} ({some(no_mask)})")
             if no_image:
-                parts.append(f"{len(no_image)} of {len(masks)} masks without image ({some(no_image)})")
+                parts.append(f"{len(no_image)} of {len(masks)} {what}s without image ({some(no_image)})")
             raise ValueError(
-                f"{self.root}: {', '.join(parts)}. Image and mask must have the same stem: add or"
+                f"{self.root}: {', '.join(parts)}. Image and {what} must have the same stem: add or"
                 f" remove files in {image_folder.name}/ and {mask_folder.name}/ until they match."
             )
         self._names = list(images)
@@ -158,22 +166,22 @@ class FolderPairs:
         Args:
             index: which.
             at_least: (h, w) in pixels that suffice for the image: a larger JPEG is decoded at 1/2, 1/4 or 1/8 of its
-                size, which is faster. The mask keeps its size. None: both keep theirs.
+                size, which is faster. The target keeps its size. None: both keep theirs.
 
         Returns:
-            Image (h, w, 3) uint8 RGB and mask (h, w) bool.
+            Image (h, w, 3) uint8 RGB and target (h, w).
 
         Raises:
-            ValueError: a file cannot be decoded, is no binary mask, or the two sizes differ.
+            ValueError: a file cannot be decoded, is no such target, or the two sizes differ.
         """
         image_path, mask_path = self._pairs[index]
-        mask = read_mask(mask_path)
+        mask = self.task.read_target(mask_path)
         height, width = mask.shape
         spare = 1.0 if at_least is None else min(height / at_least[0], width / at_least[1])
         factor = next(factor for factor in (8, 4, 2, 1) if factor <= max(1.0, spare))
         image = read_image(image_path, factor)
         if image.shape[:2] not in (mask.shape, (-(-height // factor), -(-width // factor))):
-            raise ValueError(_size_fault(image_path, verify_image(image_path), mask_path, mask.shape))
+            raise ValueError(_size_fault(self.task, image_path, verify_image(image_path), mask_path, mask.shape))
         return image, mask
 
     def identity(self) -> list[Any]:
@@ -187,11 +195,11 @@ class FolderPairs:
         Shows a progress bar where there are more than 500 files.
 
         Raises:
-            ValueError: files that are unreadable, truncated or no binary masks, or masks of another size than
+            ValueError: files that are unreadable, truncated or no such targets, or targets of another size than
                 their image; the line names up to three and the count.
         """
         with ThreadPoolExecutor() as pool:
-            results = pool.map(_fault, self._pairs)
+            results = pool.map(partial(_fault, self.task), self._pairs)
             files = 2 * len(self)
             bar = tqdm(results, total=len(self), desc=f"checking {self.root}", disable=files <= _BAR_FROM)
             faults = [fault for fault in bar if fault]
@@ -233,61 +241,64 @@ class PartOf:
         self._source.check()
 
 
-class FolderMasks:
-    """The masks of one set, with its images only where they are at hand: what prediction maps are scored against.
+class FolderTargets:
+    """The targets of one set, with its images only where they are at hand: what results are scored against.
 
     The folders are those of `FolderPairs`, but that of the images may be missing, and so may some images.
 
     Args:
         root: the folder that holds both folders.
+        task: what the targets mean; None: camouflage.
 
     Raises:
-        FileNotFoundError: the root or the folder of masks is missing.
-        ValueError: no mask at all, or a stem used twice.
+        FileNotFoundError: the root or the folder of targets is missing.
+        ValueError: no target at all, or a stem used twice.
     """
 
-    def __init__(self, root: str | Path) -> None:
-        self.root = Path(root)
-        _check_root(self.root)
-        folder = _find_folder(self.root, MASK_FOLDERS, "masks")
-        self._masks = find_by_stem(folder)
-        _check_any(folder, self._masks)
-        self._names = list(self._masks)
+    def __init__(self, root: str | Path, task: Task | None = None) -> None:
+        self.root, self.task = Path(root), task or Camouflage()
+        _check_root(self.root, self.task.target_folders)
+        folder = _find_folder(self.root, self.task.target_folders, f"{self.task.target_name}s")
+        self._targets = find_by_stem(folder)
+        _check_any(folder, self._targets)
+        self._names = list(self._targets)
         try:
             self._images = find_by_stem(_find_folder(self.root, IMAGE_FOLDERS, "images"))
         except (FileNotFoundError, ValueError):
             self._images = {}
 
     def __len__(self) -> int:
-        """How many masks there are."""
+        """How many targets there are."""
         return len(self._names)
 
     def name(self, index: int) -> str:
-        """The stem of mask `index`; masks are sorted by it."""
+        """The stem of target `index`; targets are sorted by it."""
         return self._names[index]
 
-    def mask(self, index: int) -> np.ndarray:
-        """Mask `index`, (h, w) bool; a ValueError names a file that is none."""
-        return read_mask(self._masks[self._names[index]])
+    def target(self, index: int) -> np.ndarray:
+        """Target `index`, (h, w) in canonical form; a ValueError names a file that is none."""
+        return self.task.canonical(self.task.read_target(self._targets[self._names[index]]))
 
     def image(self, index: int) -> np.ndarray | None:
-        """The image of mask `index`, (h, w, 3) uint8 RGB, or None where there is none."""
+        """The image of target `index`, (h, w, 3) uint8 RGB, or None where there is none."""
         path = self._images.get(self._names[index])
         return None if path is None else read_image(path)
 
 
-def _size_fault(image_path: Path, image_size: tuple[int, ...], mask_path: Path, mask_size: tuple[int, ...]) -> str:
+def _size_fault(
+    task: Task, image_path: Path, image_size: tuple[int, ...], mask_path: Path, mask_size: tuple[int, ...]
+) -> str:
     return (
-        f"{mask_path}: the mask has {mask_size[1]}x{mask_size[0]} pixels, its image {image_path.name}"
-        f" {image_size[1]}x{image_size[0]}; export the mask at the size of the image."
+        f"{mask_path}: the {task.target_name} has {mask_size[1]}x{mask_size[0]} pixels, its image {image_path.name}"
+        f" {image_size[1]}x{image_size[0]}; export the {task.target_name} at the size of the image."
     )
 
 
-def _fault(pair: tuple[Path, Path]) -> str | None:
+def _fault(task: Task, pair: tuple[Path, Path]) -> str | None:
     image_path, mask_path = pair
     try:
         image_size = verify_image(image_path)
-        mask_size = read_mask(mask_path).shape
+        mask_size = task.read_target(mask_path).shape
     except (ValueError, OSError) as error:
         return str(error)
-    return None if image_size == mask_size else _size_fault(image_path, image_size, mask_path, mask_size)
+    return None if image_size == mask_size else _size_fault(task, image_path, image_size, mask_path, mask_size)

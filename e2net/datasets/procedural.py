@@ -149,9 +149,10 @@ def _shape(shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
     return np.clip((soft - 0.5) * max(0.8, radius * 0.06) * 1.5 + 0.5, 0, 1)
 
 
-def _palette(rng: np.random.Generator) -> np.ndarray:
-    """Five colours from dark to light around one kind of surroundings: (5, 3) float32 RGB, 0 to 1."""
-    hue, saturation, value = _SURROUNDINGS[int(rng.integers(len(_SURROUNDINGS)))]
+def _palette(rng: np.random.Generator) -> tuple[int, np.ndarray]:
+    """A kind of surroundings and five colours from dark to light around it: (5, 3) float32 RGB, 0 to 1."""
+    kind = int(rng.integers(len(_SURROUNDINGS)))
+    hue, saturation, value = _SURROUNDINGS[kind]
     hue += rng.normal(0, 0.02)
     colours = []
     for level in (0.35, 0.7, 1.0, 1.25, 1.6):
@@ -159,7 +160,7 @@ def _palette(rng: np.random.Generator) -> np.ndarray:
         one_saturation = min(1.0, max(0.0, saturation * rng.uniform(0.7, 1.3) / level**0.3))
         one_value = min(0.95, value * level * rng.uniform(0.9, 1.1))
         colours.append(colorsys.hsv_to_rgb(one_hue, one_saturation, one_value))
-    return np.array(colours, np.float32)
+    return kind, np.array(colours, np.float32)
 
 
 def _turn_hue(colours: np.ndarray, angle: float) -> np.ndarray:
@@ -176,6 +177,11 @@ def _paint(field: np.ndarray, palette: np.ndarray) -> np.ndarray:
     table = np.stack([np.interp(levels, np.arange(5), channel) for channel in palette.T], axis=1)
     return table.astype(np.float32)[place]
 
+
+# The names of the surroundings, in their order; for label maps, where the object comes after them.
+SURROUNDINGS = ("soil", "sand", "leaves", "moss", "rock", "sea floor", "coral", "snow")
+# Depth of the ground at the upper and the lower edge of a picture, metres.
+_FAR, _NEAR = 10.0, 1.5
 
 # Pictures that one process keeps, at most; those of the default run are a tenth of it.
 _KEPT_BYTES = 256 << 20
@@ -198,6 +204,8 @@ class ProceduralPairs:
         difficulty: 0 (obvious) to 1 (nearly invisible).
         split: sets of different splits share no picture; also the beginning of the names.
         sides: smallest and largest height and width, pixels; both vary independently.
+        target: ``mask`` of the object (h, w) bool; ``labels`` (h, w) uint16, the kind of surroundings, or their number
+            for the object; ``depth`` (h, w) float32, metres.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -210,6 +218,7 @@ class ProceduralPairs:
         difficulty: float = 0.5,
         split: str = "train",
         sides: tuple[int, int] = (96, 192),
+        target: str = "mask",
     ) -> None:
         if n < 1:
             raise ValueError(f"expected n of at least 1 picture, got {n}")
@@ -219,7 +228,9 @@ class ProceduralPairs:
             raise ValueError(f"expected difficulty from 0 (obvious) to 1 (hardest), got {difficulty}")
         if not 32 <= sides[0] <= sides[1]:
             raise ValueError(f"expected sides as (smallest, largest), 32 pixels or more, got {tuple(sides)}")
-        self.n, self.seed, self.difficulty, self.split = n, seed, difficulty, split
+        if target not in ("mask", "labels", "depth"):
+            raise ValueError(f"expected target as mask, labels or depth, got {target!r}")
+        self.n, self.seed, self.difficulty, self.split, self.target = n, seed, difficulty, split, target
         self.sides = (sides[0], sides[1])
         self._split_key = int.from_bytes(hashlib.sha256(split.encode()).digest()[:4], "big")
         self._kept: dict[int, tuple[np.ndarray, np.ndarray]] = {}
@@ -248,7 +259,7 @@ class ProceduralPairs:
             at_least: without effect, as nothing is decoded.
 
         Returns:
-            Image (h, w, 3) uint8 RGB and mask (h, w) bool, both read-only.
+            Image (h, w, 3) uint8 RGB and target (h, w), both read-only.
 
         Raises:
             IndexError: there is no such pair.
@@ -278,7 +289,7 @@ class ProceduralPairs:
         visible = 1 - 0.94 * self.difficulty  # never quite nothing: there must be something to learn
 
         # the scene: one family of texture
-        palette = _palette(scene_rng)
+        kind, palette = _palette(scene_rng)
         cell = scene_rng.uniform(0.08, 0.3) * math.sqrt(height * width)
         angle, stretch = scene_rng.uniform(0, math.pi), math.exp(scene_rng.uniform(0, math.log(5)))
         roughness = scene_rng.uniform(0.6, 0.9)
@@ -317,4 +328,16 @@ class ProceduralPairs:
         image = ground + (skin - ground) * alpha[..., None]
         image *= (1 + 0.12 * _smooth(shape, scene_rng, 2))[..., None]  # uneven light
         image += scene_rng.standard_normal(image.shape, dtype=np.float32) * np.float32(0.012)
-        return np.clip(image * 255 + 0.5, 0, 255).astype(np.uint8), alpha > 0.5
+        return np.clip(image * 255 + 0.5, 0, 255).astype(np.uint8), self._target(alpha > 0.5, kind)
+
+    def _target(self, mask: np.ndarray, surroundings: int) -> np.ndarray:
+        """What the pictures are for, (h, w), from the object's mask and the kind of its surroundings."""
+        if self.target == "labels":
+            return np.where(mask, len(SURROUNDINGS), surroundings).astype(np.uint16)
+        if self.target == "depth":
+            # Level ground, whose disparity falls off linearly; the object stands on it where its lowest pixel is.
+            rows = np.linspace(1 / _FAR, 1 / _NEAR, len(mask))
+            ground = np.repeat(1 / rows[:, None], mask.shape[1], axis=1)
+            feet = np.flatnonzero(mask.any(axis=1))
+            return np.where(mask, ground[feet[-1], 0] if feet.size else 0, ground).astype(np.float32)
+        return mask

@@ -1,9 +1,12 @@
-"""Resizing and augmentation of an image together with its mask, in OpenCV."""
+"""Resizing and augmentation of an image together with its target, in OpenCV."""
 
 import math
 
 import cv2
 import numpy as np
+
+from e2net.tasks.base import Task
+from e2net.tasks.camouflage import Camouflage
 
 Size = tuple[int, int]  # (height, width) in pixels
 
@@ -17,32 +20,35 @@ def _reduce(image: np.ndarray, factor: int) -> np.ndarray:
     return cv2.resize(image, small, interpolation=cv2.INTER_AREA)
 
 
-def _warp(image: np.ndarray, matrix: np.ndarray, size: Size, factor: float, frame: Size) -> np.ndarray:
+def _warp(
+    image: np.ndarray, matrix: np.ndarray, size: Size, factor: float, frame: Size, nearest: bool = False
+) -> np.ndarray:
     """Sample an image along an affine map.
 
     Args:
-        image: (h, w) or (h, w, 3) uint8.
+        image: (h, w) or (h, w, 3); uint8 unless ``nearest``.
         matrix: (2, 3), from output to input, both in continuous coordinates: (0, 0) is the upper left CORNER
             of the image and (w, h) the lower right one, so that sizes scale without half-pixel terms.
         size: of the output.
         factor: how many input pixels go into one output pixel; whole multiples are averaged first, since
             bilinear sampling looks at four pixels only.
         frame: (h, w) that the matrix and the factor count in; the image may be a reduced one.
+        nearest: take the nearest pixel instead.
 
     Returns:
-        (*size) or (*size, 3) uint8. Outside of the image it is mirrored.
+        (*size) or (*size, 3) of the same type. Outside of the image it is mirrored.
     """
     height, width = frame
-    image = _reduce(image, int(factor * min(image.shape[0] / height, image.shape[1] / width)))
+    image = image if nearest else _reduce(image, int(factor * min(image.shape[0] / height, image.shape[1] / width)))
     scale = np.array([[image.shape[1] / width], [image.shape[0] / height]])
     inverse = matrix * scale
     inverse[:, 2] += 0.5 * inverse[:, :2].sum(axis=1) - 0.5  # corners -> OpenCV's pixel centres
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    flags = (cv2.INTER_NEAREST if nearest else cv2.INTER_LINEAR) | cv2.WARP_INVERSE_MAP
     return cv2.warpAffine(image, inverse, size[::-1], flags=flags, borderMode=cv2.BORDER_REFLECT_101)
 
 
 class Resize:
-    """Resize image and mask to one size, changing the aspect ratio where needed: for evaluation.
+    """Resize image and target to one size, changing the aspect ratio where needed: for evaluation.
 
     Bilinear; where both sides shrink to half or less, blocks of whole pixels are averaged first (as OpenCV's
     INTER_AREA does), since bilinear sampling alone would skip pixels and alias fine texture, which is what
@@ -51,38 +57,41 @@ class Resize:
 
     Args:
         size: (H, W) in pixels.
+        task: how a target is resized; None: camouflage, a pixel being object if more than half of its area is.
     """
 
-    def __init__(self, size: Size) -> None:
-        self.size = size
+    def __init__(self, size: Size, task: Task | None = None) -> None:
+        self.size, self.task = size, task or Camouflage()
 
-    def __call__(self, image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(self, image: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Resize one pair.
 
         Args:
             image: (h, w, 3) uint8.
-            mask: (h, w) bool.
+            target: (h, w), in the task's canonical form.
 
         Returns:
-            Image (H, W, 3) uint8 and mask (H, W) bool (more than half of a pixel's area is object).
+            Image (H, W, 3) uint8 and target (H, W).
         """
-        return self._fit(image), self._fit(mask.astype(np.uint8) * 255) > 127
+        return self._fit(image), self.task.resample(target, self._fit)
 
-    def _fit(self, image: np.ndarray) -> np.ndarray:
+    def _fit(self, image: np.ndarray, nearest: bool = False) -> np.ndarray:
+        if nearest:
+            return cv2.resize(image, self.size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
         factor = int(min(image.shape[0] / self.size[0], image.shape[1] / self.size[1]))
         return cv2.resize(_reduce(image, factor), self.size[::-1], interpolation=cv2.INTER_LINEAR)
 
 
 class Augment:
-    """Random changes of an image and its mask, ending at the training size.
+    """Random changes of an image and its target, ending at the training size.
 
     Crop, flip, rotation and resizing are one affine map, hence one interpolation. Colour is one affine map of
     RGB, hence one rounding. Zero (or ``scale=(1, 1)``) switches a knob off. The defaults are mild in colour:
     a camouflaged object differs from its surroundings by little else than slight colour and texture.
 
-    A crop should keep at least half of the object's area. Where the first, free draw does not, crops around a
-    random point of the object are drawn, the best of them is taken, and the whole image if even those lose it
-    (by rotation). A crop without object would teach "answer nothing", a habit that
+    Where the task has objects, a crop should keep at least half of their area. Where the first, free draw does not,
+    crops around a random point of the object are drawn, the best of them is taken, and the whole image if even those
+    lose it (by rotation). A crop without object would teach "answer nothing", a habit that
     costs far more in this task, where every image has its object, than rare borders gain.
 
     Args:
@@ -127,20 +136,21 @@ class Augment:
         self.scale = (scale[0], scale[1])
 
     def __call__(
-        self, image: np.ndarray, mask: np.ndarray, size: Size, rng: np.random.Generator
+        self, image: np.ndarray, target: np.ndarray, size: Size, rng: np.random.Generator, task: Task | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Change one pair; the same state of `rng` gives the same result.
 
         Args:
             image: (h, w, 3) uint8, RGB; or reduced, to not less than :meth:`needs` says.
-            mask: (h, w) bool.
+            target: (h, w), in the task's canonical form.
             size: (H, W) of the results, pixels.
             rng: where all randomness comes from.
+            task: whose target it is; None: camouflage.
 
         Returns:
-            Image (H, W, 3) uint8 and mask (H, W) bool.
+            Image (H, W, 3) uint8 and target (H, W).
         """
-        image, mask = self._move(image, mask, size, rng)
+        image, target = self._move(image, target, size, rng, task or Camouflage())
         if self.colour:
             image = self._recolour(image, rng)
         if self.noise:
@@ -148,7 +158,7 @@ class Augment:
             grain = rng.standard_normal(image.shape, dtype=np.float32) * np.float32(sigma)
             # astype cuts off instead of rounding, so half a level is added
             image = np.clip(image + grain + np.float32(0.5), 0, 255).astype(np.uint8)
-        return image, mask
+        return image, target
 
     def needs(self, size: Size) -> Size:
         """(h, w) that suffice for an image: two pixels for each of the smallest crop's at ``size``, either way."""
@@ -157,17 +167,30 @@ class Augment:
         return math.ceil(2 * max(size[0], turned) / crop), math.ceil(2 * max(size[1], turned) / crop)
 
     def _move(
-        self, image: np.ndarray, mask: np.ndarray, size: Size, rng: np.random.Generator
+        self, image: np.ndarray, target: np.ndarray, size: Size, rng: np.random.Generator, task: Task
     ) -> tuple[np.ndarray, np.ndarray]:
-        height, width = mask.shape
-        grey = mask.astype(np.uint8) * 255
-        total = int(np.count_nonzero(mask))
+        frame = (target.shape[0], target.shape[1])
+        mask = task.foreground(target)
         flipped = rng.random() < self.flip
         moving = self.scale != (1, 1) or self.rotate > 0
         if not moving and not flipped:
-            return Resize(size)(image, mask)
+            return Resize(size, task)(image, target)
 
-        best: tuple[float, np.ndarray, float, np.ndarray] | None = None
+        if mask is None:
+            matrix, factor = self._draw(*frame[::-1], size, flipped, False, None, rng)
+        else:
+            matrix, factor = self._keeping(mask, size, flipped, moving, rng)
+        moved = task.resample(target, lambda array, nearest: _warp(array, matrix, size, factor, frame, nearest))
+        return _warp(image, matrix, size, factor, frame), moved
+
+    def _keeping(
+        self, mask: np.ndarray, size: Size, flipped: bool, moving: bool, rng: np.random.Generator
+    ) -> tuple[np.ndarray, float]:
+        """As ``_draw``, for a crop that keeps enough of the object in ``mask`` (h, w) bool."""
+        height, width = mask.shape
+        grey = mask.astype(np.uint8) * 255
+        total = int(np.count_nonzero(mask))
+        best: tuple[float, np.ndarray, float] | None = None
         object_at = np.empty(0, np.int64)
         for attempt in range(self.TRIES + 1 if moving else 1):
             whole = attempt == self.TRIES  # nothing kept the object: fall back to the whole image
@@ -181,11 +204,11 @@ class Augment:
             area = abs(float(np.linalg.det(matrix[:, :2])))  # input pixels in one output pixel
             kept = np.count_nonzero(warped) * area / total if total else 1.0
             if best is None or kept > best[0]:
-                best = (kept, matrix, factor, warped)
+                best = (kept, matrix, factor)
             if kept >= self.KEEP or (attempt == self.TRIES - 1 and best[0] > 0):
                 break
         assert best is not None  # the loop runs at least once
-        return _warp(image, best[1], size, best[2], mask.shape), best[3]
+        return best[1], best[2]
 
     def _draw(
         self,

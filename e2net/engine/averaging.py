@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from e2net.engine.checkpoint import saved_state
-from e2net.model import SegmentationModel
+from e2net.model import DenseModel
 
 # The key under which a checkpoint holds what the average leaves out.
 KEY = "ema"
 
 
-def averaged_tensors(model: SegmentationModel) -> dict[str, Tensor]:
+def averaged_tensors(model: DenseModel) -> dict[str, Tensor]:
     """What changes in training, by its name in the state dict: parameters that train, and saved buffers.
 
     The tensors share the model's memory. Frozen parameters are not among them, so that an average next to a large
@@ -50,7 +50,7 @@ class WeightAverage(L.Callback):
         self._live: dict[str, Tensor] = {}
         self._step = 0  # the optimiser step of the last update: with accumulation there are batches without one
 
-    def start(self, model: SegmentationModel) -> None:
+    def start(self, model: DenseModel) -> None:
         """Begins with the model's weights, or goes on with an average that was loaded, on the model's device."""
         self._live = averaged_tensors(model)
         self.average = {k: self.average.get(k, v).to(v.device, copy=True) for k, v in self._live.items()}

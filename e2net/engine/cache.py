@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from e2net.datasets import SegmentationData
+from e2net.datasets import DenseData
 from e2net.datasets.cached import DTYPES, FeatureStore
 from e2net.encoders import Encoder
 
@@ -41,7 +41,7 @@ class FeatureCache:
             )
         self.views, self.folder, self.max_gb, self.dtype = views, Path(folder), max_gb, dtype
 
-    def check(self, encoder: Encoder, data: SegmentationData, plain: bool) -> None:
+    def check(self, encoder: Encoder, data: DenseData, plain: bool) -> None:
         """Raises ValueError where a run with these settings can't use its cache.
 
         Args:
@@ -64,7 +64,7 @@ class FeatureCache:
         self,
         encoder: Encoder,
         settings: Mapping[str, Any],
-        data: SegmentationData,
+        data: DenseData,
         mirrored: bool,
         device: torch.device,
         autocast: Callable[[], AbstractContextManager],
@@ -98,7 +98,7 @@ class FeatureCache:
         }
         entries = first_val + (len(data.val_names()) * (1 + mirrored))
         shapes = [f.shape[1:] for f in probe]
-        store = FeatureStore(self.folder, key, entries, shapes, data.size, self.dtype, self.max_gb)
+        store = FeatureStore(self.folder, key, entries, shapes, data.size, self.dtype, self.max_gb, data.task)
         missing = set(store.missing())
         with tqdm(total=len(missing), desc="encoding", unit="view", disable=not missing) as bar:
             for loader, first, twice in parts:
@@ -107,8 +107,8 @@ class FeatureCache:
                     for flip in range(1 + twice):
                         with torch.no_grad(), autocast():
                             features = encoder(image.flip(-1) if flip else image)
-                        masks = batch.target.flip(-1) if flip else batch.target
-                        store.write([e + flip for e in entry], features, masks)
+                        targets = batch.target.flip(-1) if flip else batch.target
+                        store.write([e + flip for e in entry], features, targets)
                         bar.update(len(entry))
         data.read_features(store, self.views, first_val, mirrored)
 

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from e2net.datasets import write_map
+from e2net.drawing import contact_sheet
 from e2net.engine.checkpoint import read_checkpoint
-from e2net.engine.pictures import contact_sheet, panel
-from e2net.engine.report import mask_digest, masks_hash
+from e2net.engine.report import masks_hash
 from e2net.files import write_atomically
 from e2net.structures import Batch
+from e2net.tasks.base import Task
 
 
 class SamplePictures(L.Callback):
@@ -33,12 +33,12 @@ class SamplePictures(L.Callback):
         self.count = count
         self._rows: dict[str, list[np.ndarray]] = {}
 
-    def _add(self, sheet: str, batch: Batch, maps: list[np.ndarray]) -> None:
+    def _add(self, sheet: str, batch: Batch, maps: list[np.ndarray], task: Task) -> None:
         rows = self._rows.setdefault(sheet, [])
         images = batch.image.cpu().permute(0, 2, 3, 1).numpy()
-        for image, mask, prediction in zip(images, batch.native_targets, maps, strict=True):
+        for image, target, values in zip(images, batch.native_targets, maps, strict=True):
             if len(rows) < self.count:
-                rows.append(panel(image, mask, prediction))
+                rows.append(task.panel(image, target, values))
 
     def _write(self) -> None:
         for sheet, rows in self._rows.items():
@@ -51,7 +51,7 @@ class SamplePictures(L.Callback):
         self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         if not trainer.sanity_checking:
-            self._add("val", batch, outputs["maps"])
+            self._add("val", batch, outputs["maps"], module.task)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, module: Any) -> None:
         self._write()
@@ -59,14 +59,14 @@ class SamplePictures(L.Callback):
     def on_test_batch_end(
         self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        self._add(f"test_{module.test_names[dataloader_idx]}", batch, outputs["maps"])
+        self._add(f"test_{module.test_names[dataloader_idx]}", batch, outputs["maps"], module.task)
 
     def on_test_epoch_end(self, trainer: L.Trainer, module: Any) -> None:
         self._write()
 
 
 class MapWriter(L.Callback):
-    """Writes every test map as ``<folder>/<test set>/<name>.png``: 8-bit grey, at the image's own size."""
+    """Writes every test result as ``<folder>/<test set>/<name>.png``, at the image's own size."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
@@ -82,7 +82,7 @@ class MapWriter(L.Callback):
     ) -> None:
         target = self.folder / module.test_names[dataloader_idx]
         for name, values in zip(batch.names, outputs["maps"], strict=True):
-            write_map(target / f"{name}.png", values)
+            module.task.write(target / f"{name}.png", values)
 
 
 class CheckpointFile(ModelCheckpoint):
@@ -93,15 +93,16 @@ class CheckpointFile(ModelCheckpoint):
 
     Args:
         file: where to.
-        monitor: the larger this is, the better; None writes after every epoch.
+        monitor: what is best; None writes after every epoch.
+        mode: ``max`` where larger is better, else ``min``.
     """
 
-    def __init__(self, file: Path, monitor: str | None = None) -> None:
+    def __init__(self, file: Path, monitor: str | None = None, mode: str = "max") -> None:
         super().__init__(
             file.parent,
             filename=file.stem,
             monitor=monitor,
-            mode="max",
+            mode=mode,
             save_on_train_epoch_end=monitor is None,
             enable_version_counter=False,
         )
@@ -160,8 +161,8 @@ class ResumeState(L.Callback):
         self._state = {}
 
 
-class MaskDigests(L.Callback):
-    """Takes the digest of every mask that a test run meets, so that a report can name the data it is about."""
+class TargetDigests(L.Callback):
+    """Takes the digest of every target that a test run meets, so that a report can name the data it is about."""
 
     def __init__(self) -> None:
         self.found: dict[str, dict[str, str]] = {}
@@ -170,9 +171,10 @@ class MaskDigests(L.Callback):
         self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         digests = self.found.setdefault(module.test_names[dataloader_idx], {})
-        digests.update((name, mask_digest(mask)) for name, mask in zip(batch.names, batch.native_targets, strict=True))
+        pairs = zip(batch.names, batch.native_targets, strict=True)
+        digests.update((name, module.task.digest(target)) for name, target in pairs)
 
     def hash(self, name: str, stems: Sequence[str]) -> str | None:
-        """Of all masks of a set, see ``masks_hash``; None where this process has not met all of them."""
+        """Of all targets of a set, see ``masks_hash``; None where this process has not met all of them."""
         digests = self.found.get(name, {})
         return masks_hash(digests) if set(digests) == set(stems) else None

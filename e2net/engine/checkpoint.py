@@ -8,7 +8,7 @@ from torch import Tensor
 
 from e2net.engine.config import build_model, flatten
 from e2net.engine.folder import BEST, CHECKPOINTS, LAST
-from e2net.model import SegmentationModel
+from e2net.model import DenseModel
 
 # The key under which a checkpoint holds what is ours, beside Lightning's own keys.
 KEY = "e2net"
@@ -17,7 +17,11 @@ FORMAT = 1
 _PARTS = ("encoder", "neck", "decoder", "tuning")
 
 
-def checkpoint_entry(model: SegmentationModel, config: dict[str, Any]) -> dict[str, Any]:
+# What checkpoints from before there were others are about.
+_FIRST_TASK = {"_target_": "e2net.tasks.Camouflage"}
+
+
+def checkpoint_entry(model: DenseModel, config: dict[str, Any]) -> dict[str, Any]:
     """What a checkpoint holds of ours, beside the tensors: see :func:`read_checkpoint`."""
     return {
         "format": FORMAT,
@@ -28,13 +32,13 @@ def checkpoint_entry(model: SegmentationModel, config: dict[str, Any]) -> dict[s
     }
 
 
-def _holds_all(model: SegmentationModel) -> bool:
+def _holds_all(model: DenseModel) -> bool:
     """Whether a checkpoint holds every tensor: a pretrained encoder trains as a whole, or there are no files of it."""
     encoder = model.encoder
     return not encoder.pretrained or any(module is encoder.backbone for module in encoder.trained)
 
 
-def saved_state(model: SegmentationModel) -> dict[str, Tensor]:
+def saved_state(model: DenseModel) -> dict[str, Tensor]:
     """The tensors that a checkpoint must hold: all but what a pretrained encoder has as it was read from its files."""
     state = model.state_dict()
     if _holds_all(model):
@@ -47,12 +51,12 @@ def saved_state(model: SegmentationModel) -> dict[str, Tensor]:
     return {k: v for k, v in state.items() if k not in as_read}
 
 
-def encoder_fingerprint(model: SegmentationModel) -> str | None:
+def encoder_fingerprint(model: DenseModel) -> str | None:
     """Identity of the weights that :func:`saved_state` leaves out, None where there are none."""
     return None if _holds_all(model) else model.encoder.fingerprint()
 
 
-def load_state(model: SegmentationModel, state: dict[str, Tensor]) -> None:
+def load_state(model: DenseModel, state: dict[str, Tensor]) -> None:
     """Loads what :func:`saved_state` returned.
 
     Raises:
@@ -77,7 +81,7 @@ def load_state(model: SegmentationModel, state: dict[str, Tensor]) -> None:
     model.load_state_dict(state, strict=False)
 
 
-def restore(model: SegmentationModel, content: dict[str, Any]) -> None:
+def restore(model: DenseModel, content: dict[str, Any]) -> None:
     """Loads what :func:`read_checkpoint` returned, and makes sure that the rest is as it was in training.
 
     Raises:
@@ -149,7 +153,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     fault = _not_plain(entry["config"])
     if fault is not None:
         raise ValueError(f"{file}: expected plain values in its config, found {fault}")
-    return {**content, KEY: {"backbone": None, "encoder_fingerprint": None, **entry, "format": version}}
+    config = {"task": _FIRST_TASK, **entry["config"]}
+    return {
+        **content,
+        KEY: {"backbone": None, "encoder_fingerprint": None, **entry, "config": config, "format": version},
+    }
 
 
 def _not_plain(config: Any) -> str | None:
@@ -166,7 +174,7 @@ def _not_plain(config: Any) -> str | None:
     return None
 
 
-def load_model(path: str | Path, encoder_path: str | None = None) -> tuple[SegmentationModel, dict[str, Any]]:
+def load_model(path: str | Path, encoder_path: str | None = None) -> tuple[DenseModel, dict[str, Any]]:
     """Rebuilds a trained model from its checkpoint; the encoder's files are needed unless it trained as a whole.
 
     Args:

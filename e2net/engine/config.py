@@ -22,12 +22,15 @@ from typing import TYPE_CHECKING, Any, Literal, Union, cast, get_args, get_origi
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from e2net.model import SegmentationModel
+    from e2net.datasets import DenseData
+    from e2net.model import DenseModel
+    from e2net.tasks import Task
 
 _ROOT = Path(__file__).parent.parent.parent
 # Of these modules a config may name the public classes, and the class methods that e2net gave them.
 _OFFERED = (
     *("e2net.encoders", "e2net.decoders", "e2net.decoders.necks", "e2net.losses", "e2net.datasets", "e2net.metrics"),
+    "e2net.tasks",
     *("e2net.engine.optim", "e2net.engine.schedules", "e2net.engine.cache"),
 )
 _TRAINER = "lightning.Trainer"
@@ -40,10 +43,11 @@ _KINDS = {
     "neck": "torch.nn.Module",
     "decoder": "torch.nn.Module",
     "loss": "e2net.losses.Criterion",
-    "data": "e2net.datasets.SegmentationData",
+    "data": "e2net.datasets.DenseData",
     "optim": "e2net.engine.optim.AdamW",
     "schedule": "e2net.engine.schedules.Schedule",
-    "protocol": "e2net.metrics.Protocol",
+    "task": "e2net.tasks.Task",
+    "protocol": "e2net.metrics.ResultProtocol",
     "cache": "e2net.engine.cache.FeatureCache",
     "trainer": _TRAINER,
 }
@@ -156,7 +160,7 @@ def check_training(config: dict[str, Any]) -> None:
     Raises:
         ValueError: it has not; the message names the key.
     """
-    groups = ("encoder", "tuning", "neck", "decoder", "loss", "data", "optim", "schedule", "protocol", "cache")
+    groups = ("task", "encoder", "tuning", "neck", "decoder", "loss", "data", "optim", "schedule", "protocol", "cache")
     # What stands for a value of the constructor's own is not known to its signature.
     for group, key, instead in (("data", "batch_size", 1), ("trainer", "precision", "32-true")):
         if isinstance(config.get(group), Mapping) and config[group].get(key) == "auto":
@@ -174,7 +178,7 @@ def check_evaluation(config: dict[str, Any]) -> None:
     """The same for a resolved ``conf/eval.yaml``."""
     if isinstance(config.get("data"), Mapping) and config.get("predictions") is not None:  # maps have no size
         config = {**config, "data": {**config["data"], "size": 1}}
-    _check_keys(config, _EVALUATION, ("data", "protocol"))
+    _check_keys(config, _EVALUATION, ("task", "data", "protocol"))
     _check_range("seed", config["seed"], 0)
     size = config["size"]
     if size is not None and min([size] if isinstance(size, int) else size, default=0) < 1:
@@ -545,22 +549,53 @@ def _words(hint: Any) -> str:
     return getattr(kind, "__name__", str(kind))
 
 
-def build_model(config: dict[str, Any]) -> "SegmentationModel":
-    """The model that a resolved config with ``encoder``, ``neck``, ``decoder`` and ``tuning`` describes.
+def build_task(config: dict[str, Any]) -> "Task":
+    """The task that a resolved config with ``task``, and perhaps ``protocol``, describes.
+
+    Raises:
+        ValueError: it cannot be built, or the protocol is that of another task.
+    """
+    check_part(config, "task")
+    if "protocol" not in config:
+        return cast("Task", build(config["task"]))
+    check_part(config, "protocol")
+    made = _find(config["task"]["_target_"], "task._target_")
+    protocol = build(config["protocol"])
+    hint = _hints(made).get("protocol", Any)
+    if not _fits(protocol, hint):
+        raise ValueError(
+            f"protocol={config['protocol']['_target_']}: expected one of task={config['task']['_target_']}, which is a"
+            f" {_words(hint)}; give protocol=... for that task, or leave it out"
+        )
+    task: Task = build(config["task"], _partial_=True)(protocol=protocol)
+    return task
+
+
+def build_data(settings: dict[str, Any], task: "Task") -> "DenseData":
+    """The data that the ``data`` group of a resolved config describes, whose targets mean what a task says."""
+    data: DenseData = build(settings, _partial_=True)(task=task)
+    return data
+
+
+def build_model(config: dict[str, Any]) -> "DenseModel":
+    """The model that a resolved config with ``task``, ``encoder``, ``neck``, ``decoder`` and ``tuning`` describes.
+
+    Without a ``task`` it is one of camouflage.
 
     Raises:
         ValueError: it cannot be built, or does not fit into this machine's memory.
     """
-    from e2net.model import SegmentationModel
+    from e2net.model import DenseModel
 
     for key in ("encoder", "neck", "decoder", "tuning"):
         check_part(config, key)
     try:
-        return SegmentationModel(
+        return DenseModel(
             encoder=build(config["encoder"]),
             decoder=build(config["decoder"], _partial_=True),
             tuning=build(config["tuning"]),
             neck=build(config["neck"], _partial_=True),
+            task=build_task(config) if "task" in config else None,
         )
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, MemoryError) or "memory" in str(error) or "verflow" in str(error):

@@ -3,7 +3,7 @@
 import lightning as L
 from torch.utils.data import DataLoader
 
-from e2net.datasets import SegmentationData
+from e2net.datasets import DenseData
 
 
 class DataModule(L.LightningDataModule):
@@ -15,7 +15,7 @@ class DataModule(L.LightningDataModule):
         data: where batches come from.
     """
 
-    def __init__(self, data: SegmentationData) -> None:
+    def __init__(self, data: DenseData) -> None:
         super().__init__()
         self.data = data
 

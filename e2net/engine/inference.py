@@ -1,4 +1,4 @@
-"""From images to probabilities: mirror images, several scales and sliding windows around one model."""
+"""From images to what a task averages: mirror images, several scales and sliding windows around one model."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,15 +8,15 @@ from torch import Tensor
 
 from e2net.datasets.transforms import Size
 from e2net.engine.scales import check_scales, resize, scaled_size
-from e2net.model import SegmentationModel
+from e2net.model import DenseModel
 
-Probabilities = Callable[[Tensor], Tensor]
+Forward = Callable[[Tensor], Tensor]
 
 
 class Predictor:
-    """How a model's probabilities for a batch of images are computed. Without arguments: in one pass.
+    """How a model's activated prediction for a batch of images is computed. Without arguments: in one pass.
 
-    The probabilities of all passes, brought back to the image's size, are averaged with equal weights. The cost is
+    Those of all passes, brought back to the image's size, are averaged with equal weights. The cost is
     that of the number of scales (each by its square), times two for ``flip``, times the pixels of all windows over
     those of the image.
 
@@ -62,8 +62,8 @@ class Predictor:
                 f" {self.window[0]}x{self.window[1]} (height x width)"
             )
 
-    def __call__(self, model: SegmentationModel, image: Tensor) -> Tensor:
-        """Probabilities (B, 1, H, W) in [0, 1], float32, for uint8 RGB images (B, 3, H, W).
+    def __call__(self, model: DenseModel, image: Tensor) -> Tensor:
+        """The task's activated prediction (B, C, H, W), float32, for uint8 RGB images (B, 3, H, W).
 
         Raises:
             ValueError: image or window is of a size that the encoder does not take.
@@ -71,7 +71,7 @@ class Predictor:
         image = image.float() / 255
 
         def forward(pixels: Tensor) -> Tensor:
-            return model(pixels).prediction.float().sigmoid()
+            return model.task.activate(model(pixels).prediction)
 
         passes = []
         for scale in self.scales:
@@ -84,7 +84,7 @@ class Predictor:
             passes.append(prob if same else resize(prob, (image.shape[-2], image.shape[-1])))
         return passes[0] if len(passes) == 1 else torch.stack(passes).mean(0)
 
-    def from_features(self, model: SegmentationModel, features: Sequence[Tensor], size: Sequence[int]) -> Tensor:
+    def from_features(self, model: DenseModel, features: Sequence[Tensor], size: Sequence[int]) -> Tensor:
         """The same for images whose features are known: one scale, no windows.
 
         Args:
@@ -93,13 +93,13 @@ class Predictor:
             size: (H, W) of the images.
         """
         probs = [
-            model.decode([f[:, view].float() for f in features], size).prediction.float().sigmoid()
+            model.task.activate(model.decode([f[:, view].float() for f in features], size).prediction)
             for view in range(1 + self.flip)
         ]
         return (probs[0] + probs[1].flip(-1)) / 2 if self.flip else probs[0]
 
-    def _windows(self, forward: Probabilities, image: Tensor) -> Tensor:
-        """(B, 3, H, W) float -> (B, 1, H, W), window by window where windows are asked for and smaller than the image.
+    def _windows(self, forward: Forward, image: Tensor) -> Tensor:
+        """(B, 3, H, W) float -> (B, C, H, W), window by window where windows are asked for and smaller than the image.
 
         Every pixel is the mean over all windows that it lies in, weighted by sin² over the window's sides: windows
         count most where they see most of the surroundings, and none ends in a visible edge.
@@ -112,11 +112,13 @@ class Predictor:
         if len(corners) == 1:
             return forward(image)
         weight = _bump(h, image.device)[:, None] * _bump(w, image.device)
-        total, weights = image.new_zeros(len(image), 1, height, width), image.new_zeros(height, width)
+        weights = image.new_zeros(height, width)
         crops = [(b, y, x) for y, x in corners for b in range(len(image))]
         for first in range(0, len(crops), self.windows_at_once):
             chunk = crops[first : first + self.windows_at_once]
             probs = forward(torch.stack([image[b, :, y : y + h, x : x + w] for b, y, x in chunk]))
+            if first == 0:
+                total = image.new_zeros(len(image), probs.shape[1], height, width)
             for (b, y, x), prob in zip(chunk, probs, strict=True):
                 total[b, :, y : y + h, x : x + w] += weight * prob
         for y, x in corners:

@@ -16,7 +16,7 @@ from e2net.engine.optim import AdamW
 from e2net.engine.speed import halve_frozen
 from e2net.engine.step import Inputs, Update, leave_out_unused, renewed, step
 from e2net.losses import Criterion
-from e2net.model import SegmentationModel
+from e2net.model import DenseModel
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Trial:
 
     def __init__(
         self,
-        model: SegmentationModel,
+        model: DenseModel,
         criterion: Criterion,
         optim: AdamW,
         size: Sequence[int],
@@ -69,23 +69,23 @@ class Trial:
         self.update = Update(self.optimizer, self.precision, clip)
 
     def batch(self, batch_size: int) -> tuple[Inputs, Tensor]:
-        """Random images (B, 3, H, W) in [0, 1], or their features with ``cached``, and masks (B, 1, H, W)."""
+        """Random images (B, 3, H, W) in [0, 1], or their features with ``cached``, and targets (B, 1, H, W)."""
         image = torch.rand(batch_size, 3, *self.size, device=self.device)
-        mask = (torch.rand(batch_size, 1, *self.size, device=self.device) > 0.5).float()
+        target = self.model.task.random_targets(batch_size, self.size, self.device)
         if not self.cached:
-            return image, mask
+            return image, target
         with torch.no_grad(), self.precision.forward_context():
             features = self.model.encoder(image[:1])
-        return [f.float().expand(batch_size, -1, -1, -1).contiguous() for f in features], mask
+        return [f.float().expand(batch_size, -1, -1, -1).contiguous() for f in features], target
 
-    def loss(self, inputs: Inputs, mask: Tensor) -> Tensor:
+    def loss(self, inputs: Inputs, target: Tensor) -> Tensor:
         """The loss of one batch from :meth:`batch`."""
         with self.precision.forward_context():
-            return step(self.model, inputs, mask, self.criterion)["loss"]
+            return step(self.model, inputs, target, self.criterion)["loss"]
 
-    def step(self, inputs: Inputs, mask: Tensor) -> None:
+    def step(self, inputs: Inputs, target: Tensor) -> None:
         """Forward, backward, clipping, optimiser."""
-        self.update.backward(self.loss(inputs, mask))
+        self.update.backward(self.loss(inputs, target))
         self.update.apply()
 
     def fits(self, batch_size: int) -> bool:
@@ -159,7 +159,7 @@ def largest(fits: Callable[[int], bool], limit: int) -> int:
 
 
 def choose_batch_size(
-    model: SegmentationModel,
+    model: DenseModel,
     criterion: Criterion,
     optim: AdamW,
     size: Sequence[int],

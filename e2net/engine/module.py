@@ -18,31 +18,28 @@ from e2net.engine.schedules import TRAIN_LOSS
 from e2net.engine.speed import halve_frozen
 from e2net.engine.step import Inputs, clip, leave_out_unused, step
 from e2net.losses import Criterion
-from e2net.metrics import DEFAULT_SCORES, MapScores, Protocol, to_map
-from e2net.model import SegmentationModel
+from e2net.model import DenseModel
 from e2net.structures import Batch
+from e2net.tasks.base import SetScores, Task
 
-# Shown in the progress bar; the other scores go to the loggers only.
-HEADLINE = ("S", "MAE")
-# Masks come again in every validation; what depends on them alone is kept up to so many bytes.
-_KEPT_GEOMETRY = 1 << 30
+# Targets come again in every validation; what depends on them alone is kept up to so many bytes.
+_KEPT_BYTES = 1 << 30
 # Maps that may wait to be scored; where scoring is slower than the network, memory is bounded by this.
 _WAITING = 64
 
 
-class SegmentationModule(L.LightningModule):
-    """Trains a segmentation model and scores its maps at each mask's own size.
+class DenseModule(L.LightningModule):
+    """Trains a model and scores its results at each target's own size.
 
     Args:
         model: what is trained.
         config: the resolved config, stored in every checkpoint.
-        protocol: how a map is prepared before it is scored.
         criterion: the loss; None for testing only.
         optim: makes the optimiser and its schedule; None for testing only.
         test_names: names of the test sets, in the order of their data loaders.
         predictor: how maps are computed, in validation and test alike; None: in one pass.
         rescale: resizes training batches; None: all are of one size.
-        scores: of the test sets, out of ``e2net.metrics.ALL_SCORES``; those of the image need ``test_images`` set.
+        task: by which test sets are scored; None: the model's. Scores of the image need ``test_images`` set.
 
     Attributes:
         test_images: for each test set, reads an image (h, w, 3) uint8 RGB at its own size by position.
@@ -50,31 +47,30 @@ class SegmentationModule(L.LightningModule):
 
     def __init__(
         self,
-        model: SegmentationModel,
+        model: DenseModel,
         config: dict[str, Any],
-        protocol: Protocol,
         criterion: Criterion | None = None,
         optim: AdamW | None = None,
         test_names: tuple[str, ...] = (),
         predictor: Predictor | None = None,
         rescale: RandomScale | None = None,
-        scores: Sequence[str] = DEFAULT_SCORES,
+        task: Task | None = None,
     ) -> None:
         super().__init__()
         if criterion is not None:
             leave_out_unused(model, criterion)
         self.model = model
         self.config = config
-        self.protocol = protocol
+        self.task = task or model.task
         self.criterion = criterion
         self.optim = optim
         self.test_names = test_names
         self.predictor = predictor or Predictor()
         self.rescale = rescale or RandomScale()
         self._total_steps = 1.0  # known when training starts
-        self.val_scores = MapScores(protocol, cache_bytes=_KEPT_GEOMETRY)
+        self.val_scores = self.task.set_scores(_KEPT_BYTES)
         # Registered, so that the scores' states follow the module to its device.
-        self._test_scores = torch.nn.ModuleList(MapScores(protocol, scores) for _ in test_names)
+        self._test_scores = torch.nn.ModuleList(cast(torch.nn.Module, self.task.set_scores()) for _ in test_names)
         self.test_images: Sequence[Callable[[int], np.ndarray | None]] = ()
         # Scoring runs beside the next batch: NumPy and OpenCV release the interpreter lock.
         self._pool = ThreadPoolExecutor(max_workers=1)
@@ -83,7 +79,7 @@ class SegmentationModule(L.LightningModule):
         self._entry = None if optim is None else checkpoint_entry(model, config)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Probabilities (B, 1, H, W) in [0, 1], float32, for uint8 RGB images (B, 3, H, W)."""
+        """The task's activated prediction (B, C, H, W), float32, for uint8 RGB images (B, 3, H, W)."""
         return self.predictor(self.model, image)
 
     def on_train_start(self) -> None:
@@ -95,8 +91,8 @@ class SegmentationModule(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         assert self.criterion is not None
-        inputs, mask = self.inputs(batch, self.current_epoch, batch_idx)
-        losses = step(self.model, inputs, mask, self.criterion, min(1.0, self.global_step / self._total_steps))
+        inputs, target = self.inputs(batch, self.current_epoch, batch_idx)
+        losses = step(self.model, inputs, target, self.criterion, min(1.0, self.global_step / self._total_steps))
         size = len(batch.names)
         # A step's curves are the first process's own: to gather them would stop all processes at every step.
         self.log("train/loss", losses["loss"], prog_bar=True, batch_size=size)
@@ -106,11 +102,11 @@ class SegmentationModule(L.LightningModule):
         return losses["loss"]
 
     def inputs(self, batch: Batch, epoch: int, batch_idx: int) -> tuple[Inputs, Tensor]:
-        """What a step takes of a training batch: images and masks at the size drawn, or features from the cache."""
+        """What a step takes of a training batch: images and targets at the size drawn, or features from the cache."""
         if batch.features:
             return [f[:, 0].float() for f in batch.features], batch.target
         multiple = self.model.encoder.size_multiple
-        return self.rescale(batch.image.float() / 255, batch.target, multiple, epoch, batch_idx)
+        return self.rescale(batch.image.float() / 255, batch.target, multiple, epoch, batch_idx, self.model.task)
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
@@ -123,8 +119,9 @@ class SegmentationModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         scores = self._collect(self.val_scores)  # of all processes, the same in each
-        self.log_dict({f"val/{k}": v for k, v in scores.items() if k in HEADLINE}, prog_bar=True)
-        self.log_dict({f"val/{k}": v for k, v in scores.items() if k not in HEADLINE})
+        shown = self.task.headline  # in the progress bar; the others go to the loggers only
+        self.log_dict({f"val/{k}": v for k, v in scores.items() if k in shown}, prog_bar=True)
+        self.log_dict({f"val/{k}": v for k, v in scores.items() if k not in shown})
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[np.ndarray]]:
         if batch_idx == 0 and dataloader_idx > 0:
@@ -136,9 +133,9 @@ class SegmentationModule(L.LightningModule):
         self.drain(self.test_scores[-1])
 
     @property
-    def test_scores(self) -> list[MapScores]:
+    def test_scores(self) -> list[SetScores]:
         """One for each of ``test_names``."""
-        return cast(list[MapScores], list(self._test_scores))
+        return cast(list[SetScores], list(self._test_scores))
 
     def test_results(self) -> dict[str, dict[str, float]]:
         """{test set: {score: value}} of the last test run."""
@@ -153,28 +150,28 @@ class SegmentationModule(L.LightningModule):
             scores.reset()
 
     def _score(
-        self, batch: Batch, scores: MapScores, read_image: Callable[[int], np.ndarray | None] | None = None
+        self, batch: Batch, scores: SetScores, read_image: Callable[[int], np.ndarray | None] | None = None
     ) -> dict[str, list[np.ndarray]]:
-        """Queues one map per image for scoring, and returns them as ``maps``: uint8 (h, w), as in a PNG."""
+        """Queues one result per image for scoring, and returns them as ``maps``: (h, w), as in a file."""
         maps = []
         size = batch.target.shape[-2:]
         probs = self.predictor.from_features(self.model, batch.features, size) if batch.features else self(batch.image)
-        for position, name, prob, mask in zip(batch.positions, batch.names, probs, batch.native_targets, strict=True):
-            native = self.protocol.resize_map(prob[0], mask.shape).cpu()
+        for position, name, prob, target in zip(batch.positions, batch.names, probs, batch.native_targets, strict=True):
+            result = self.task.finish(prob, target.shape)
             image = None if read_image is None else partial(read_image, position)
-            self._pending.append((position, name, self._pool.submit(scores.score, native, mask, position, image)))
+            self._pending.append((position, name, self._pool.submit(scores.score, result, target, position, image)))
             if len(self._pending) > _WAITING:
                 self._pending[-_WAITING][2].result()
-            maps.append(native.numpy() if native.dtype == torch.uint8 else to_map(native, mask.shape).numpy())
+            maps.append(self.task.to_file(result))
         return {"maps": maps}
 
-    def drain(self, scores: MapScores) -> None:
+    def drain(self, scores: SetScores) -> None:
         """Waits for all maps that are being scored."""
         for position, name, future in self._pending:
             scores.add(position, future.result(), name)
         self._pending.clear()
 
-    def _collect(self, scores: MapScores) -> dict[str, Tensor]:
+    def _collect(self, scores: SetScores) -> dict[str, Tensor]:
         self.drain(scores)
         values = scores.compute()
         scores.reset()

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from e2net.engine.schedules import Schedule
-from e2net.model import SegmentationModel
+from e2net.model import DenseModel
 
 # Ends of names of class, register and mask tokens and of position tables, in Hugging Face's models and timm's.
 _NOT_DECAYED = (
@@ -40,7 +40,7 @@ class AdamW:
             raise ValueError(f"optim: lr must be positive and weight_decay at least 0, found {lr} and {weight_decay}")
         self.schedule, self.lr, self.weight_decay = schedule, lr, weight_decay
 
-    def groups(self, model: SegmentationModel) -> list[dict[str, Any]]:
+    def groups(self, model: DenseModel) -> list[dict[str, Any]]:
         """Parameter groups with a ``name``, ``lr`` and ``weight_decay``; every trainable parameter is in one.
 
         Names are ``encoder/decay`` or, where the rate has a factor, ``encoder/x0.1/no_decay``.
@@ -62,10 +62,10 @@ class AdamW:
             for (part, scale, decays), parameters in members.items()
         ]
 
-    def build(self, model: SegmentationModel, total_steps: int) -> dict[str, Any]:
+    def build(self, model: DenseModel, total_steps: int) -> dict[str, Any]:
         """What Lightning's ``configure_optimizers`` returns, for a run of ``total_steps`` optimiser steps."""
         optimizer = _AdamW(self.groups(model), fused=fused_supported(model))
-        return {"optimizer": optimizer, "lr_scheduler": self.schedule.configure(optimizer, total_steps)}
+        return {"optimizer": optimizer, "lr_scheduler": self.schedule.configure(optimizer, total_steps, model.task)}
 
 
 def _decays(name: str, parameter: nn.Parameter) -> bool:

@@ -1,6 +1,6 @@
 """What was given to an evaluation, and what it takes over from the checkpoint's training."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -36,6 +36,7 @@ def inherit(config: DictConfig, given: Sequence[str]) -> DictConfig:
     from e2net.engine.checkpoint import KEY, read_checkpoint  # noqa: PLC0415 - maps on disk need no model
 
     trained = read_checkpoint(config.ckpt)[KEY]["config"]
+    _take_task(config, trained, keys)
     resized = config.size is not None
     if not resized:
         config.size = trained.get("size")
@@ -53,6 +54,23 @@ def inherit(config: DictConfig, given: Sequence[str]) -> DictConfig:
             _carry_over(data, asked, path, override.is_delete())
     config.data = data
     return config
+
+
+def _take_task(config: DictConfig, trained: Mapping[str, Any], keys: Sequence[str]) -> None:
+    """Sets the task of a checkpoint, and the protocol that goes with it unless one was given.
+
+    Raises:
+        ValueError: another task was given.
+    """
+    if config.task._target_ != trained["task"]["_target_"]:
+        if any(key == "task" or key.startswith("task.") for key in keys):
+            raise ValueError(
+                f"ckpt={config.ckpt}: expected a checkpoint of task={config.task._target_}, found one of"
+                f" {trained['task']['_target_']}; leave task=... out"
+            )
+        if not any(key == "protocol" or key.startswith("protocol.") for key in keys):
+            config.protocol = trained["protocol"]
+    config.task = trained["task"]
 
 
 def _carry_over(data: dict[str, Any], asked: dict[str, Any], path: Sequence[str], delete: bool) -> None:

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from e2net.engine.pictures import contact_sheet
+from e2net.drawing import contact_sheet
 
 # Image (h, w, 3) uint8 RGB or None, mask (h, w) bool, map (h, w) uint8.
 Picture = tuple[NDArray[np.uint8] | None, NDArray[np.bool_], NDArray[np.uint8]]

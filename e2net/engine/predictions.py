@@ -21,23 +21,15 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-import e2net.metrics
-from e2net.datasets import FolderData, FolderMasks, SegmentationData, Source, find_by_stem, is_jpeg, read_map
-from e2net.datasets.io import EXTENSIONS, some
+from e2net.datasets import DenseData, FolderData, FolderTargets, Source
 from e2net.datasets.pairs import read_pair
-from e2net.engine.config import build
+from e2net.engine.config import build_data, build_task
 from e2net.engine.outputs import claim
 from e2net.engine.plots import Picture
-from e2net.engine.report import FILES, SetResult, clear_report, mask_digest, masks_hash
+from e2net.engine.report import FILES, SetResult, clear_report, masks_hash
 from e2net.files import write_atomically
-from e2net.metrics import (
-    DEFAULT_SCORES,
-    EXTRA_SCORES,
-    IMAGE_SCORES,
-    ImageScores,
-    ScoreTable,
-    score_maps_of,
-)
+from e2net.formats import EXTENSIONS, find_by_stem, some
+from e2net.tasks.base import Task
 
 log = logging.getLogger(__name__)
 
@@ -46,51 +38,52 @@ class UnusableMapsError(ValueError):
     """Maps are missing, or maps or masks cannot be read; every name is in ``problems.json``."""
 
 
-class Masks(Protocol):
-    """Masks of one set by position, and its images where they are at hand; goes to other processes."""
+class Targets(Protocol):
+    """Targets of one set by position, and its images where they are at hand; goes to other processes."""
 
     def __len__(self) -> int:
-        """How many masks there are."""
+        """How many targets there are."""
         ...
 
     def name(self, index: int) -> str:
-        """The stem of mask `index`, unique within the set."""
+        """The stem of target `index`, unique within the set."""
         ...
 
-    def mask(self, index: int) -> NDArray[np.bool_]:
-        """Mask `index`, (h, w)."""
+    def target(self, index: int) -> NDArray[Any]:
+        """Target `index`, (h, w) in canonical form."""
         ...
 
     def image(self, index: int) -> NDArray[np.uint8] | None:
-        """The image of mask `index`, (h, w, 3) RGB, or None."""
+        """The image of target `index`, (h, w, 3) RGB, or None."""
         ...
 
 
 @dataclass(frozen=True)
-class SourceMasks:
-    """The masks of a source of pairs, as ``Masks``."""
+class SourceTargets:
+    """The targets of a source of pairs, as ``Targets``."""
 
     source: Source
+    task: Task
 
     def __len__(self) -> int:
-        """How many masks there are."""
+        """How many targets there are."""
         return len(self.source)
 
     def name(self, index: int) -> str:
-        """The stem of mask `index`."""
+        """The stem of target `index`."""
         return self.source.name(index)
 
-    def mask(self, index: int) -> NDArray[np.bool_]:
-        """Mask `index`, (h, w)."""
-        return read_pair(self.source, index)[1]
+    def target(self, index: int) -> NDArray[Any]:
+        """Target `index`, (h, w) in canonical form."""
+        return read_pair(self.source, index, task=self.task)[1]
 
     def image(self, index: int) -> NDArray[np.uint8] | None:
-        """The image of mask `index`, (h, w, 3) RGB."""
-        return read_pair(self.source, index)[0]
+        """The image of target `index`, (h, w, 3) RGB."""
+        return read_pair(self.source, index, task=self.task)[0]
 
 
-def masks_of(data: SegmentationData, name: str) -> Masks:
-    """The masks of one test set; those of folders need no images.
+def targets_of(data: DenseData, name: str) -> Targets:
+    """The targets of one test set; those of folders need no images.
 
     Args:
         data: where test sets come from.
@@ -100,70 +93,73 @@ def masks_of(data: SegmentationData, name: str) -> Masks:
         FileNotFoundError, ValueError: a folder is missing, or its files are ambiguous.
     """
     folder = data.test_root(name) if isinstance(data, FolderData) else None
-    return SourceMasks(data.test_source(name)) if folder is None else FolderMasks(folder)
+    return SourceTargets(data.test_source(name), data.task) if folder is None else FolderTargets(folder, data.task)
 
 
 @dataclass(frozen=True)
 class MapFolder:
-    """The maps of one set, found for its masks.
+    """The results of one set, found for its targets.
 
     Attributes:
         name: of the set.
-        masks: what they are scored against.
-        maps: for each mask, in the masks' order, its map, or None where it is missing.
-        extra: names of maps that belong to no mask.
+        task: what they mean.
+        targets: what they are scored against.
+        maps: for each target, in the targets' order, its result, or None where it is missing.
+        extra: names of maps that belong to no target.
         foreign: names of files that would be a missing map, but for their extension.
     """
 
     name: str
-    masks: Masks
+    task: Task
+    targets: Targets
     maps: list[Path | None]
     extra: list[str]
     foreign: list[str]
 
     @property
     def stems(self) -> list[str]:
-        """Of all masks."""
-        return [self.masks.name(i) for i in range(len(self.masks))]
+        """Of all targets."""
+        return [self.targets.name(i) for i in range(len(self.targets))]
 
     @property
     def missing(self) -> list[str]:
-        """Stems of the masks without a map."""
+        """Stems of the targets without a map."""
         return [stem for stem, path in zip(self.stems, self.maps, strict=True) if path is None]
 
     @property
     def problems(self) -> dict[str, list[str]]:
-        """What does not match between maps and masks: kind (``report.PROBLEMS``) to names, at least one each."""
+        """What does not match between maps and targets: kind (``report.PROBLEMS``) to names, at least one each."""
         found = {"missing": self.missing, "foreign": self.foreign, "extra": self.extra}
         return {kind: list(names) for kind, names in found.items() if names}
 
     def image(self, position: int) -> NDArray[np.uint8]:
-        """The image of one position, (h, w, 3) RGB, at its mask's size.
+        """The image of one position, (h, w, 3) RGB, at its target's size.
 
         Raises:
             ValueError: it is not there, or cannot be decoded.
         """
-        image = self.masks.image(position)
+        image = self.targets.image(position)
         if image is None:
             raise ValueError(
-                f"{self.name}: expected an image of mask {self.masks.name(position)} for the scores"
-                f" {', '.join(IMAGE_SCORES)}, found none; add it beside the masks, or ask for other scores."
+                f"{self.name}: expected an image of {self.task.target_name} {self.targets.name(position)} for the"
+                f" scores {', '.join(self.task.image_scores)}, found none; add it beside the {self.task.target_name}s,"
+                " or ask for other scores."
             )
         return image
 
     def picture(self, position: int) -> Picture:
-        """Image, mask and map of one position, for a contact sheet."""
+        """Image, target and result of one position, for a contact sheet."""
         path = self.maps[position]
         assert path is not None
-        return self.masks.image(position), self.masks.mask(position), read_map(path)
+        return self.targets.image(position), self.targets.target(position), self.task.read_result(path)
 
 
-def find_maps(folder: Path, name: str, masks: Masks) -> MapFolder:
-    """Looks up the map of every mask in ``<folder>/<name>``; any of the image extensions will do.
+def find_maps(folder: Path, name: str, targets: Targets, task: Task) -> MapFolder:
+    """Looks up the result for every target in ``<folder>/<name>``; any of the image extensions will do.
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: two maps have the same stem, or none belongs to any mask.
+        ValueError: two maps have the same stem, or none belongs to any target.
     """
     place = folder / name
     if not place.is_dir():
@@ -176,69 +172,59 @@ def find_maps(folder: Path, name: str, masks: Masks) -> MapFolder:
             " folder of its name."
         )
     files = find_by_stem(place)
-    stems = [masks.name(i) for i in range(len(masks))]
+    stems = [targets.name(i) for i in range(len(targets))]
     known = set(stems)
     if known.isdisjoint(files):
         seen = some(sorted(path.name for path in place.iterdir())) or "nothing"
         raise ValueError(
-            f"{place}: no map belongs to any of the {len(stems)} masks ({some(stems)}), found {seen}. A map has its"
-            f" mask's stem and ends in {', '.join(EXTENSIONS)}."
+            f"{place}: no map belongs to any of the {len(stems)} {task.target_name}s ({some(stems)}), found {seen}."
+            f" A map has its {task.target_name}'s stem and ends in {', '.join(EXTENSIONS)}."
         )
     extra = [path.name for stem, path in files.items() if stem not in known]
     foreign = sorted(path.name for path in place.iterdir() if path.stem in known - files.keys())
-    return MapFolder(name, masks, [files.get(stem) for stem in stems], extra, foreign)
+    return MapFolder(name, task, targets, [files.get(stem) for stem in stems], extra, foreign)
 
 
 @dataclass(frozen=True)
 class _Scored:
-    """What a worker sends back about one mask: scores per protocol, or why there are none."""
+    """What a worker sends back about one target: its scores by each task, or why there are none."""
 
-    scores: list[ImageScores]
+    scores: list[Any]
     digest: str = ""
     problems: tuple[str, ...] = ()
     fault: str | None = None
 
 
 @dataclass(frozen=True)
-class _Task:
+class _Work:
     """What all maps of a set have in common."""
 
     found: MapFolder
-    protocols: Sequence[e2net.metrics.Protocol]
-    scores: tuple[str, ...]
+    tasks: Sequence[Task]
 
 
-def _score_one(task: _Task, position: int) -> _Scored:
+def _score_one(work: _Work, position: int) -> _Scored:
     """Decodes, resizes and scores one map; a file that cannot be used is a result, not an exception."""
-    path = task.found.maps[position]
+    found = work.found
+    path = found.maps[position]
     try:
-        mask = task.found.masks.mask(position)
-        levels = None if path is None else read_map(path)
-        wanted = levels is not None and set(task.scores) & set(IMAGE_SCORES)
-        image = task.found.image(position) if wanted else None
-        if image is not None and image.shape[:2] != mask.shape:
+        target = found.targets.target(position)
+        values = None if path is None else found.task.read_result(path)
+        wanted = values is not None and set(found.task.scores) & set(found.task.image_scores)
+        image = found.image(position) if wanted else None
+        if image is not None and image.shape[:2] != target.shape:
             raise ValueError(
-                f"{task.found.name}: expected the image of mask {task.found.masks.name(position)} at the mask's size"
-                f" {mask.shape[1]}x{mask.shape[0]}, found {image.shape[1]}x{image.shape[0]}; export both at one size."
+                f"{found.name}: expected the image of {found.task.target_name} {found.targets.name(position)} at its"
+                f" size {target.shape[1]}x{target.shape[0]}, found {image.shape[1]}x{image.shape[0]}; export both at"
+                " one size."
             )
     except (ValueError, OSError) as error:
         return _Scored([], fault=str(error))
-    digest = mask_digest(mask)
-    if levels is None or path is None:
+    digest = found.task.digest(target)
+    if values is None or path is None:
         return _Scored([], digest)
-    flags = {
-        "resized": levels.shape != mask.shape,
-        "lossy": is_jpeg(path),
-        "dark": int(levels.max()) == 1,
-    }
-    maps: list[tuple[Any, e2net.metrics.Protocol]] = []
-    for protocol in task.protocols:
-        values: Any = levels
-        if levels.shape != mask.shape:
-            values = protocol.resize_map(torch.from_numpy(levels).double() / 255, mask.shape)
-        maps.append((values, protocol))
-    scores = score_maps_of(maps, mask, scores=task.scores, image=image)
-    return _Scored(scores, digest, tuple(kind for kind, found in flags.items() if found))
+    scores = [task.score(task.fit(values, target.shape), target, image) for task in work.tasks]
+    return _Scored(scores, digest, tuple(found.task.oddities(path, values, target)))
 
 
 # Of malloc.h. Blocks from the second threshold up would bypass the heap; 32 MiB is the most that it accepts.
@@ -246,12 +232,12 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEPT_BYTES = 32 << 20
 
 # Sent once, when a worker starts.
-_shared: _Task | None = None
+_shared: _Work | None = None
 
 
-def _start_worker(task: _Task) -> None:
+def _start_worker(work: _Work) -> None:
     global _shared  # noqa: PLW0603 - the only way to hand a process pool's workers something once
-    _shared = task
+    _shared = work
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; one of them is to answer it
     # The workers are the parallelism. Also, a forked process inherits thread pools without their threads.
     cv2.setNumThreads(1)
@@ -288,18 +274,18 @@ def _work(position: int) -> _Scored:
 
 
 @contextmanager
-def _results(task: _Task, workers: int, start: str | None) -> Iterator[Iterator[_Scored]]:
-    """One result per mask, in the masks' order."""
-    count = len(task.found.maps)
+def _results(work: _Work, workers: int, start: str | None) -> Iterator[Iterator[_Scored]]:
+    """One result per target, in the targets' order."""
+    count = len(work.found.maps)
     workers = min(workers, count)
     if workers == 0:
-        yield map(_score_one, repeat(task), range(count))
+        yield map(_score_one, repeat(work), range(count))
         return
     if start is None:
         # A forked worker is there at once, a spawned one first imports everything again.
         start = "fork" if "fork" in multiprocessing.get_all_start_methods() and os.name == "posix" else "spawn"
     cv2.setNumThreads(1)  # before the fork, see e2net.datasets.datamodule
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context(start), initializer=_start_worker, initargs=(task,))
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context(start), initializer=_start_worker, initargs=(work,))
     try:
         yield pool.map(_work, range(count), chunksize=max(1, min(8, count // (4 * workers))))
     finally:
@@ -308,31 +294,31 @@ def _results(task: _Task, workers: int, start: str | None) -> Iterator[Iterator[
 
 def score_maps(
     found: MapFolder,
-    protocols: Sequence[e2net.metrics.Protocol],
+    tasks: Sequence[Task] | None = None,
     num_workers: int | None = None,
     start_method: str | None = None,
-    scores: tuple[str, ...] = DEFAULT_SCORES,
 ) -> tuple[list[SetResult], list[str]]:
-    """Scores the maps of one set under each protocol, with a progress bar.
+    """Scores the maps of one set, with a progress bar.
 
     Args:
-        found: masks and their maps.
-        protocols: each gives a result; from the second on they count as binarised.
+        found: targets and their maps.
+        tasks: that of ``found`` in variants, each of which gives a result; from the second on they count as binarised.
+            None: as it is.
         num_workers: processes; None takes one for each usable core, 0 none but this one.
         start_method: of the processes; None forks where possible.
-        scores: which of ``e2net.metrics.ALL_SCORES``.
 
     Returns:
-        One result per protocol, and what is wrong with files that cannot be used; where that is not empty, the
-        results are not to be reported.
+        One result per task, and what is wrong with files that cannot be used; where that is not empty, the results are
+        not to be reported.
     """
+    tasks = [found.task] if tasks is None else tasks
     workers = _cores() if num_workers is None else num_workers
-    collected: list[list[tuple[int, str | None, ImageScores]]] = [[] for _ in protocols]
+    collected: list[list[tuple[int, str | None, Any]]] = [[] for _ in tasks]
     problems = found.problems
     faults: list[str] = []
     digests: dict[str, str] = {}
     stems = found.stems
-    with _results(_Task(found, protocols, scores), workers, start_method) as results:
+    with _results(_Work(found, tasks), workers, start_method) as results:
         bar = tqdm(results, total=len(stems), desc=found.name, unit=" images", dynamic_ncols=True)
         for position, (stem, scored) in enumerate(zip(stems, bar, strict=True)):
             if scored.fault is not None:
@@ -346,15 +332,15 @@ def score_maps(
     return [
         SetResult(
             name=found.name,
-            scores=ScoreTable.of(scores, images),
+            task=task,
+            scores=task.tabulate(images),
             stems=stems,
-            protocol=protocol.describe(),
             masks_sha256=masks_hash(digests),
             problems=problems,
             binarised=number > 0,
             picture=found.picture if number == 0 else None,
         )
-        for number, (protocol, images) in enumerate(zip(protocols, collected, strict=True))
+        for number, (task, images) in enumerate(zip(tasks, collected, strict=True))
     ], faults
 
 
@@ -403,7 +389,6 @@ class ReportOptions:
         binarised_too: score every map a second time, as its decision at 0.5.
         bootstrap_seed: of the confidence intervals, at least 0.
         num_workers: processes that score maps on disk; None: one for each core, 0: none.
-        extra_scores: which of ``e2net.metrics.EXTRA_SCORES`` to report beside those of every table.
 
     Raises:
         ValueError: an option is out of its range.
@@ -413,7 +398,6 @@ class ReportOptions:
     binarised_too: bool = False
     bootstrap_seed: int = 0
     num_workers: int | None = None
-    extra_scores: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         for key, valid, expected in (
@@ -424,25 +408,33 @@ class ReportOptions:
         ):
             if not valid:
                 raise ValueError(f"expected {key} as {expected}, found {getattr(self, key)!r}")
-        listed = isinstance(self.extra_scores, (list, tuple))
-        if not listed or len(set(self.extra_scores) & set(EXTRA_SCORES)) != len(self.extra_scores):
-            raise ValueError(
-                f"expected scores as a list of further scores, each once, out of {', '.join(EXTRA_SCORES)}, found"
-                f" {self.extra_scores!r}; {', '.join(DEFAULT_SCORES)} are always there"
-            )
-
-    @property
-    def scores(self) -> tuple[str, ...]:
-        """Names of all scores, in the order of the columns."""
-        return (*DEFAULT_SCORES, *self.extra_scores)
 
     @classmethod
-    def of(cls, config: dict[str, Any], protocol: e2net.metrics.Protocol) -> "ReportOptions":
+    def of(cls, config: dict[str, Any]) -> "ReportOptions":
         """From a resolved ``conf/eval.yaml``."""
-        if config["binarised_too"] is True and protocol.binarise:
-            raise ValueError("binarised_too=true beside protocol.binarise=true would score the same twice; drop one")
-        keys = ("method", "binarised_too", "bootstrap_seed", "num_workers")
-        return cls(**{key: config[key] for key in keys}, extra_scores=config["scores"])
+        return cls(**{key: config[key] for key in ("method", "binarised_too", "bootstrap_seed", "num_workers")})
+
+    def variants(self, task: Task) -> list[Task]:
+        """The tasks by which maps are scored: as it is, and perhaps binarised.
+
+        Raises:
+            ValueError: it cannot be binarised.
+        """
+        if not self.binarised_too:
+            return [task]
+        again = task.binarised()
+        if again is None:
+            raise ValueError(f"binarised_too=true means nothing for task={task.name}; leave it out")
+        return [task, again]
+
+
+def scored_task(config: dict[str, Any]) -> Task:
+    """The task of a resolved ``conf/eval.yaml``, with the scores that were asked for.
+
+    Raises:
+        ValueError: it has no such scores.
+    """
+    return build_task(config).with_scores(config["scores"])
 
 
 def _is_count(value: Any) -> bool:
@@ -455,7 +447,7 @@ class PredictionJob:
 
     folder: Path
     sets: list[MapFolder]
-    protocol: e2net.metrics.Protocol
+    task: Task
     options: ReportOptions
     output: Path
 
@@ -470,12 +462,10 @@ class PredictionJob:
         Raises:
             UnusableMapsError: a map or a mask cannot be read; all sets were gone through, and nothing is reported.
         """
-        protocols = [self.protocol]
-        if self.options.binarised_too:
-            protocols.append(binarised(self.protocol))
+        tasks = self.options.variants(self.task)
         results, faults = [], {}
         for found in self.sets:
-            scored, wrong = score_maps(found, protocols, self.options.num_workers, scores=self.options.scores)
+            scored, wrong = score_maps(found, tasks, self.options.num_workers)
             results += scored
             if wrong:
                 faults[found.name] = wrong
@@ -492,11 +482,6 @@ class PredictionJob:
         return results
 
 
-def binarised(protocol: e2net.metrics.Protocol) -> e2net.metrics.Protocol:
-    """The same protocol, but scoring each map's decision at 0.5."""
-    return e2net.metrics.Protocol(protocol.quantise, protocol.normalize, True)
-
-
 def prepare_predictions(config: dict[str, Any]) -> PredictionJob:
     """Finds the map of every mask of the test sets.
 
@@ -507,18 +492,18 @@ def prepare_predictions(config: dict[str, Any]) -> PredictionJob:
         FileNotFoundError, ValueError: a setting or a folder is wrong.
         UnusableMapsError: maps are missing and ``allow_missing`` is not set.
     """
-    protocol = build(config["protocol"])
-    options = ReportOptions.of(config, protocol)
+    task, options = scored_task(config), ReportOptions.of(config)
+    options.variants(task)  # while it costs nothing
     if not isinstance(config["allow_missing"], bool):
         raise ValueError(f"expected allow_missing as true or false, found {config['allow_missing']!r}")
     folder, output = Path(config["predictions"]), Path(config["output"])
     # No network runs here, so there is nothing that its input size could change.
-    data: SegmentationData = build({**config["data"], "size": config["size"] or 1})
+    data = build_data({**config["data"], "size": config["size"] or 1}, task)
     if not data.test_names:
         raise ValueError("no test sets are named: name at least one with data.test=[NAME]")
     if output.resolve() in [(folder / name).resolve() for name in data.test_names]:
         raise ValueError(f"output={output} is a folder of maps, where pictures would be taken for maps; choose another")
-    sets = [find_maps(folder, name, masks_of(data, name)) for name in data.test_names]
+    sets = [find_maps(folder, name, targets_of(data, name), task) for name in data.test_names]
     incomplete = [found for found in sets if found.missing]
     if incomplete and not config["allow_missing"]:
         counts = "; ".join(_mismatch(found) for found in incomplete)
@@ -526,15 +511,15 @@ def prepare_predictions(config: dict[str, Any]) -> PredictionJob:
             output,
             {found.name: found.problems for found in incomplete},
             lambda file: (
-                f"{counts}. Expected a map of every mask in {folder}/<set>, with its stem and one of the extensions"
-                f" {', '.join(EXTENSIONS)}; add them, or score the others with allow_missing=true. All are named in"
-                f" {file}."
+                f"{counts}. Expected a map of every {task.target_name} in {folder}/<set>, with its stem and one of the"
+                f" extensions {', '.join(EXTENSIONS)}; add them, or score the others with allow_missing=true. All are"
+                f" named in {file}."
             ),
         )
-    if set(options.scores) & set(IMAGE_SCORES):
+    if set(task.scores) & set(task.image_scores):
         for found in sets:
-            found.image(0)  # without a folder of images every mask would be at fault
-    return PredictionJob(folder, sets, protocol, options, output)
+            found.image(0)  # without a folder of images every target would be at fault
+    return PredictionJob(folder, sets, task, options, output)
 
 
 def _mismatch(found: MapFolder) -> str:

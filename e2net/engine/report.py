@@ -6,49 +6,32 @@ import io
 import json
 import logging
 import math
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 import e2net
-from e2net.datasets.io import printable, some
 from e2net.engine.plots import Picture, curve_figure, extremes_sheet
 from e2net.files import write_atomically
-from e2net.metrics import CURVES, ScoreTable
-from e2net.metrics.functional import f_of
+from e2net.formats import printable, some
+from e2net.metrics.table import LEVEL, RESAMPLES, Interval, SetTable
+from e2net.tasks.base import Task
 
 log = logging.getLogger(__name__)
 
 Scores = dict[str, dict[str, float]]
-Interval = tuple[float, float]
 
-RESAMPLES = 1000
-LEVEL = 0.95
-# The columns of a paper's table: score, its heading in LaTeX and in Markdown.
-PAPER_COLUMNS = (
-    ("S", r"$S_\alpha\uparrow$", "S ↑"),
-    ("Emean", r"$E_\phi\uparrow$", "E ↑"),
-    ("wF", r"$F_\beta^w\uparrow$", "wF ↑"),
-    ("MAE", r"$M\downarrow$", "MAE ↓"),
-)
-# Of a protocol, what tables name; the JSON file has all of it.
-PROTOCOL_FIELDS = ("quantise", "normalize", "binarise")
 # What can be odd about a set's maps without stopping the evaluation.
+# A task adds its own.
 PROBLEMS = {
     "missing": "not there, left out",
     "foreign": "of another file type than maps have, ignored",
     "extra": "belong to no mask, ignored",
-    "resized": "not of the mask's size, resized bilinearly",
-    "lossy": "JPEG: compression has changed the values",
-    "dark": "no value above 1 of 255: saved as 0/1 instead of 0 to 255?",
     "pictures": "could not be drawn",
 }
 _NAMES_SHOWN = 3
@@ -67,9 +50,9 @@ class SetResult:
 
     Attributes:
         name: of the set.
+        task: what was scored, and how.
         scores: of its images.
         stems: of all its masks, scored or not.
-        protocol: how maps were prepared, as ``Protocol.describe`` gives it.
         masks_sha256: of the masks' contents, see ``masks_hash``; None where they were not at hand.
         problems: kind (``PROBLEMS``) to names.
         binarised: whether this is the second, binarised scoring of a set.
@@ -77,9 +60,9 @@ class SetResult:
     """
 
     name: str
-    scores: ScoreTable
+    task: Task
+    scores: SetTable
     stems: list[str]
-    protocol: dict[str, Any]
     masks_sha256: str | None = None
     problems: dict[str, list[str]] = field(default_factory=dict)
     binarised: bool = False
@@ -90,68 +73,14 @@ class SetResult:
         """The set's name, which says so where the maps were binarised on top."""
         return f"{self.name} (binarised)" if self.binarised else self.name
 
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """How results were prepared, in plain values."""
+        return self.task.protocol.describe()
+
     def values(self) -> dict[str, float]:
-        """Score name to value, fractions."""
+        """Score name to value."""
         return self.scores.values()
-
-
-def bootstrap_intervals(
-    names: Sequence[str],
-    rows: NDArray[np.float64],
-    curves: NDArray[np.float64],
-    seed: int = 0,
-    resamples: int = RESAMPLES,
-) -> dict[str, Interval]:
-    """Percentile bootstrap intervals of 95 % over the images of a set.
-
-    Images are drawn with replacement, as many as there are, and each score of the data set is computed anew from
-    what was drawn. Fmax, Fmean, Emax, Emean and FmaxPR are taken on the mean curves of each draw. Draw i is
-    row i of ``np.random.default_rng(seed).integers(0, n, (resamples, n))``.
-
-    Args:
-        names: of the scores, in the order of the columns of ``rows``.
-        rows: (n, len(names)) scores of each image, fractions; NaN where a score is undefined.
-        curves: (n, 4, 256), in the order of ``CURVES``.
-        seed: of the draws.
-        resamples: how many draws.
-
-    Returns:
-        Score name to its 2.5 % and 97.5 % quantile over the draws.
-
-    Raises:
-        ValueError: there is no image, or shapes don't fit.
-    """
-    n = len(rows)
-    if n == 0 or rows.shape != (n, len(names)) or curves.shape != (n, len(CURVES), 256):
-        raise ValueError(
-            f"expected rows (n, {len(names)}) and curves (n, {len(CURVES)}, 256) of at least one image, got "
-            f"{rows.shape} and {curves.shape}"
-        )
-    # Relative to the first image, so that what is the same for all images stays exactly the same in every draw.
-    origin = np.nan_to_num(rows[0])
-    defined = ~np.isnan(rows)
-    shifted = np.where(defined, rows - origin, 0.0)
-    flat = curves.reshape(n, -1)
-    moved = flat - flat[0]
-    drawn = np.empty((resamples, len(names)))
-    rng = np.random.default_rng(seed)
-    for start in range(0, resamples, 100):  # a block of draws at a time bounds the memory
-        draws = rng.integers(0, n, (min(100, resamples - start), n))
-        counts = np.stack([np.bincount(draw, minlength=n) for draw in draws]).astype(np.float64)
-        block = slice(start, start + len(draws))
-        with np.errstate(invalid="ignore"):
-            drawn[block] = origin + (counts @ shifted) / (counts @ defined)
-        means = (flat[0] + counts @ moved / n).reshape(-1, len(CURVES), 256)
-        f, e, precision, recall = means.transpose(1, 0, 2)
-        over_curves = {"Fmax": f.max(1), "Fmean": f.mean(1), "Emax": e.max(1), "Emean": e.mean(1)}
-        over_curves["FmaxPR"] = f_of(precision, recall).max(1)
-        for i, name in enumerate(names):
-            if name in over_curves:
-                drawn[block, i] = over_curves[name]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "All-NaN slice")  # a score that is defined for no image has no interval
-        low, high = np.nanquantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
-    return {name: (float(a), float(b)) for name, a, b in zip(names, low, high, strict=True)}
 
 
 def stems_hash(stems: Iterable[str]) -> str:
@@ -159,13 +88,8 @@ def stems_hash(stems: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(sorted(stems)).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def mask_digest(mask: NDArray[np.bool_]) -> str:
-    """SHA-256 of one mask (h, w) bool: its size and its pixels, whatever its file's format."""
-    return hashlib.sha256(f"{mask.shape[0]}x{mask.shape[1]}".encode() + np.packbits(mask).tobytes()).hexdigest()
-
-
 def masks_hash(digests: dict[str, str]) -> str:
-    """SHA-256 of all masks of a set, from stem to ``mask_digest``."""
+    """SHA-256 of all masks of a set, from stem to the task's ``digest``."""
     return hashlib.sha256(
         "\n".join(f"{k} {v}" for k, v in sorted(digests.items())).encode("utf-8", "surrogateescape")
     ).hexdigest()
@@ -203,7 +127,8 @@ def print_scores(results: Sequence[SetResult], intervals: dict[str, dict[str, In
         if not result.binarised:
             for kind, names in result.problems.items():
                 count = f"{len(names)} of {len(result.stems)}" if kind == "missing" else str(len(names))
-                shown = f"{result.name}: {count} {kind} ({PROBLEMS[kind]}): {some(names, _NAMES_SHOWN)}"
+                known = {**PROBLEMS, **result.task.problems}
+                shown = f"{result.name}: {count} {kind} ({known[kind]}): {some(names, _NAMES_SHOWN)}"
                 console.print(shown, style="yellow", markup=False)
 
 
@@ -232,7 +157,7 @@ def latex_rows(method: str, results: Sequence[SetResult]) -> str:
     and MAE. A second row where the maps were scored binarised too.
     """
     sets = [r for r in results if not r.binarised]
-    headings = " & ".join(heading for _, heading, _ in PAPER_COLUMNS)
+    headings = " & ".join(heading for _, heading, _ in results[0].task.paper_columns)
     lines = [f"% {line}" for line in _about(sets)] + [f"% columns of {r.name}: {headings}" for r in sets]
     for name, cells in _paper_rows(method, results):
         lines.append(" & ".join([_latex(name), *cells]) + r" \\")
@@ -241,7 +166,7 @@ def latex_rows(method: str, results: Sequence[SetResult]) -> str:
 
 def _about(sets: Sequence[SetResult]) -> list[str]:
     """What a table must name to be reproduced: the protocol, and of each set how much of which file list."""
-    protocol = ", ".join(f"{k}: {sets[0].protocol[k]}" for k in PROTOCOL_FIELDS)
+    protocol = ", ".join(f"{k}: {sets[0].protocol[k]}" for k in sets[0].task.protocol_fields)
     return [f"e2net {e2net.__version__}, {protocol}"] + [
         f"{r.name}: {len(r.scores)} of {len(r.stems)} maps, file list {stems_hash(r.stems)}" for r in sets
     ]
@@ -255,7 +180,7 @@ def _latex(text: str) -> str:
 def markdown_rows(method: str, results: Sequence[SetResult]) -> str:
     """The same row as ``latex_rows`` gives, as a Markdown table with its headings, and the same as comments."""
     sets = [r for r in results if not r.binarised]
-    head = ["Method", *(f"{r.name} {heading}" for r in sets for _, _, heading in PAPER_COLUMNS)]
+    head = ["Method", *(f"{r.name} {heading}" for r in sets for _, _, heading in results[0].task.paper_columns)]
     lines = [head, ["---"] + ["---:"] * (len(head) - 1)]
     lines += [[name, *cells] for name, cells in _paper_rows(method, results)]
     table = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
@@ -266,7 +191,9 @@ def _paper_rows(method: str, results: Sequence[SetResult]) -> list[tuple[str, li
     rows = []
     for binarised, name in ((False, method), (True, f"{method} (binarised)")):
         values = [r.values() for r in results if r.binarised == binarised]
-        cells = [_short(v[score]) if score in v else "-" for v in values for score, _, _ in PAPER_COLUMNS]
+        cells = [
+            _short(v[score]) if score in v else "-" for v in values for score, _, _ in results[0].task.paper_columns
+        ]
         if values:
             rows.append((name, cells))
     return rows
@@ -317,10 +244,10 @@ def write_report(
 
     tables: dict[str, list[list[Any]]] = {
         "scores.csv": [
-            ["test_set", *columns, "maps", "masks", *PROTOCOL_FIELDS, "file_list_sha256"],
+            ["test_set", *columns, "maps", "masks", *results[0].task.protocol_fields, "file_list_sha256"],
             *(
                 [r.label, *values[r.label].values(), len(images[r.label]), len(r.stems)]
-                + [r.protocol[k] for k in PROTOCOL_FIELDS]
+                + [r.protocol[k] for k in r.task.protocol_fields]
                 + [stems_hash(r.stems)]
                 for r in results
             ),
@@ -333,11 +260,13 @@ def write_report(
             ["test_set", "name", *columns],
             *([label, row["name"], *(row[k] for k in columns)] for label, rows in images.items() for row in rows),
         ],
-        "curves.csv": [
-            ["test_set", "threshold", *CURVES],
-            *([label, t, *(c[k][t] for k in CURVES)] for label, c in curves.items() for t in range(256)),
-        ],
     }
+    if any(curves.values()):
+        names = list(next(iter(curves.values())))
+        tables["curves.csv"] = [
+            ["test_set", "threshold", *names],
+            *([label, t, *(c[k][t] for k in names)] for label, c in curves.items() for t in range(256)),
+        ]
     for file, lines in tables.items():
         text = io.StringIO()
         csv.writer(text).writerows(lines)
@@ -346,12 +275,14 @@ def write_report(
     write("table.md", markdown_rows(method, results))
 
     problems = {r.label: {k: list(v) for k, v in r.problems.items()} for r in results}
-    pictures: list[tuple[str, str, Callable[[], bytes]]] = [
-        (results[0].label, "curves.png", lambda: curve_figure(curves))
-    ]
+    pictures: list[tuple[str, str, Callable[[], bytes]]] = []
+    if any(curves.values()):
+        pictures.append((results[0].label, "curves.png", lambda: curve_figure(curves)))
     for result in results:
         if result.picture is not None:
-            scored = [(row["S"], row["index"], printable(row["name"])) for row in images[result.label] if "S" in row]
+            by, sign = result.task.monitor, 1 if result.task.directions[result.task.monitor] == "max" else -1
+            rows = [row for row in images[result.label] if by in row]
+            scored = [(sign * row[by], row["index"], printable(row["name"])) for row in rows]
             if scored:
                 pictures.append((result.label, f"worst_best_{result.name}.png", _Sheet(scored, result.picture)))
     for label, file, draw in pictures:
@@ -415,10 +346,7 @@ def report(
     Returns:
         {test set: {score: value}}, fractions.
     """
-    intervals = {
-        r.label: bootstrap_intervals(r.scores.scores, r.scores.rows.numpy(), r.scores.curves.numpy(), seed=seed)
-        for r in results
-    }
+    intervals = {r.label: r.scores.intervals(seed) for r in results}
     print_scores(results, intervals)
     about = {**about, "bootstrap": {"level": LEVEL, "resamples": RESAMPLES, "seed": seed, "over": "images"}}
     write_report(folder, results, intervals, method, about, name)

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-from e2net.datasets import SegmentationData
+from e2net.datasets import DenseData
 from e2net.engine.config import flatten
 
 # Keys of conf/train.yaml, and beginnings of keys, that a resumed run may have otherwise. Whatever else differs would be
@@ -73,13 +73,13 @@ def _may_differ(key: str) -> bool:
     return any(key == allowed or key.startswith(f"{allowed}.") for allowed in MAY_DIFFER)
 
 
-def images_hash(data: SegmentationData) -> str:
+def images_hash(data: DenseData) -> str:
     """SHA-256 of the names of the training and validation images, in their order."""
     parts = ("\n".join(data.train_names()), "\n".join(data.val_names()))
     return hashlib.sha256("\n\n".join(parts).encode()).hexdigest()
 
 
-def check_same_images(before: str | None, data: SegmentationData, resume: str) -> None:
+def check_same_images(before: str | None, data: DenseData, resume: str) -> None:
     """Refuses other images than those of the run to be resumed.
 
     Args:

@@ -14,16 +14,17 @@ import yaml
 from lightning.pytorch.callbacks import LearningRateMonitor, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from e2net.datasets import SegmentationData
-from e2net.datasets.io import some
+from e2net.datasets import DenseData
 from e2net.datasets.transforms import Size
 from e2net.engine.averaging import WeightAverage
 from e2net.engine.cache import FeatureCache
-from e2net.engine.callbacks import CheckpointFile, MapWriter, MaskDigests, ResumeState, SamplePictures
+from e2net.engine.callbacks import CheckpointFile, MapWriter, ResumeState, SamplePictures, TargetDigests
 from e2net.engine.checkpoint import KEY, find_checkpoint, load_model, load_state, read_checkpoint, restore
 from e2net.engine.config import (
     build,
+    build_data,
     build_model,
+    build_task,
     build_trainer,
     check_batches,
     check_training,
@@ -45,14 +46,14 @@ from e2net.engine.folder import (
 )
 from e2net.engine.inference import Predictor
 from e2net.engine.memory import AUTO, OutOfMemoryError, Trial, advise, choose_batch_size, is_out_of_memory
-from e2net.engine.module import SegmentationModule
+from e2net.engine.module import DenseModule
 from e2net.engine.outputs import check_free, claim
 from e2net.engine.predictions import (
     ReportOptions,
-    binarised,
     find_maps,
-    masks_of,
     score_maps,
+    scored_task,
+    targets_of,
 )
 from e2net.engine.provenance import config_hash, file_hash, weights_hash, write_environment
 from e2net.engine.records import MetricsFile, WholeCheckpoints
@@ -61,7 +62,8 @@ from e2net.engine.resume import check_same_images, check_same_run, images_hash
 from e2net.engine.scales import RandomScale, scaled_size
 from e2net.engine.speed import compile_model
 from e2net.files import write_atomically
-from e2net.model import SegmentationModel
+from e2net.formats import some
+from e2net.model import DenseModel
 
 log = logging.getLogger(__name__)
 
@@ -75,8 +77,8 @@ T = TypeVar("T")
 class Job:
     """Everything that a run needs, built and checked; nothing has started yet."""
 
-    module: SegmentationModule
-    data: SegmentationData
+    module: DenseModule
+    data: DenseData
     trainer: L.Trainer
     output: Path
     checkpoint: Path | None
@@ -105,13 +107,14 @@ def prepare_training(config: dict[str, Any]) -> Job:
         config = {**config, "data": {**config["data"], "batch_size": found}}
     if content is not None:
         check_same_run(content[KEY]["config"], config)
-    data: SegmentationData = build(config["data"])
-    criterion, optim, protocol = (build(config[key]) for key in ("loss", "optim", "protocol"))
+    task = build_task(config)
+    data = build_data(config["data"], task)
+    criterion, optim = (build(config[key]) for key in ("loss", "optim"))
     predictor = Predictor(config["flip_test"], config["test_scales"])
     rescale = RandomScale(config["train_scales"], config["seed"])
     model = build_model(config)
     model.encoder.check_size(*data.size)
-    optim.schedule.check(validated=data.validated)
+    optim.schedule.check(data.validated, task)
     cache: FeatureCache = build(config["cache"])
     cache.check(model.encoder, data, plain=predictor.scales == rescale.scales == (1.0,))
     if content is not None:
@@ -140,7 +143,7 @@ def prepare_training(config: dict[str, Any]) -> Job:
     if config["compile"]:
         compile_model(model)
     names = tuple(data.test_names)
-    module = SegmentationModule(model, config, protocol, criterion, optim, names, predictor, rescale)
+    module = DenseModule(model, config, criterion, optim, names, predictor, rescale)
     return Job(module, data, trainer, output, resume, cache)
 
 
@@ -153,8 +156,9 @@ def _resumed(config: dict[str, Any]) -> tuple[Path | None, dict[str, Any] | None
     return resume, None if resume is None else read_checkpoint(resume)
 
 
-def _trainer(config: dict[str, Any], output: Path, data: SegmentationData, step: int) -> L.Trainer:
+def _trainer(config: dict[str, Any], output: Path, data: DenseData, step: int) -> L.Trainer:
     """The Trainer of a run that begins at an optimiser step, with loggers and callbacks."""
+    task = data.task
     checkpoints = output / CHECKPOINTS
     return build_trainer(
         {**config["trainer"], "precision": choose_precision(**_pick(config["trainer"], "precision", "accelerator"))},
@@ -167,7 +171,11 @@ def _trainer(config: dict[str, Any], output: Path, data: SegmentationData, step:
             *([WeightAverage(config["ema"])] if config["ema"] else []),
             ResumeState(images_hash(data)),
             # The best one first: where a run ends between the two, the last one is that of an epoch before.
-            *([CheckpointFile(checkpoints / BEST, "val/S")] if data.validated else []),
+            *(
+                [CheckpointFile(checkpoints / BEST, f"val/{task.monitor}", task.directions[task.monitor])]
+                if data.validated
+                else []
+            ),
             CheckpointFile(checkpoints / LAST),
             LearningRateMonitor("step"),
             SamplePictures(output / SAMPLES, config["num_samples"]),
@@ -273,7 +281,7 @@ def with_memory_advice(job: Job, work: Callable[[], T]) -> T:
     raise OutOfMemoryError(advise(trial, job.data.batch_size, job.trainer.accumulate_grad_batches, fault))
 
 
-def _largest_size(model: SegmentationModel, data: SegmentationData, rescale: RandomScale) -> Size:
+def _largest_size(model: DenseModel, data: DenseData, rescale: RandomScale) -> Size:
     """(H, W) of the largest training batches, pixels."""
     return scaled_size(data.size, max(rescale.scales), model.encoder.size_multiple)
 
@@ -287,14 +295,14 @@ def prepare_test(config: dict[str, Any]) -> Job:
     Raises:
         ValueError, FileNotFoundError: see :func:`prepare_training`.
     """
-    protocol = build(config["protocol"])
-    options = ReportOptions.of(config, protocol)
+    task, options = scored_task(config), ReportOptions.of(config)
+    options.variants(task)  # while it costs nothing
     checkpoint = find_checkpoint(config["ckpt"])
     digest = file_hash(checkpoint)
     model, trained = load_model(checkpoint, config["encoder_path"])
     if file_hash(checkpoint) != digest:
         raise ValueError(f"{checkpoint} was replaced while it was read; its run is still going on: try again")
-    data: SegmentationData = build(config["data"])
+    data = build_data(config["data"], task)
     model.encoder.check_size(*data.size)
     data.check("test")
     output = Path(config["output"])
@@ -302,7 +310,7 @@ def prepare_test(config: dict[str, Any]) -> Job:
     predictor.check(model.encoder.size_multiple)
     names = tuple(data.test_names)
     _check_maps(output / "maps", names)
-    module = SegmentationModule(model, trained, protocol, test_names=names, predictor=predictor, scores=options.scores)
+    module = DenseModule(model, trained, test_names=names, predictor=predictor, task=task)
     precision = choose_precision(config["precision"], config["accelerator"])
     trainer = build_trainer(
         {"_target_": "lightning.Trainer", "precision": precision, "accelerator": config["accelerator"]},
@@ -352,17 +360,17 @@ def test(job: Job, name: str = TEST_SCORES) -> Scores:
 
 def _results(job: Job) -> list[SetResult]:
     """Runs the model over the test sets; every process gets the scores of all."""
-    digests = MaskDigests()
+    task, digests = job.module.task, TargetDigests()
     callbacks: list[L.Callback] = job.trainer.callbacks  # type: ignore[attr-defined]
     maps = next((c.folder for c in callbacks if isinstance(c, MapWriter)), None)
     callbacks.append(digests)
-    sets = [masks_of(job.data, name) for name in job.module.test_names]
-    job.module.test_images = [masks.image for masks in sets]
+    sets = [targets_of(job.data, name) for name in job.module.test_names]
+    job.module.test_images = [targets.image for targets in sets]
     if maps is not None and job.trainer.is_global_zero:
         # Those of an earlier evaluation: after an interruption nobody could tell them from this one's.
-        for name, masks in zip(job.module.test_names, sets, strict=True):
-            for i in range(len(masks)):
-                (maps / name / f"{masks.name(i)}.png").unlink(missing_ok=True)
+        for name, targets in zip(job.module.test_names, sets, strict=True):
+            for i in range(len(targets)):
+                (maps / name / f"{targets.name(i)}.png").unlink(missing_ok=True)
             (job.output / SAMPLES / f"test_{name}.png").unlink(missing_ok=True)
     try:
         with _interrupts(job.trainer):
@@ -375,16 +383,15 @@ def _results(job: Job) -> list[SetResult]:
         callbacks.remove(digests)
     job.module.test_results()  # from here on the scores of all processes are in each
     results = []
-    for name, scores, masks in zip(job.module.test_names, job.module.test_scores, sets, strict=True):
-        stems = [masks.name(i) for i in range(len(masks))]
-        result = SetResult(name, scores.table(), stems, job.module.protocol.describe(), digests.hash(name, stems))
+    for name, scores, targets in zip(job.module.test_names, job.module.test_scores, sets, strict=True):
+        stems = [targets.name(i) for i in range(len(targets))]
+        result = SetResult(name, task, scores.table(), stems, digests.hash(name, stems))
         results.append(result)
         if maps is not None and job.trainer.is_global_zero:
-            found = find_maps(maps, name, masks)
+            found = find_maps(maps, name, targets, task)
             result.picture = found.picture
-            if job.options.binarised_too:
-                again = binarised(job.module.protocol)
-                (second,), _ = score_maps(found, [again], job.options.num_workers, scores=job.options.scores)
+            for again in job.options.variants(task)[1:]:
+                (second,), _ = score_maps(found, [again], job.options.num_workers)
                 results.append(dataclasses.replace(second, binarised=True, problems={}, picture=None))
     return results
 
@@ -415,7 +422,7 @@ def choose_precision(precision: str, accelerator: str) -> str:
     return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
 
 
-def describe(model: SegmentationModel) -> str:
+def describe(model: DenseModel) -> str:
     """One line: how many parameters there are, and how many of them train."""
     parts = []
     for name in ("encoder", "neck", "decoder"):

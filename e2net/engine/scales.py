@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from e2net.datasets.transforms import Size
+from e2net.tasks.base import Task
+from e2net.tasks.camouflage import Camouflage
 
 # Tells these draws from the augmentation's, which come from (seed, epoch, position).
 _STREAM = 1
@@ -68,22 +70,26 @@ class RandomScale:
         rng = np.random.default_rng([self.seed, epoch, batch, _STREAM])
         return self.scales[int(rng.integers(len(self.scales)))]
 
-    def __call__(self, image: Tensor, mask: Tensor, multiple: int, epoch: int, batch: int) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, image: Tensor, target: Tensor, multiple: int, epoch: int, batch: int, task: Task | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Resizes one batch, bilinearly with antialiasing.
 
         Args:
             image: (B, 3, H, W) float.
-            mask: (B, 1, H, W) float, 0 or 1.
+            target: (B, 1, H, W), what the loss takes.
             multiple: the new height and width are multiples of it, pixels.
             epoch, batch: which batch this is.
+            task: whose targets these are; None: camouflage.
 
         Returns:
-            Image (B, 3, H', W'), and mask (B, 1, H', W'): 1 where more than half of a pixel's area is object.
+            Image (B, 3, H', W') and target (B, 1, H', W').
         """
         size = scaled_size(image.shape[-2:], self.draw(epoch, batch), multiple)
         if size == tuple(image.shape[-2:]):
-            return image, mask
-        return resize(image, size), (resize(mask, size) > 0.5).to(mask.dtype)
+            return image, target
+        with torch.autocast(image.device.type, enabled=False):
+            return resize(image, size), (task or Camouflage()).resize_batch(target, size)
 
 
 def resize(image: Tensor, size: Size) -> Tensor:

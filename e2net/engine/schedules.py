@@ -7,20 +7,19 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
-from e2net.metrics import DEFAULT_SCORES
+from e2net.tasks.base import Direction, Task
 
-# What a plateau can be looked for in: the mean loss of an epoch, and the validation scores, of which errors fall.
+# The mean loss of an epoch.
 TRAIN_LOSS = "train/mean_loss"
-_MONITORS = {TRAIN_LOSS: "min", **{f"val/{s}": "min" if s == "MAE" else "max" for s in DEFAULT_SCORES}}
 
 
 class Schedule:
     """A factor on every group's learning rate."""
 
-    def check(self, validated: bool) -> None:
-        """Raises ValueError if the schedule needs validation scores and there is no validation part."""
+    def check(self, validated: bool, task: Task) -> None:
+        """Raises ValueError if the schedule needs a validation score that there is not."""
 
-    def configure(self, optimizer: Optimizer, total_steps: int) -> dict[str, Any]:
+    def configure(self, optimizer: Optimizer, total_steps: int, task: Task) -> dict[str, Any]:
         """Lightning's ``lr_scheduler`` entry, for a run of ``total_steps`` optimiser steps."""
         raise NotImplementedError
 
@@ -53,7 +52,7 @@ class Curve(Schedule):
         """Factor at ``progress``, the fraction of all steps, from ``warmup`` to 1."""
         raise NotImplementedError
 
-    def configure(self, optimizer: Optimizer, total_steps: int) -> dict[str, Any]:
+    def configure(self, optimizer: Optimizer, total_steps: int, task: Task) -> dict[str, Any]:
         scheduler = LambdaLR(optimizer, lambda step: self(step / max(total_steps, 1)))
         return {"scheduler": scheduler, "interval": "step"}
 
@@ -143,7 +142,8 @@ class Plateau(Schedule):
     """The rate falls by ``factor`` whenever a score has not improved for some epochs. There is no warm-up.
 
     Args:
-        monitor: a validation score, such as ``val/S`` or ``val/MAE``, or ``train/mean_loss``.
+        monitor: a validation score, such as ``val/S`` or ``val/MAE``, or ``train/mean_loss``; None: the score that
+            chooses the checkpoint.
         factor: by which the rate falls.
         patience: epochs without improvement before it does; those without validation count too.
         final: the rate never falls below this fraction of the first one.
@@ -152,9 +152,9 @@ class Plateau(Schedule):
         ValueError: an argument is out of its range.
     """
 
-    def __init__(self, monitor: str = "val/S", factor: float = 0.1, patience: int = 10, final: float = 1e-3) -> None:
-        if monitor not in _MONITORS:
-            raise ValueError(f"schedule.monitor must be one of {', '.join(_MONITORS)}, found {monitor}")
+    def __init__(
+        self, monitor: str | None = None, factor: float = 0.1, patience: int = 10, final: float = 1e-3
+    ) -> None:
         if not 0 < factor < 1 or patience < 0 or not 0 <= final <= 1:
             raise ValueError(
                 "schedule: factor must be between 0 and 1, patience at least 0 and final in [0, 1], "
@@ -162,21 +162,32 @@ class Plateau(Schedule):
             )
         self.monitor, self.factor, self.patience, self.final = monitor, factor, patience, final
 
-    def check(self, validated: bool) -> None:
-        if not validated and self.monitor != TRAIN_LOSS:
+    def check(self, validated: bool, task: Task) -> None:
+        monitor, monitors = self._monitor(task), _monitors(task)
+        if monitor not in monitors:
+            raise ValueError(f"schedule.monitor must be one of {', '.join(monitors)}, found {monitor}")
+        if not validated and monitor != TRAIN_LOSS:
             raise ValueError(
-                f"schedule.monitor={self.monitor} needs a validation part, and data.val_fraction=0 leaves none; "
+                f"schedule.monitor={monitor} needs a validation part, and data.val_fraction=0 leaves none; "
                 f"set schedule.monitor={TRAIN_LOSS}, or hold out images by data.val_fraction=0.1"
             )
 
-    def configure(self, optimizer: Optimizer, total_steps: int) -> dict[str, Any]:
+    def configure(self, optimizer: Optimizer, total_steps: int, task: Task) -> dict[str, Any]:
         scheduler = ReduceLROnPlateau(
             optimizer,
-            mode=_MONITORS[self.monitor],  # type: ignore[arg-type]
+            mode=_monitors(task)[self._monitor(task)],
             factor=self.factor,
             patience=self.patience,
             min_lr=[self.final * group["lr"] for group in optimizer.param_groups],
             eps=0.0,  # by default, falls of less than 1e-8 are left out: a decayed encoder's whole rate
         )
         # Not strict: before the first validation (trainer.check_val_every_n_epoch=2) there is no score to look at.
-        return {"scheduler": scheduler, "interval": "epoch", "monitor": self.monitor, "strict": False}
+        return {"scheduler": scheduler, "interval": "epoch", "monitor": self._monitor(task), "strict": False}
+
+    def _monitor(self, task: Task) -> str:
+        return f"val/{task.monitor}" if self.monitor is None else self.monitor
+
+
+def _monitors(task: Task) -> dict[str, Direction]:
+    """What a plateau can be looked for in, and which way is better."""
+    return {TRAIN_LOSS: "min", **{f"val/{score}": task.directions[score] for score in task.scores}}

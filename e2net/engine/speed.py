@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from e2net.model import SegmentationModel
+from e2net.model import DenseModel
 
 log = logging.getLogger(__name__)
 
 
-def compile_model(model: SegmentationModel, **options: Any) -> None:
+def compile_model(model: DenseModel, **options: Any) -> None:
     """Compiles the encoder's blocks, the neck and the decoder in place; names in the state dict stay as they are.
 
     The blocks one by one: they share one piece of compiled code, and the hooks that collect hidden states and add
@@ -57,7 +57,7 @@ def _with_fallback(compiled: Callable, plain: Callable, state: _State) -> Callab
     return forward
 
 
-def frozen_weights(model: SegmentationModel) -> Iterator[nn.Parameter]:
+def frozen_weights(model: DenseModel) -> Iterator[nn.Parameter]:
     """Frozen weights and biases of the linear layers in the encoder's blocks, where they can be read from files again.
 
     Nothing outside of the blocks: DINOv3 computes its rotary positions in the type of the patch embedding's weight.
@@ -69,7 +69,7 @@ def frozen_weights(model: SegmentationModel) -> Iterator[nn.Parameter]:
             yield from (p for p in module.parameters(recurse=False) if not p.requires_grad)
 
 
-def halve_frozen(model: SegmentationModel, precision: str, device: torch.device) -> None:
+def halve_frozen(model: DenseModel, precision: str, device: torch.device) -> None:
     """:func:`cast_frozen` to bf16 where that gains something: on a GPU, for a Trainer's ``bf16-mixed``.
 
     To be called after whatever hashes the weights. A CPU keeps float32: what it would save is no more than noise
@@ -80,7 +80,7 @@ def halve_frozen(model: SegmentationModel, precision: str, device: torch.device)
 
 
 @torch.no_grad()
-def cast_frozen(model: SegmentationModel, dtype: torch.dtype) -> None:
+def cast_frozen(model: DenseModel, dtype: torch.dtype) -> None:
     """Keeps :func:`frozen_weights` in the type that autocast would cast them to in every step: the same results.
 
     Norms and all other parameters stay as they are, since autocast computes with those in float32.

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from e2net.decoders import Decoder
 from e2net.losses import Criterion
-from e2net.model import SegmentationModel
+from e2net.model import DenseModel
 
 Inputs = Tensor | Sequence[Tensor]
 # Lightning's short names of precisions.
@@ -23,9 +23,9 @@ def _unwatched(name: str) -> AbstractContextManager[object]:
 
 
 def step(
-    model: SegmentationModel,
+    model: DenseModel,
     inputs: Inputs,
-    mask: Tensor,
+    target: Tensor,
     criterion: Criterion,
     progress: float = 1.0,
     part: Callable[[str], AbstractContextManager[object]] = _unwatched,
@@ -35,7 +35,7 @@ def step(
     Args:
         model: in train mode, and by :func:`leave_out_unused` without what ``criterion`` does not look at.
         inputs: images (B, 3, H, W) float, RGB in [0, 1]; or their F1..F4, where these are kept.
-        mask: (B, 1, H, W) float, 0 or 1.
+        target: (B, 1, H, W), what the criterion takes.
         criterion: the loss.
         progress: the share of training that is done, in [0, 1].
         part: makes the context in which ``encoder``, ``decoder`` and ``loss`` each run, for a stopwatch.
@@ -46,12 +46,12 @@ def step(
     with part("encoder"):
         features = model.encoder(inputs) if isinstance(inputs, Tensor) else inputs
     with part("decoder"):
-        output = model.decode(features, mask.shape[-2:])
+        output = model.decode(features, target.shape[-2:])
     with part("loss"):
-        return criterion(output, mask, progress)
+        return criterion(output, target, progress)
 
 
-def leave_out_unused(model: SegmentationModel, criterion: Criterion) -> None:
+def leave_out_unused(model: DenseModel, criterion: Criterion) -> None:
     """Has the decoder do without the auxiliary maps that the criterion never looks at.
 
     Their heads would get no gradient, and several processes would wait for it for ever.

@@ -31,7 +31,7 @@ from .modular import (
     SMeasure,
     WeightedFMeasure,
 )
-from .protocol import Protocol, to_map
+from .protocol import Protocol, ResultProtocol, to_map
 from .scoring import (
     ALL_SCORES,
     CURVES,
@@ -68,6 +68,7 @@ __all__ = [
     "MaskGeometry",
     "PrecisionRecall",
     "Protocol",
+    "ResultProtocol",
     "SMeasure",
     "ScoreTable",
     "WeightedFMeasure",

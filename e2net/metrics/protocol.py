@@ -73,8 +73,16 @@ def _resize(prob: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(prob[None, None], size=tuple(size), mode="bilinear", align_corners=False)[0, 0]
 
 
+class ResultProtocol:
+    """How a result is prepared before it is scored; each kind of task has its own."""
+
+    def describe(self) -> dict[str, Any]:
+        """Plain values for a score file."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
-class Protocol:
+class Protocol(ResultProtocol):
     """What happens to a prediction before it is scored.
 
     The order is fixed: resize, threshold (if asked), quantise (if asked), stretch (if asked).

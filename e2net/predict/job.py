@@ -18,9 +18,9 @@ from tqdm import tqdm
 
 import e2net
 from e2net.arguments import check_folder
-from e2net.datasets import read_image
 from e2net.engine.checkpoint import find_checkpoint
 from e2net.engine.report import write_atomically
+from e2net.formats import read_image
 from e2net.predict.film import FilmReader, FilmWriter, FrameFolder
 from e2net.predict.inputs import CUTOUTS, MAPS, OVERLAYS, Item, shown
 from e2net.predict.result import Kind, Prediction

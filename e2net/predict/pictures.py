@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from e2net.datasets import read_image
+from e2net.formats import read_image
 from e2net.predict.inputs import other_kind
 
 Picture = str | os.PathLike[str] | NDArray[np.uint8] | Tensor | Image.Image | bytes | bytearray | memoryview

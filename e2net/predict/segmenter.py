@@ -21,7 +21,7 @@ from e2net.datasets import Resize
 from e2net.engine import load_model
 from e2net.engine.inference import Predictor
 from e2net.engine.run import choose_precision
-from e2net.model import SegmentationModel
+from e2net.model import DenseModel
 from e2net.predict.pictures import FAULTS, Picture, check_many, decode, is_picture, take
 from e2net.predict.result import Prediction
 from e2net.predict.settings import LARGEST, check_value
@@ -109,7 +109,7 @@ class Segmenter:
 
     def __init__(
         self,
-        model: SegmentationModel,
+        model: DenseModel,
         size: int | Sequence[int],
         device: str = "auto",
         predictor: Predictor | None = None,

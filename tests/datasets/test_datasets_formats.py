@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from e2net.datasets import FolderPairs, find_by_stem, in_validation, read_image, read_map, read_mask
-from e2net.datasets.io import printable, some, verify_image
-from e2net.datasets.pairs import FolderMasks
+from e2net.datasets import FolderPairs, in_validation
+from e2net.datasets.pairs import FolderTargets
+from e2net.formats import find_by_stem, printable, read_image, read_map, read_mask, some, verify_image
 
 shapes = st.tuples(st.integers(1, 20), st.integers(1, 20))
 many = settings(max_examples=400, deadline=None, derandomize=True, database=None)
@@ -211,7 +211,7 @@ def test_names_that_are_no_utf8_are_paired_read_and_split(tmp_path):
         (tmp_path / folder / f"{name}.png").write_bytes(formats.png(np.full((3, 4), 1), 1, formats.GREY))
     pairs = FolderPairs(tmp_path)
     pairs.check()
-    assert pairs.name(0) == name and pairs.read(0)[1].all() and FolderMasks(tmp_path).mask(0).all()
+    assert pairs.name(0) == name and pairs.read(0)[1].all() and FolderTargets(tmp_path).target(0).all()
     assert in_validation(name, 0.999999) and not in_validation(name, 0.0)
     assert printable(name) == r"caf\udce9" and some([name]) == printable(name)
     (tmp_path / "Image" / f"{name}.png").rename(tmp_path / "Image" / "other.png")

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from e2net.datasets.io import find_by_stem, is_jpeg, read_image, read_map, read_mask, verify_image, write_map
+from e2net.formats import find_by_stem, is_jpeg, read_image, read_map, read_mask, verify_image, write_map
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from e2net.datasets import FolderMasks, FolderPairs
+from e2net.datasets import FolderPairs, FolderTargets
 
 
 def write_pair(root, stem, size=(12, 10), image_folder="Image", mask_folder="GT", extension=".jpg"):
@@ -157,14 +157,14 @@ def test_real_photographs(shared):
 
 
 def test_masks_need_no_images(root):
-    masks = FolderMasks(root)
+    masks = FolderTargets(root)
     assert [masks.name(i) for i in range(len(masks))] == ["a", "b", "c"]
-    assert masks.mask(0).sum() == 16
+    assert masks.target(0).sum() == 16
     assert masks.image(0).shape == (12, 10, 3)
     (root / "Image" / "a.jpg").unlink()
-    assert FolderMasks(root).image(0) is None
+    assert FolderTargets(root).image(0) is None
     shutil.rmtree(root / "Image")
-    alone = FolderMasks(root)
+    alone = FolderTargets(root)
     assert len(alone) == 3 and alone.image(1) is None
 
 
@@ -172,9 +172,9 @@ def test_masks_that_are_missing(root):
     for path in (root / "GT").iterdir():
         path.unlink()
     with pytest.raises(ValueError, match=r"GT: no file ends in"):
-        FolderMasks(root)
+        FolderTargets(root)
     (root / "GT").rmdir()
     with pytest.raises(FileNotFoundError, match="no folder of masks"):
-        FolderMasks(root)
+        FolderTargets(root)
     with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere"):
-        FolderMasks(root / "nowhere")
+        FolderTargets(root / "nowhere")

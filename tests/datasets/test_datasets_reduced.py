@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from e2net.datasets import Augment, FolderPairs, ProceduralPairs, read_image
+from e2net.datasets import Augment, FolderPairs, ProceduralPairs
+from e2net.formats import read_image
 
 SIZE = (64, 64)
 

@@ -110,7 +110,7 @@ def test_records_are_the_features_of_view_and_mirror_image(tmp_path):
             expected = encoder(pixels.flip(-1) if flip else pixels)
             for a, b in zip(store.features(2 * entry + flip), expected, strict=True):
                 torch.testing.assert_close(a.float(), b[0], rtol=1e-3, atol=1e-3)
-            assert torch.equal(store.mask(2 * entry + flip), sample.target.flip(-1) if flip else sample.target)
+            assert torch.equal(store.target(2 * entry + flip), sample.target.flip(-1) if flip else sample.target)
     assert not torch.equal(views[0].image, views[1].image)
 
 
@@ -167,7 +167,7 @@ def test_values_beyond_float16_are_refused(tmp_path):
     assert store.missing() == [0, 1, 2]
     wide = _store(tmp_path, "key", dtype="bfloat16")
     wide.write([1], large, torch.ones(1, 1, 8, 8))
-    assert math.isclose(wide.features(1)[0][0, 0, 0], 1e6, rel_tol=0.01) and wide.mask(1).all()
+    assert math.isclose(wide.features(1)[0][0, 0, 0], 1e6, rel_tol=0.01) and wide.target(1).all()
     assert wide.missing() == [0, 2]
 
 

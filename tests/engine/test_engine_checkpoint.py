@@ -41,6 +41,7 @@ def _local(folder, **kwargs):
 
 def _config(encoder, tuning=FROZEN, decoder=LINEAR):
     return {
+        "task": {"_target_": "e2net.tasks.Camouflage"},
         "encoder": encoder,
         "neck": {"_target_": "e2net.decoders.necks.Identity"},
         "tuning": tuning,
@@ -269,7 +270,7 @@ HOSTILE = [
     "pathlib.Path.mkdir", "os.mkdir", "os.system", "subprocess.Popen", "builtins.eval", "builtins.exec",
     "shutil.rmtree", "hydra.utils.instantiate", "hydra.utils.get_method", "torch.load", "torch.hub.load",
     "lightning.Trainer", "importlib.import_module", "e2net.engine.config.build", "e2net.engine.cache.FeatureStore",
-    "e2net.datasets.cached.FeatureStore", "e2net.datasets.cached.remove_unused", "e2net.datasets.write_map",
+    "e2net.datasets.cached.FeatureStore", "e2net.datasets.cached.remove_unused", "e2net.formats.write_map",
     "e2net.engine.report.write_atomically", "e2net.engine.run.train", "e2net.engine.callbacks.MapWriter",
     "e2net.datasets.FolderData.load_from_checkpoint", "e2net.encoders.ViTEncoder.load_state_dict",
     "e2net.encoders.ViTEncoder.__init__", "e2net.encoders.ViTEncoder.__subclasses__", "e2net.encoders.vit.torch.load",

@@ -7,6 +7,7 @@ from torch import nn
 from e2net.engine.inference import Predictor, starts
 from e2net.engine.scales import RandomScale, scaled_size
 from e2net.structures import Output
+from e2net.tasks import Camouflage
 
 
 class _Encoder:
@@ -17,6 +18,7 @@ class _Model(nn.Module):
     """Logits that depend on each pixel alone, or also on the mean of all that the model sees."""
 
     encoder = _Encoder()
+    task = Camouflage()
 
     def __init__(self, context=0.0):
         super().__init__()

@@ -10,13 +10,13 @@ from e2net.decoders import LinearDecoder
 from e2net.encoders import Adapters, Frozen, Full, LoRA, Partial, ViTEncoder
 from e2net.engine import build, resolve
 from e2net.engine.checkpoint import saved_state
-from e2net.engine.module import SegmentationModule
+from e2net.engine.module import DenseModule
 from e2net.engine.optim import AdamW
 from e2net.engine.schedules import Cosine, Plateau, Poly, Step
 from e2net.losses import Criterion
-from e2net.metrics import Protocol
-from e2net.model import SegmentationModel
+from e2net.model import DenseModel
 from e2net.structures import Sample
+from e2net.tasks import Camouflage
 
 EMBEDDINGS = "encoder.backbone.embeddings."
 BLOCKS = "encoder.backbone.model.layer."
@@ -86,7 +86,7 @@ def _model(tuning, encoder=None):
     torch.manual_seed(0)
     encoder = encoder or ViTEncoder.from_config(encoder_config("dinov3"))
     encoder.pretrained = True
-    return SegmentationModel(encoder, LinearDecoder, tuning)
+    return DenseModel(encoder, LinearDecoder, tuning)
 
 
 def _groups(model, optim):
@@ -197,11 +197,11 @@ def test_plateau_lowers_even_the_smallest_rates():
 
 
 def test_plateau_without_validation_says_what_to_do():
-    Plateau("val/S").check(validated=True)
-    Plateau("train/mean_loss").check(validated=False)
-    Cosine().check(validated=False)
+    Plateau().check(True, Camouflage())
+    Plateau("train/mean_loss").check(False, Camouflage())
+    Cosine().check(False, Camouflage())
     with pytest.raises(ValueError, match=r"schedule.monitor=val/S needs .* set schedule.monitor=train/mean_loss"):
-        Plateau("val/S").check(validated=False)
+        Plateau("val/S").check(False, Camouflage())
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_plateau_without_validation_says_what_to_do():
         (lambda: Step(at=[30, 60]), r"to below 1, found \[30, 60\]"),
         (lambda: Step(at=0.5), "must be a list of ascending fractions .* found 0.5"),
         (lambda: Step(factor=1.0), "factor must be between 0 and 1"),
-        (lambda: Plateau(monitor="val/Q"), "monitor must be one of .*val/S.* found val/Q"),
+        (lambda: Plateau(monitor="val/Q").check(True, Camouflage()), "monitor must be one of .*val/S.* found val/Q"),
         (lambda: Plateau(factor=1.0), "factor must be between"),
         (lambda: Plateau(patience=-1), "patience at least 0"),
         (lambda: AdamW(None, lr=0.0), "lr must be positive"),
@@ -250,7 +250,7 @@ def _loader(count):
 
 def _fit(folder, model, schedule, epochs=1, **options):
     criterion = Criterion(final={"bce": 1.0})
-    module = SegmentationModule(model, {}, Protocol(), criterion, AdamW(schedule, lr=1e-2))
+    module = DenseModule(model, {}, criterion, AdamW(schedule, lr=1e-2))
     rates = []
 
     class Note(L.Callback):

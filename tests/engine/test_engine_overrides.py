@@ -38,7 +38,7 @@ PLAIN = [
     "window_overlap=0.25", "precision=64-true", "precision=nonsense", "accelerator=tpu", "num_samples=3", "output=else",
     "method=mine", "scores=[IoU]", "binarised_too=true", "bootstrap_seed=4", "num_workers=1", "encoder_path=nowhere",
     "protocol.quantise=false", "protocol.normalize=as_is", "protocol.binarise=true", "allow_missing=true",
-    "protocol._target_=e2net.losses.Criterion", "ckpt=nowhere", "predictions=maps",
+    "protocol._target_=e2net.losses.Criterion", "task._target_=e2net.losses.Criterion", "ckpt=nowhere", "predictions=maps",
 ]  # fmt: skip
 
 
@@ -83,8 +83,8 @@ def _prepare(trained, *overrides, task=None):
 def _facts(job):
     """All that can be seen of a prepared evaluation."""
     if isinstance(job, PredictionJob):
-        sets = [(found.name, list(found.maps), found.masks) for found in job.sets]
-        return repr(([(n, m, len(s)) for n, m, s in sets], job.folder, job.protocol, job.options, job.output))
+        sets = [(found.name, list(found.maps), found.targets) for found in job.sets]
+        return repr(([(n, m, len(s)) for n, m, s in sets], job.folder, job.task, job.options, job.output))
     data = job.data
     shown = {k: v for k, v in vars(data).items() if not k.startswith("_") and k != "augment"}
     augment = data.augment and vars(data.augment)
@@ -94,7 +94,7 @@ def _facts(job):
     if isinstance(data, ProceduralData):
         names["train"] = data.train_source().identity()
     more = (writers, pictures, names, job.trainer.precision, vars(job.module.predictor), job.options, job.checkpoint)
-    return repr((type(data), shown, augment, job.module.protocol, job.output, *more))
+    return repr((type(data), shown, augment, job.module.task, job.output, *more))
 
 
 def _used_or_refused(trained, before, override, **kwargs):
@@ -116,7 +116,7 @@ def test_every_key_is_used_or_refused(trained):
         "data.test=[]", "data.test=validation", "data.test_folder=x", "data._target_=e2net.datasets.ProceduralData",
         "data.augment._target_=e2net.datasets.Resize", "window_overlap=0.25", "precision=nonsense", "accelerator=tpu",
         "num_workers=1", "encoder_path=nowhere", "allow_missing=true", "ckpt=nowhere", "predictions=maps",
-        "protocol._target_=e2net.losses.Criterion",
+        "protocol._target_=e2net.losses.Criterion", "task._target_=e2net.losses.Criterion",
     }  # fmt: skip
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = compose("eval", [f"ckpt={trained}/run", "output=x", "data.root=x"])

@@ -16,12 +16,13 @@ from conftest import ROOT
 from hydra import compose, initialize_config_dir
 
 from e2net.datasets import ProceduralData, ProceduralPairs
-from e2net.engine import evaluate, predictions, prepare_evaluation, prepare_training, resolve, train, user_errors
+from e2net.engine import evaluate, prepare_evaluation, prepare_training, resolve, train, user_errors
 from e2net.engine.data import DataModule
 from e2net.engine.overrides import inherit
-from e2net.engine.predictions import UnusableMapsError, check_task, find_maps, masks_of, score_maps
-from e2net.engine.report import mask_digest, masks_hash, stems_hash
-from e2net.metrics import ALL_SCORES, DEFAULT_SCORES, EXTRA_SCORES, MapScores, Protocol, score_map, score_maps_of
+from e2net.engine.predictions import UnusableMapsError, check_task, find_maps, score_maps, targets_of
+from e2net.engine.report import masks_hash, stems_hash
+from e2net.metrics import ALL_SCORES, DEFAULT_SCORES, EXTRA_SCORES, MapScores, Protocol, score_map
+from e2net.tasks import Camouflage
 
 COUNT = 7
 
@@ -83,7 +84,9 @@ def test_scores_are_those_of_a_plain_loop(folders):
     about = written["sets"]["CAMO"]
     assert about["maps"] == about["masks"] == COUNT and about["problems"] == {}
     assert about["file_list_sha256"] == stems_hash([f"m{i}" for i in range(COUNT)])
-    assert about["masks_sha256"] == masks_hash({f"m{i}": mask_digest(_read(folders, i)[1]) for i in range(COUNT)})
+    assert about["masks_sha256"] == masks_hash(
+        {f"m{i}": Camouflage().digest(_read(folders, i)[1]) for i in range(COUNT)}
+    )
     assert cv2.imread(str(folders / "out" / "worst_best_CAMO.png")) is not None
 
 
@@ -125,7 +128,7 @@ def test_processes_change_nothing(folders, workers, start):
     (folders / "maps" / "CAMO" / "m3.png").unlink()
     (folders / "maps" / "CAMO" / "m4.png").write_bytes(b"")
     data = prepare_evaluation(_config(folders, "allow_missing=true")).sets[0]
-    protocols = [Protocol(), Protocol(binarise=True)]
+    protocols = [Camouflage(), Camouflage(Protocol(binarise=True))]
     alone, alone_faults = score_maps(data, protocols, 0)
     shared, faults = score_maps(data, protocols, workers, start)
     assert faults == alone_faults and len(faults) == 1
@@ -234,7 +237,7 @@ def test_missing_maps_are_allowed_and_counted(folders, capsys):
     about = _report(folders)["sets"]["CAMO"]
     assert (about["maps"], about["masks"], about["problems"]) == (6, 7, {"missing": ["m2"]})
     # the data set is the same one, whatever was scored of it
-    assert about["masks_sha256"] == masks_hash({f"m{i}": mask_digest(_mask(folders, i)) for i in range(COUNT)})
+    assert about["masks_sha256"] == masks_hash({f"m{i}": Camouflage().digest(_mask(folders, i)) for i in range(COUNT)})
     assert "6 of 7 maps" in (folders / "out" / "table.tex").read_text()
 
 
@@ -332,15 +335,15 @@ def test_one_thing_is_evaluated_at_a_time(capsys):
 
 def test_interruption_leaves_no_score_file(folders, monkeypatch):
     _run(folders)
-    seen = []
+    seen, score = [], Camouflage.score
 
     def interrupted(*args, **kwargs):
         seen.append(1)
         if len(seen) == 3:
             raise KeyboardInterrupt
-        return score_maps_of(*args, **kwargs)
+        return score(*args, **kwargs)
 
-    monkeypatch.setattr(predictions, "score_maps_of", interrupted)
+    monkeypatch.setattr(Camouflage, "score", interrupted)
     with pytest.raises(KeyboardInterrupt):
         _run(folders)
     assert not (folders / "out" / "scores.json").exists()
@@ -349,7 +352,7 @@ def test_interruption_leaves_no_score_file(folders, monkeypatch):
 @pytest.mark.skipif(sys.platform != "linux", reason="a patch reaches forked processes only")
 def test_killed_worker_ends_the_run_without_a_score_file(folders, monkeypatch):
     _run(folders)
-    monkeypatch.setattr(predictions, "score_maps_of", lambda *args, **kwargs: os._exit(9))
+    monkeypatch.setattr(Camouflage, "score", lambda *args, **kwargs: os._exit(9))
     with pytest.raises(RuntimeError):
         _run(folders, "num_workers=2")
     assert not (folders / "out" / "scores.json").exists()
@@ -365,8 +368,8 @@ def wait(task, position):
     time.sleep({sleep})
     return predictions._Scored([])
 predictions._score_one = wait
-found = predictions.MapFolder("set", range(6), [None] * 6, [], [])
-with predictions._results(predictions._Task(found, [], ()), 2, "fork") as results:
+found = predictions.MapFolder("set", None, range(6), [None] * 6, [], [])
+with predictions._results(predictions._Work(found, []), 2, "fork") as results:
     list(results)
 """
 
@@ -402,12 +405,12 @@ def _until(condition, seconds=120):
 
 
 def test_masks_of_generated_pairs(folders):
-    masks = masks_of(ProceduralData(size=32, n_test=3, difficulty=0.2), "procedural")
+    masks = targets_of(ProceduralData(size=32, n_test=3, difficulty=0.2), "procedural")
     pairs = ProceduralPairs(3, 0, 0.2, "test")
     assert [masks.name(i) for i in range(3)] == [pairs.name(i) for i in range(3)]
-    assert np.array_equal(masks.mask(1), pairs.read(1)[1]) and np.array_equal(masks.image(1), pairs.read(1)[0])
+    assert np.array_equal(masks.target(1), pairs.read(1)[1]) and np.array_equal(masks.image(1), pairs.read(1)[0])
     with pytest.raises(FileNotFoundError):
-        find_maps(folders / "maps", "procedural", masks)
+        find_maps(folders / "maps", "procedural", masks, Camouflage())
 
 
 # of a checkpoint
@@ -505,7 +508,7 @@ def test_validation_keeps_what_depends_on_masks_alone(tmp_path, monkeypatch):
     """From the second epoch on no mask is measured again, and the scores are those of a module that keeps nothing."""
     rows = []
     for kept in (1 << 30, 0):
-        monkeypatch.setattr("e2net.engine.module._KEPT_GEOMETRY", kept)
+        monkeypatch.setattr("e2net.engine.module._KEPT_BYTES", kept)
         config = _compose(
             "train", *GENERATED, "data.val_fraction=0.5", "decoder.width=16", "trainer.max_epochs=3",
             "trainer.accelerator=cpu", f"run_dir={tmp_path}/{kept}", "num_samples=0",

@@ -10,11 +10,9 @@ import pytest
 from e2net.engine.plots import extremes_sheet
 from e2net.engine.report import (
     SetResult,
-    bootstrap_intervals,
     clear_report,
     latex_rows,
     markdown_rows,
-    mask_digest,
     masks_hash,
     print_scores,
     report,
@@ -22,6 +20,8 @@ from e2net.engine.report import (
     write_atomically,
 )
 from e2net.metrics import ALL_SCORES, DEFAULT_SCORES, ImageScores, MapScores, Protocol, score_map
+from e2net.metrics.table import bootstrap_intervals
+from e2net.tasks import Camouflage
 
 RNG = np.random.default_rng(0)
 
@@ -38,7 +38,7 @@ def _result(name="set", count=5, binarised=False, seed=0, names=DEFAULT_SCORES, 
     for i in range(count):
         scores.add(i, score_map(*_image(seed + i), protocol=protocol, scores=names), f"n{i}")
     stems = [f"n{i}" for i in range(count)]
-    return SetResult(name, scores.table(), stems, protocol.describe(), binarised=binarised, **kwargs)
+    return SetResult(name, Camouflage(protocol), scores.table(), stems, binarised=binarised, **kwargs)
 
 
 def _scored(names, count):
@@ -184,7 +184,7 @@ def test_score_that_is_nowhere_defined(tmp_path):
     scores = MapScores(scores=("S", "bMAE"))
     for i in range(3):
         scores.add(i, score_map(_image(i)[0], np.zeros((20, 24), bool), scores=("S", "bMAE")), f"n{i}")
-    report(tmp_path, [SetResult("set", scores.table(), ["n0", "n1", "n2"], Protocol().describe())], "m", {})
+    report(tmp_path, [SetResult("set", Camouflage(), scores.table(), ["n0", "n1", "n2"])], "m", {})
     written = json.loads((tmp_path / "scores.json").read_text(), parse_constant=pytest.fail)
     assert written["scores"]["set"]["bMAE"] is None and written["intervals"]["set"]["bMAE"] == [None, None]
     assert 0 < written["scores"]["set"]["S"] < 1
@@ -241,8 +241,8 @@ def test_hashes_name_the_data():
     mask = _image(0)[1]
     other = mask.copy()
     other[0, 0] ^= True
-    assert mask_digest(mask) == mask_digest(mask.copy()) != mask_digest(other)
-    assert mask_digest(np.zeros((2, 8), bool)) != mask_digest(np.zeros((8, 2), bool))
+    assert Camouflage().digest(mask) == Camouflage().digest(mask.copy()) != Camouflage().digest(other)
+    assert Camouflage().digest(np.zeros((2, 8), bool)) != Camouflage().digest(np.zeros((8, 2), bool))
     assert masks_hash({"a": "1", "b": "2"}) == masks_hash({"b": "2", "a": "1"}) != masks_hash({"a": "2", "b": "1"})
     assert stems_hash(["a", "b"]) == stems_hash(["b", "a"]) != stems_hash(["a"])
 

@@ -13,7 +13,7 @@ from e2net.engine import load_model, prepare_training, resolve, train
 from e2net.engine.averaging import WeightAverage, averaged_tensors
 from e2net.engine.checkpoint import read_checkpoint
 from e2net.engine.data import DataModule
-from e2net.engine.module import SegmentationModule
+from e2net.engine.module import DenseModule
 
 TINY = [
     "size=32", "decoder.width=16", "decoder.dropout=0.3", "data.n_train=40", "data.n_test=3", "data.sides=[32,48]",
@@ -110,7 +110,7 @@ def test_every_epoch_is_the_last_one_and_the_best_one_survives_a_resume(tmp_path
         folder = tmp_path / name / "checkpoints"
         return [torch.load(folder / file, weights_only=True)["epoch"] for file in ("best.ckpt", "last.ckpt")]
 
-    monkeypatch.setattr(SegmentationModule, "_collect", falling)
+    monkeypatch.setattr(DenseModule, "_collect", falling)
     job = _job(tmp_path / "first", "trainer.max_epochs=3")
     job.trainer.callbacks.append(_Stop(1))
     train(job)

@@ -13,8 +13,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny import TINY, rows_of, tiny_job
 
 from e2net.compare.runs import read_run
-from e2net.datasets import ProceduralPairs, write_map
+from e2net.datasets import ProceduralPairs
 from e2net.engine import evaluate, inherit, prepare_evaluation, prepare_training, resolve, train
+from e2net.formats import write_map
 
 
 class Stop(L.Callback):

@@ -88,7 +88,8 @@ ACCEPTED = {
     "encoder.config.num_register_tokens": [0], "encoder.config.pos_embed_rescale": [-0.5, None],
     "encoder.norm": [True], "flip_test": [True], "num_samples": [0], "optim.weight_decay": [0],
     "protocol.binarise": [True], "protocol.quantise": [True], "resume": [None], "run_dir": ["nonsense"],
-    "schedule.final": [0], "schedule.flat": [0], "schedule.patience": [0], "schedule.warmup": [0], "seed": [0],
+    "schedule.final": [0], "schedule.flat": [0], "schedule.monitor": [None], "schedule.patience": [0],
+    "schedule.warmup": [0], "seed": [0],
     "trainer.deterministic": [True, None], "trainer.gradient_clip_val": [0, None],
     "trainer.limit_test_batches": [None], "trainer.limit_train_batches": [None], "trainer.limit_val_batches": [None],
     "trainer.log_every_n_steps": [None], "trainer.precision": [None], "tuning.blocks": [None], "tuning.dropout": [0],
@@ -242,8 +243,8 @@ def test_no_list_or_table_takes_what_is_no_number(value):
 class Buggy(LinearDecoder):
     """Somebody's new decoder."""
 
-    def __init__(self, channels, strides, kind: str = "type"):
-        super().__init__(channels, strides)
+    def __init__(self, channels, strides, kind: str = "type", out_channels: int = 1):
+        super().__init__(channels, strides, out_channels)
         if kind == "type":
             len(5)
         elif kind == "attribute":

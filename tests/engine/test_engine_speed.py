@@ -21,14 +21,14 @@ from e2net.engine.optim import AdamW
 from e2net.engine.schedules import Cosine
 from e2net.engine.speed import cast_frozen, compile_model, frozen_weights, halve_frozen
 from e2net.losses import Criterion
-from e2net.model import SegmentationModel
+from e2net.model import DenseModel
 
 CPU = torch.device("cpu")
 
 
 def _model(tuning=None, name="dinov3", decoder=LinearDecoder):
     torch.manual_seed(0)
-    return SegmentationModel(ViTEncoder.from_config(encoder_config(name)), decoder, tuning or Frozen())
+    return DenseModel(ViTEncoder.from_config(encoder_config(name)), decoder, tuning or Frozen())
 
 
 def _trial(tuning=None, size=(64, 64), **kwargs):

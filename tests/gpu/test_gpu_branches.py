@@ -24,7 +24,7 @@ from e2net.engine.schedules import Cosine
 from e2net.engine.speed import compile_model, halve_frozen
 from e2net.engine.step import precision_of, step
 from e2net.losses import Criterion
-from e2net.model import SegmentationModel
+from e2net.model import DenseModel
 from e2net.profile import profile_job
 from e2net.structures import Sample
 
@@ -36,7 +36,7 @@ def _model(tuning=None):
     torch.manual_seed(0)
     encoder = ViTEncoder.from_config(encoder_config("dinov3"))
     encoder.pretrained = True
-    return SegmentationModel(encoder, LinearDecoder, tuning or Frozen())
+    return DenseModel(encoder, LinearDecoder, tuning or Frozen())
 
 
 @pytest.mark.parametrize("bf16", [True, False], ids=["bf16", "fp16"])

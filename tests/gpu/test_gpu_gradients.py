@@ -20,7 +20,7 @@ from e2net.engine import build
 from e2net.engine.scales import RandomScale
 from e2net.engine.step import leave_out_unused, step
 from e2net.losses import Criterion
-from e2net.model import SegmentationModel
+from e2net.model import DenseModel
 
 META = torch.device("meta")
 
@@ -86,13 +86,13 @@ class _Beheaded(torch.nn.Module):
         super().__init__()
         self.neck, self.decoder = neck, decoder
 
-    decode = SegmentationModel.decode
+    decode = DenseModel.decode
 
 
 @pytest.mark.parametrize("options", [{"pyramid": "standard"}, {"pyramid": "standard", "align": "unified"}])
 def test_the_other_forms_of_e2net_too(options, groups):
     encoder = ViTEncoder.from_config(encoder_config("dinov3"))
-    model = SegmentationModel(encoder, lambda **k: E2NetDecoder(width=16, **k, **options), Frozen()).to(META)
+    model = DenseModel(encoder, lambda **k: E2NetDecoder(width=16, **k, **options), Frozen()).to(META)
     for loss in groups["loss"].values():
         assert idle(model, build(loss), (64, 64)) == []
 
@@ -121,7 +121,7 @@ def test_every_encoder_under_every_tuning(groups):
         for chosen in tunings:
             convnext = "targets" in chosen and isinstance(encoder, ConvNeXtEncoder)
             tuning = chosen | ({"targets": ["pointwise_conv1"]} if convnext else {})
-            model = SegmentationModel(copy.deepcopy(encoder), LinearDecoder, build(tuning)).to(META)
+            model = DenseModel(copy.deepcopy(encoder), LinearDecoder, build(tuning)).to(META)
             assert idle(model, criterion, (side, side)) == [], f"{encoder}, {tuning}"
             tried += 1
     assert tried == 10 * 5

@@ -11,7 +11,7 @@ from e2net.engine.inference import Predictor
 from e2net.engine.step import precision_of
 from e2net.losses import TERMS, Criterion
 from e2net.metrics import MapScores, Protocol, score_map
-from e2net.model import SegmentationModel
+from e2net.model import DenseModel
 from e2net.structures import Output
 
 CPU = torch.device("cpu")
@@ -115,7 +115,7 @@ def test_every_neck_in_half_is_nearly_that_in_float32(neck, name):
 def test_scores_of_maps_from_half_logits(name, far):
     """Probabilities are made in float32, so that a score does not depend on the type of the logits."""
     torch.manual_seed(0)
-    model = SegmentationModel(ViTEncoder.from_config(encoder_config("dinov3")), LinearDecoder, Frozen()).eval()
+    model = DenseModel(ViTEncoder.from_config(encoder_config("dinov3")), LinearDecoder, Frozen()).eval()
     logits, mask = _logits(far, right=True)
     image = torch.zeros(2, 3, 32, 48, dtype=torch.uint8)
     found = []

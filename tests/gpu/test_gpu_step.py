@@ -16,13 +16,12 @@ from e2net.encoders import Frozen, Full, ViTEncoder
 from e2net.engine import optim
 from e2net.engine.averaging import WeightAverage
 from e2net.engine.memory import Trial
-from e2net.engine.module import SegmentationModule
+from e2net.engine.module import DenseModule
 from e2net.engine.optim import AdamW
 from e2net.engine.schedules import Cosine
 from e2net.engine.step import Update, clip, leave_out_unused, precision_of, renewed, step
 from e2net.losses import Criterion
-from e2net.metrics import Protocol
-from e2net.model import SegmentationModel
+from e2net.model import DenseModel
 from e2net.structures import Sample
 
 CPU = torch.device("cpu")
@@ -133,7 +132,7 @@ def test_an_optimiser_stays_what_its_device_makes_it_when_a_run_is_resumed_elsew
 def _model(tuning=None, decoder=LinearDecoder, **options):
     torch.manual_seed(0)
     encoder = ViTEncoder.from_config(encoder_config("dinov3"))
-    return SegmentationModel(encoder, lambda **k: decoder(**k, **options), tuning or Full())
+    return DenseModel(encoder, lambda **k: decoder(**k, **options), tuning or Full())
 
 
 class _Fixed(torch.utils.data.Dataset):
@@ -147,7 +146,7 @@ class _Fixed(torch.utils.data.Dataset):
 
 
 def _module(model):
-    return SegmentationModule(model, {}, Protocol(), Criterion(LOSS), AdamW(Cosine(), lr=1e-2))
+    return DenseModule(model, {}, Criterion(LOSS), AdamW(Cosine(), lr=1e-2))
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

@@ -261,6 +261,10 @@ def test_wrong_schedules(weight, message):
         Criterion({"bce": 1.0, "edge": weight})
 
 
+# The others stand for one of these, or are another task's.
+BINARY = [f for f in sorted((ROOT / "conf" / "loss").glob("*.yaml")) if "e2net.losses.Criterion\n" in f.read_text()]
+
+
 def _configured(name):
     """What a loss option's YAML makes."""
     config = yaml.safe_load((ROOT / "conf" / "loss" / f"{name}.yaml").read_text())
@@ -277,7 +281,7 @@ def test_published_schedules():
     assert [final["ual"](p) for p in (0.0, 0.5, 1.0)] == pytest.approx([0, 0.5, 1]) and final["bce"](0.0) == 1
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "conf" / "loss").glob("*.yaml")), ids=lambda f: f.stem)
+@pytest.mark.parametrize("file", BINARY, ids=lambda f: f.stem)
 def test_options_list_every_term_so_that_each_can_be_overridden(file):
     criterion = _configured(file.stem)
     assert [set(weights) for weights in criterion.weights.values()] == [set(TERMS)] * 3

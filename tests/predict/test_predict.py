@@ -13,10 +13,11 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 
 from e2net import load
-from e2net.datasets import ProceduralPairs, read_image
+from e2net.datasets import ProceduralPairs
 from e2net.engine import evaluate, prepare_evaluation, prepare_training, resolve
 from e2net.engine.data import DataModule
 from e2net.engine.overrides import inherit
+from e2net.formats import read_image
 from e2net.predict.__main__ import main
 from e2net.predict.film import FilmReader, FilmWriter
 from e2net.predict.result import Prediction

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from e2net.datasets.io import EXTENSIONS
+from e2net.formats import EXTENSIONS
 from e2net.predict.inputs import PICTURES, find_inputs
 from e2net.predict.settings import ABOUT, Settings, describe, parse
 

@@ -1,0 +1,4 @@
+from .base import Task
+from .camouflage import Camouflage
+
+__all__ = ["Camouflage", "Task"]

@@ -1,0 +1,231 @@
+"""What a map means: the contract between a task and everything that trains, scores, shows and writes."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from e2net.metrics.protocol import ResultProtocol
+from e2net.metrics.table import SetTable
+
+Array = NDArray[Any]
+Direction = Literal["max", "min"]
+# Samples (h, w) or (h, w, C) uint8 anew, by the nearest pixel where it says so, else bilinearly.
+Sampler = Callable[[Array, bool], Array]
+
+
+class SetScores(Protocol):
+    """Collects the scores of one set's images, in one process or several; a torchmetrics class."""
+
+    def score(
+        self, result: Any, target: Array, index: int | None = None, image: Callable[[], Array | None] | None = None
+    ) -> Any:
+        """What is known of one image, for ``add``; runs beside the network, in another thread."""
+        ...
+
+    def add(self, index: int | None, scored: Any, name: str | None = None) -> None:
+        """Collects one image."""
+        ...
+
+    def compute(self) -> dict[str, Tensor]:
+        """Score name to value; in several processes a collective call."""
+        ...
+
+    def table(self) -> SetTable:
+        """A row an image; in several processes a collective call."""
+        ...
+
+    def reset(self) -> None:
+        """Forgets all images."""
+        ...
+
+    def forget(self) -> None:
+        """Drops what is kept of targets: the indices will mean others from here on."""
+        ...
+
+
+class Task(ABC):
+    """One kind of dense prediction; all that training, evaluation, prediction and comparison know of it.
+
+    A target is what a file holds, at its own size, in one canonical form; a result is what is scored, shown and
+    written, at the target's size.
+
+    Attributes:
+        protocol: how a result is prepared before it is scored.
+        out_channels: K of the network's prediction (B, K, H, W).
+        scores: names of the scores in their columns' order.
+    """
+
+    # In folders, file names and messages.
+    name: ClassVar[str]
+    # What a target is called in messages.
+    target_name: ClassVar[str]
+    # Folders of targets beside the images, in any case.
+    target_folders: ClassVar[tuple[str, ...]]
+    # What ``ProceduralPairs`` draws for it.
+    generated: ClassVar[str]
+    # Of all scores that there may be, which way is better.
+    directions: ClassVar[Mapping[str, Direction]]
+    # The score that chooses the checkpoint, and those in the progress bar.
+    monitor: ClassVar[str]
+    headline: ClassVar[tuple[str, ...]]
+    # The columns of a paper's table: score, its heading in LaTeX and in Markdown.
+    paper_columns: ClassVar[tuple[tuple[str, str, str], ...]]
+    # Of the protocol, what tables name; the JSON file has all of it.
+    protocol_fields: ClassVar[tuple[str, ...]] = ()
+    # What can be odd about a result on disk without stopping the evaluation: kind, in words.
+    problems: ClassVar[Mapping[str, str]] = {"resized": "not of the target's size, resized"}
+    # Scores that look at the image.
+    image_scores: ClassVar[tuple[str, ...]] = ()
+
+    protocol: ResultProtocol
+    out_channels: int
+    scores: tuple[str, ...]
+
+    # Targets
+
+    @abstractmethod
+    def read_target(self, path: Path) -> Array:
+        """The target in a file, (h, w) in canonical form.
+
+        Raises:
+            ValueError: the file cannot be decoded, or is no such target.
+        """
+
+    @abstractmethod
+    def canonical(self, target: Array) -> Array:
+        """A target that some source gives, in the one form that all other code relies on.
+
+        Raises:
+            TypeError: it has another type or shape.
+        """
+
+    @abstractmethod
+    def resample(self, target: Array, sample: Sampler) -> Array:
+        """A target moved with its image: by the nearest pixel, or between pixels, as its meaning asks for."""
+
+    @abstractmethod
+    def resize_batch(self, target: Tensor, size: Sequence[int]) -> Tensor:
+        """Targets (B, 1, H, W) of a batch at another size."""
+
+    @abstractmethod
+    def to_tensor(self, target: Array) -> Tensor:
+        """(H, W) canonical -> (1, H, W), what the loss takes."""
+
+    def foreground(self, target: Array) -> NDArray[np.bool_] | None:
+        """(h, w) bool, what a random crop should keep at least half of; None: any crop is good."""
+        return None
+
+    def packed_bytes(self, size: Sequence[int]) -> int:
+        """How many bytes ``pack`` makes of one target of (H, W)."""
+        return self.to_tensor(self.resample(self.blank(size), lambda array, _: array)).nbytes
+
+    @abstractmethod
+    def blank(self, size: Sequence[int]) -> Array:
+        """A target of (H, W) that says nothing, for images without one."""
+
+    def pack(self, target: Tensor) -> NDArray[np.uint8]:
+        """Targets (B, 1, H, W) -> (B, n) bytes, for the feature cache."""
+        return target.cpu().contiguous().numpy().reshape(len(target), -1).view(np.uint8)
+
+    def unpack(self, packed: NDArray[np.uint8], size: Sequence[int]) -> Tensor:
+        """What ``pack`` made of one target, (1, H, W)."""
+        like = self.to_tensor(self.blank((1, 1)))
+        return torch.from_numpy(np.array(packed)).view(like.dtype).view(1, *size)
+
+    def digest(self, target: Array) -> str:
+        """SHA-256 of a target: its size and its values, whatever its file's format."""
+        return hashlib.sha256(f"{target.shape[0]}x{target.shape[1]}".encode() + target.tobytes()).hexdigest()
+
+    # The network
+
+    @abstractmethod
+    def activate(self, prediction: Tensor) -> Tensor:
+        """The prediction (B, K, H, W) as what may be averaged over scales, windows and mirror images, (B, C, H, W)."""
+
+    def random_targets(self, count: int, size: Sequence[int], device: torch.device) -> Tensor:
+        """Targets (B, 1, H, W) as a training batch has them, of no meaning: for trials of memory and time."""
+        one = self.to_tensor(self.blank(size)).to(device)
+        return one.expand(count, *one.shape).contiguous()
+
+    # Results
+
+    @abstractmethod
+    def finish(self, activated: Tensor, size: Sequence[int]) -> Any:
+        """The result of one image: (C, H, W) on any device -> what is scored, (h, w) on the CPU."""
+
+    @abstractmethod
+    def to_file(self, result: Any) -> Array:
+        """A result as it stands in a file, (h, w)."""
+
+    @abstractmethod
+    def write(self, path: Path, values: Array) -> None:
+        """Writes what ``to_file`` gave, whole or not at all."""
+
+    @abstractmethod
+    def read_result(self, path: Path) -> Array:
+        """A result that any method has written, (h, w).
+
+        Raises:
+            ValueError: the file cannot be decoded, or is no such result.
+        """
+
+    @abstractmethod
+    def fit(self, values: Array, size: Sequence[int]) -> Any:
+        """A result as it was read, at the target's size (h, w), as it is scored."""
+
+    def oddities(self, path: Path, values: Array, target: Array) -> list[str]:
+        """Which of ``problems`` a result on disk has."""
+        return ["resized"] if values.shape != target.shape else []
+
+    @abstractmethod
+    def panel(self, image: Array, target: Array, values: Array) -> Array:
+        """Image (H, W, 3) uint8 RGB, target and result (as in a file) side by side, (PANEL, w, 3) uint8 RGB."""
+
+    # Scores
+
+    @abstractmethod
+    def score(self, result: Any, target: Array, image: Array | None = None) -> Any:
+        """What is known of one image; goes between processes."""
+
+    @abstractmethod
+    def tabulate(self, scored: Iterable[tuple[int, str | None, Any]]) -> SetTable:
+        """The table of a set from index, name and ``score`` of its images."""
+
+    @abstractmethod
+    def set_scores(self, cache_bytes: int = 0) -> SetScores:
+        """A new collector for one set, which is a torchmetrics class.
+
+        Args:
+            cache_bytes: memory for what depends on targets alone, which come again in every validation.
+        """
+
+    def with_scores(self, extra: Sequence[str]) -> Self:
+        """The same task with more scores.
+
+        Raises:
+            ValueError: it has no such scores.
+        """
+        if extra:
+            raise ValueError(
+                f"scores={list(extra)}: task={self.name} has no other scores than {', '.join(self.scores)}"
+            )
+        return self
+
+    def binarised(self) -> Self | None:
+        """The same task, scoring each result's decision instead; None where that means nothing."""
+        return None
+
+
+def resize_nearest(target: Tensor, size: Sequence[int]) -> Tensor:
+    """Targets (B, 1, H, W) of any type at another size, each pixel that of the nearest old one."""
+    if target.shape[-2:] == tuple(size):
+        return target
+    return F.interpolate(target.double(), size=tuple(size), mode="nearest-exact").to(target.dtype)
