@@ -92,4 +92,4 @@ def bins_to_depth(logits: Tensor, minimum: float, maximum: float) -> Tensor:
 
 def _log_ratio(depth: Tensor, target: Tensor, known: Tensor) -> Tensor:
     """Log prediction minus log target, 0 where the target is not known."""
-    return (depth.clamp(min=_LEAST).log() - target.where(known, 1).log()).where(known, 0)
+    return (depth.clamp(min=_LEAST).log() - target.log()).where(known, 0)

@@ -101,6 +101,11 @@ def test_predictions_are_moved_into_the_range_and_targets_outside_are_not_valid(
     assert found == {name: float(higher) for name, higher in HIGHER_IS_BETTER.items()}
 
 
+def test_both_ends_of_the_range_are_valid():
+    found = depth_scores(np.array([[1.5, 4.0, 6.0]]), np.array([[0.5, 4.0, 8.0]]), 0.5, 8)
+    assert found["AbsRel"] == pytest.approx((2 + 0 + 0.25) / 3)
+
+
 def test_scaling_comes_before_the_range():
     # Of the wrong unit: without scaling all is at the maximum.
     target = np.array([[1.0, 2.0, 4.0]])
