@@ -1,4 +1,5 @@
+from . import depth, semantic
 from .criterion import TERMS, Criterion
 from .schedule import Schedule
 
-__all__ = ["TERMS", "Criterion", "Schedule"]
+__all__ = ["TERMS", "Criterion", "Schedule", "depth", "semantic"]

@@ -1,3 +1,4 @@
+from . import depth, semantic
 from .context import camouflage_degree, context_measure
 from .functional import (
     BoundaryScores,
@@ -76,6 +77,7 @@ __all__ = [
     "boundary_scores",
     "camouflage_degree",
     "context_measure",
+    "depth",
     "dice",
     "e_measure",
     "f_measure",
@@ -86,6 +88,7 @@ __all__ = [
     "s_measure",
     "score_map",
     "score_maps_of",
+    "semantic",
     "to_map",
     "weighted_f_measure",
 ]
