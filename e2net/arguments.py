@@ -1,11 +1,118 @@
-"""Values of key=value arguments, for the commands whose settings are a typed dataclass. Imports nothing heavy."""
+"""key=value arguments of the programs whose settings are a frozen dataclass of fields ``Annotated[type, help]``.
 
+Ours, as no library has these rules: chz, the nearest, takes the second of two values, 1 for true and "null" for text,
+and keeps nothing for Hydra; Hydra itself makes a syntax error of ``input=*.jpg``. Imports nothing heavy.
+"""
+
+import difflib
 import io
+import math
 import sys
+from collections.abc import Sequence
+from dataclasses import MISSING, fields
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+S = TypeVar("S", bound="DataclassInstance")
+# The field that takes what is no setting, in programs that pass this on to conf/train.yaml.
+_OVERRIDES = "overrides"
+
+
+def read_settings(schema: type[S], arguments: Sequence[str]) -> S:
+    """Reads key=value arguments: text is taken as it stands, everything else as YAML.
+
+    What is no setting is an error, or goes into the field ``overrides: tuple[str, ...]`` where the schema has one.
+
+    Raises:
+        ValueError: an argument is no key=value, a key is unknown, missing or given twice, a value is of another type,
+            or what the schema itself refuses.
+    """
+    hints, abouts = get_type_hints(schema), _abouts(schema)
+    values: dict[str, Any] = {}
+    overrides = []
+    for argument in arguments:
+        key, equals, text = argument.partition("=")
+        passed_on = _OVERRIDES in hints and key not in abouts
+        if not equals and not (passed_on and key.startswith("~")):  # Hydra's way to leave a key out
+            raise ValueError(f"expected key=value, found {argument!r}; write it so or leave it out (see --help)")
+        if passed_on:
+            overrides.append(argument)
+        elif key not in abouts:
+            near = nearest_key(schema, key)
+            raise ValueError(f"unknown setting {key!r}; " + (f"did you mean {near}?" if near else "see --help"))
+        elif key in values:
+            raise ValueError(f"{key} is given twice")
+        else:
+            values[key] = _read(key, text, hints[key])
+    for one in fields(schema):
+        if one.name in abouts and one.default is MISSING and not values.get(one.name):
+            raise ValueError(f"{one.name} has no value; give it as {one.name}=... (--help lists all keys)")
+    return schema(**values, **({_OVERRIDES: tuple(overrides)} if _OVERRIDES in hints else {}))
+
+
+def help_text(schema: type[S], usage: str) -> str:
+    """The text of ``--help``: ``usage``, and a line for each setting with its default."""
+    given = {one.name: f"{one.name}={_written(one.default)}" for one in fields(schema)}
+    abouts = _abouts(schema)
+    width = max(len(given[key]) for key in abouts)
+    return "\n".join([usage, "Settings (key=value):", *(f"  {given[k]:<{width}}  {abouts[k]}" for k in abouts)])
+
+
+def nearest_key(schema: type[S], key: str, cutoff: float = 0.6) -> str | None:
+    """The setting that a mistyped key may have been meant for; ``cutoff`` from 0, anything, to 1, the same."""
+    return next(iter(difflib.get_close_matches(key, _abouts(schema), n=1, cutoff=cutoff)), None)
+
+
+def refuse_overrides(overrides: Sequence[str], reserved: Sequence[str], why: str) -> None:
+    """Makes sure that no override is one of ``reserved`` or below it: a key, or a config group.
+
+    Raises:
+        ValueError: one is; the message says ``why``.
+    """
+    for override in overrides:
+        key = override.partition("=")[0].lstrip("+~")
+        if any(key == word or key.startswith((f"{word}.", f"{word}/")) for word in reserved):
+            raise ValueError(f"{key}: {why}; leave it out")
+
+
+def is_a(value: Any, hint: Any) -> bool:
+    """Whether a value is of a setting's type, a class or a union of classes.
+
+    A tuple is as good as a list, NumPy's numbers are as good as Python's, and a whole number is a float too.
+    """
+    return any(_is_a(value, kind) for kind in get_args(hint) or (hint,))
+
+
+def _is_a(value: Any, kind: type) -> bool:
+    if isinstance(value, bool) or kind is bool:  # bool is a kind of int, but "batch_size=true" is a mistake
+        return isinstance(value, bool) and kind is bool
+    if kind is list:
+        return isinstance(value, Sequence) and not isinstance(value, str | bytes)
+    if kind is float:
+        return isinstance(value, Real) and math.isfinite(value)
+    return isinstance(value, Integral if kind is int else kind)
+
+
+def type_names(hint: Any) -> str:
+    """A setting's type in words."""
+    return " or ".join("null" if kind is type(None) else kind.__name__ for kind in get_args(hint) or (hint,))
+
+
+def check_folder(key: str, folder: Path) -> None:
+    """Makes sure that a folder is there or can be made.
+
+    Raises:
+        ValueError: it, or something above it, is a file.
+    """
+    found = next(p for p in (folder, *folder.parents) if p.exists())
+    if not found.is_dir():
+        raise ValueError(f"{key}={folder}: expected a folder or a free name, found a file: {found}")
 
 
 def print_anywhere() -> None:
@@ -18,42 +125,27 @@ def print_anywhere() -> None:
             stream.reconfigure(errors="replace")
 
 
-def read_value(key: str, text: str, expected: Any) -> Any:
-    """The value of ``key=text``: text stays as it stands, everything else is read as YAML.
+def _abouts(schema: type[S]) -> dict[str, str]:
+    hints = get_type_hints(schema, include_extras=True)
+    return {key: hint.__metadata__[0] for key, hint in hints.items() if get_origin(hint) is Annotated}
 
-    (Text as YAML, as in Hydra, would turn ``input=*.jpg`` into a syntax error.)
 
-    Args:
-        key: for the message.
-        text: after the equals sign.
-        expected: a type or a union of types, as in the dataclass; a whole number is a float too.
+def _written(default: Any) -> str:
+    if default is MISSING:
+        return ""
+    return default if isinstance(default, str) else str(default).lower().replace("none", "null")
 
-    Raises:
-        ValueError: the value is of another type.
-    """
-    if expected is str:
-        return text
-    if expected == str | None:
-        return None if text == "null" else text
+
+def _read(key: str, text: str, hint: Any) -> Any:
+    kinds = get_args(hint) or (hint,)
+    if str in kinds:
+        return None if text == "null" and type(None) in kinds else text
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        if float in kinds and isinstance(value, int | str) and not isinstance(value, bool):
+            value = float(value)  # 1e-3 is text in YAML 1.1
+    except (yaml.YAMLError, ValueError, OverflowError):
         value = text
-    kinds = get_args(expected) or (expected,)
-    if float in kinds and type(value) is int:
-        return float(value)
-    if type(value) not in kinds:  # not isinstance: bool is a kind of int, but "batch_size=true" is a mistake
-        names = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
-        raise ValueError(f"{key}={text}: expected {names}, found {value!r}")
+    if not is_a(value, hint):
+        raise ValueError(f"{key}={text}: expected {type_names(hint)}, found {value!r}")
     return value
-
-
-def check_folder(key: str, folder: Path) -> None:
-    """Makes sure that a folder is there or can be made.
-
-    Raises:
-        ValueError: it, or something above it, is a file.
-    """
-    found = next(p for p in (folder, *folder.parents) if p.exists())
-    if not found.is_dir():
-        raise ValueError(f"{key}={folder}: expected a folder or a free name, found a file: {found}")

@@ -32,9 +32,10 @@ ALLOWED = {
     "predict": {"arguments", "formats", "datasets", "model", "engine"},
     "compare": {"arguments", "flops", "formats", "lock", "metrics", "datasets", "model", "engine"},
 }
-# Only these may import a plotting, logging or configuration framework.
+# Only these may import a plotting, logging, template or configuration framework.
 FRAMEWORKS = {
     "hydra": {"engine/config.py", "engine/launch.py", "engine/overrides.py", "compare/sweep.py"},
+    "jinja2": {"compare/page.py"},
     "matplotlib": {"engine/plots.py"},
     "rich": {"encoders/listing.py", "engine/report.py"},
 }

@@ -8,10 +8,11 @@ import pytest
 import torch
 from conftest import ROOT
 
+from e2net.arguments import read_settings
 from e2net.engine import compose_training, prepare_training
 from e2net.flops import count_flops
 from e2net.profile import Parts, peak_flops, profile_job
-from e2net.profile.__main__ import main, parse
+from e2net.profile.__main__ import ProfileSettings, main
 from e2net.profile.measure import PARTS
 from e2net.profile.table import format_table, verdict
 
@@ -105,15 +106,16 @@ def test_the_table_fits_a_terminal():
 
 
 def test_arguments():
-    assert parse(["size=64", "steps=7"]) == (7, ["size=64"])
-    assert parse([]) == (20, [])
+    assert read_settings(ProfileSettings, ["size=64", "steps=7"]) == ProfileSettings(7, ("size=64",))
+    assert read_settings(ProfileSettings, []) == ProfileSettings(20, ())
 
 
 @pytest.mark.parametrize(
     ("argument", "words"),
     [
         ("steps=0", "expected a number of at least 1"),
-        ("steps=x", "expected a number of at least 1"),
+        ("steps=x", "steps=x: expected int, found 'x'"),
+        ("frog", "expected key=value, found 'frog'"),
         ("sizze=3", "sizze"),
         ("encoder=nope", "nope"),
         ("optim.lr=-1", "lr must be positive"),

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from e2net.arguments import check_folder, print_anywhere
-from e2net.compare.settings import Settings, describe, parse
+from e2net.arguments import check_folder, help_text, print_anywhere, read_settings
+from e2net.compare.settings import USAGE, CompareSettings
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -19,10 +19,10 @@ def main(arguments: Sequence[str]) -> int:
         The exit status: 0 compared, 1 some runs failed, 2 a wrong setting or input, 130 interrupted.
     """
     if not arguments or {"-h", "--help"} & set(arguments):
-        print(describe())
+        print(help_text(CompareSettings, USAGE))
         return 0 if arguments else 2
     try:
-        settings = parse(arguments)
+        settings = read_settings(CompareSettings, arguments)
         output = Path(settings.output or f"runs/compare_{datetime.now():%Y-%m-%d_%H-%M-%S}").expanduser()
         check_folder("output", output)
         check_folder("store", Path(settings.store).expanduser())
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
         return 130
 
 
-def _compare(settings: Settings, output: Path) -> int:
+def _compare(settings: CompareSettings, output: Path) -> int:
     # Only now, as these take seconds to import.
     from e2net.compare.comparison import FILES, compare_variants  # noqa: PLC0415
     from e2net.compare.runs import Variant, group, read_run  # noqa: PLC0415

@@ -3,7 +3,8 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
+
+from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 520, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 80, 16, 16, 52
@@ -107,15 +108,16 @@ def _number(value: float) -> str:
     return text.replace("-", "−")
 
 
-def _svg(parts: Sequence[str], about: str, width: float = WIDTH, height: float = HEIGHT) -> str:
-    return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(about)}">{"".join(parts)}</svg>'
+def _svg(parts: Sequence[str], about: str, width: float = WIDTH, height: float = HEIGHT) -> Markup:
+    """Parts are markup already: whatever comes from outside is escaped where a part is made."""
+    return Markup(f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(about)}">{"".join(parts)}</svg>')
 
 
-def line_chart(lines: Sequence[Line], label_x: str, label_y: str, about: str) -> str:
+def line_chart(lines: Sequence[Line], label_x: str, label_y: str, about: str) -> Markup:
     """One line a run; runs of one variant share colour and dashes. Points carry their values as titles."""
     lines = [line for line in lines if line.points]
     if not lines:
-        return ""
+        return Markup()
     xs, ys = zip(*(point for line in lines for point in line.points), strict=True)
     plane = _Plane(xs, ys, label_x, label_y)
     for line in lines:
@@ -145,10 +147,10 @@ def _marker(position: int, x: float, y: float) -> str:
     return shapes[position % len(shapes)]
 
 
-def scatter(points: Sequence[Point], label_x: str, label_y: str, about: str) -> str:
+def scatter(points: Sequence[Point], label_x: str, label_y: str, about: str) -> Markup:
     """A marker a variant, with its name beside it and an error bar; costs over more than a decade logarithmic."""
     if not points:
-        return ""
+        return Markup()
     ys = [p.y + side * p.spread for p in points for side in (-1, 1)]
     plane = _Plane([p.x for p in points], ys, label_x, label_y, log_x=True)
     for p in points:
@@ -168,7 +170,7 @@ def _short(name: str) -> str:
     return name if len(name) <= 28 else name[:27] + "…"
 
 
-def differences(values: Sequence[tuple[float, str]], better: tuple[int, int], label: str, about: str) -> str:
+def differences(values: Sequence[tuple[float, str]], better: tuple[int, int], label: str, about: str) -> Markup:
     """A bar an image, sorted: how much the second variant is above (its colour) or below the first.
 
     Args:
@@ -179,7 +181,7 @@ def differences(values: Sequence[tuple[float, str]], better: tuple[int, int], la
     """
     ordered = sorted(values)
     if not ordered:
-        return ""
+        return Markup()
     plane = _Plane([0, len(ordered)], [0, *(v for v, _ in ordered)], "images, by difference", label)
     step = (WIDTH - _LEFT - _RIGHT) / len(ordered)
     zero = plane.y(0)
@@ -194,7 +196,7 @@ def differences(values: Sequence[tuple[float, str]], better: tuple[int, int], la
     return _svg(plane.parts, about)
 
 
-def interval(low: float, middle: float, high: float, reach: float, about: str) -> str:
+def interval(low: float, middle: float, high: float, reach: float, about: str) -> Markup:
     """A difference and its interval on a line from ``-reach`` to ``reach``, zero in the middle."""
     width, height = 150, 22
 

@@ -16,7 +16,7 @@ from e2net.compare.markdown import markdown
 from e2net.compare.page import page
 from e2net.compare.result import Comparison
 from e2net.compare.runs import Run, Variant, check_comparable, common_seeds, diff, group, read_run
-from e2net.compare.settings import Settings
+from e2net.compare.settings import CompareSettings
 from e2net.compare.statistics import LEVEL, Difference, mean_and_deviation, paired_bootstrap
 from e2net.engine.checkpoint import find_checkpoint
 from e2net.engine.outputs import check_free, claim
@@ -56,7 +56,7 @@ def compare(
     Raises:
         ValueError, FileNotFoundError: the runs are not there, not finished, or cannot be compared.
     """
-    settings = Settings(
+    settings = CompareSettings(
         runs=[str(run) for run in runs],
         score=score,
         images=images,
@@ -72,7 +72,7 @@ def compare(
 def compare_variants(
     variants: Sequence[Variant],
     output: Path,
-    settings: Settings,
+    settings: CompareSettings,
     warnings: Sequence[str] = (),
     failures: Sequence[str] = (),
 ) -> Comparison:

@@ -13,7 +13,7 @@ def markdown(found: Comparison) -> str:
     parts += [f"**Note:** {_text(line)}" for line in found.warnings]
     others = range(1, len(names))
     verdicts = [f"- {_text(name)}: {_text(tables.verdict(found, name, i)[0])}" for name in found.sets for i in others]
-    parts += [f"## Result ({found.score})", "\n".join(verdicts), "## What differs"]
+    parts += [f"## Result ({_text(found.score)})", "\n".join(verdicts), "## What differs"]
     parts.append(_table(tables.differing_table(found)) if found.differing else "Nothing but the seeds.")
     parts.append("## Scores")
     for name in found.sets:
@@ -50,12 +50,17 @@ def _table(table: Table) -> str:
 
 def _cell(cell: Cell) -> str:
     if cell.code and "`" not in cell.text:
-        return f"`{cell.text}`".replace("|", "\\|").replace("\n", " ")
+        return f"`{_line(cell.text)}`".replace("|", "\\|")
     text = _text(cell.text)
     return (f"**{text}**" if cell.best else text) + (f" {_text(cell.minor)}" if cell.minor else "")
 
 
 def _text(text: str) -> str:
     """Names are shown as they are, whatever Markdown would make of them."""
-    text = text.replace("\n", " ").replace("&", "&amp;").replace("<", "&lt;")
+    text = _line(text).replace("&", "&amp;").replace("<", "&lt;")
     return "".join(f"\\{c}" if c in "\\`*_[]|" else c for c in text)
+
+
+def _line(text: str) -> str:
+    """Without any of the characters that end a line somewhere: after one, a table would be over."""
+    return " ".join(text.splitlines())

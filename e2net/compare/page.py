@@ -1,51 +1,50 @@
-"""The report as one HTML file: nothing in it is fetched from anywhere."""
+"""The report as one HTML file: nothing in it is fetched from anywhere. The HTML is in ``template/``."""
 
-from collections.abc import Sequence
-from html import escape
 from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 import e2net
 from e2net.compare import charts, tables
-from e2net.compare.charts import colour
-from e2net.compare.gallery import Example, Picture
+from e2net.compare.gallery import Example
 from e2net.compare.result import Comparison
 from e2net.compare.statistics import mean_and_deviation
-from e2net.compare.tables import Cell, Table
-
-_TEMPLATE = Path(__file__).parent / "template"
 
 
 def page(found: Comparison) -> str:
-    """The whole file."""
-    body = [_head(found), *_results(found), *_differing(found), *_scores(found), *_costs(found)]
-    body += [*_training(found), *_gallery(found), *_runs(found)]
-    text = (_TEMPLATE / "page.html").read_text(encoding="utf-8")
-    parts = {
-        "TITLE": escape(tables.title([v.name for v in found.variants])),
-        "STYLE": (_TEMPLATE / "style.css").read_text(encoding="utf-8"),
-        "SCRIPT": (_TEMPLATE / "script.js").read_text(encoding="utf-8"),
-        "BODY": "\n".join(body),
-    }
-    # The body last, so that no name in it is taken for a place to fill.
-    for key, content in parts.items():
-        text = text.replace(f"<!--{key}-->", content, 1)
-    return text
+    """The whole file. Whatever a run brings along is escaped; only charts are markup already."""
+    templates = FileSystemLoader(Path(__file__).parent / "template")
+    environment = Environment(
+        loader=templates, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.globals["colour"] = charts.colour
+    environment.filters |= {"signed": tables.signed, "fraction": tables.fraction}
+    return environment.get_template("page.html").render(
+        found=found,
+        version=e2net.__version__,
+        title=tables.title([v.name for v in found.variants]),
+        facts=_facts(found),
+        several=any(len(v.runs) > 1 for v in found.variants),
+        results=[_result(found, name, i) for name in found.sets for i in range(1, len(found.variants))],
+        differing=tables.differing_table(found),
+        scores=[_scores(found, name) for name in found.sets],
+        costs=tables.cost_table(found) if found.costs else None,
+        cost_charts=_cost_charts(found) if found.costs else [],
+        curves=_curves(found),
+        gallery=_gallery(found),
+        runs=tables.run_table(found),
+        method=tables.method(found),
+    )
 
 
-def _head(found: Comparison) -> str:
-    names = [f'<span class="chip {colour(i)}">{escape(v.name)}</span>' for i, v in enumerate(found.variants)]
+def _facts(found: Comparison) -> str:
     seeds = sorted({seed for v in found.variants for seed in v.seeds})
     images = sum(len(found.images(name)) for name in found.sets)
-    facts = (
+    return (
         f"{_count(sum(len(v.runs) for v in found.variants), 'run')}, {_count(len(seeds), 'seed')} "
         f"({', '.join(map(str, seeds))}), {_count(images, 'test image')} in {_count(len(found.sets), 'set')}"
-    )
-    joined = " against ".join(names) if len(names) == 2 else " ".join(names)
-    notes = [f'<p class="note bad"><strong>Failed:</strong> {escape(line)}</p>' for line in found.failures]
-    notes += [f'<p class="note"><strong>Note:</strong> {escape(line)}</p>' for line in found.warnings]
-    return (
-        f'<header><p class="over">e2net {escape(e2net.__version__)} comparison</p><h1>{joined}</h1>'
-        f'<p class="facts">{escape(facts)}. {escape(found.written)}</p>{"".join(notes)}</header>'
     )
 
 
@@ -53,196 +52,92 @@ def _count(n: int, what: str) -> str:
     return f"{n} {what}{'' if n == 1 else 's'}"
 
 
-def _section(name: str, content: str, lead: str = "") -> str:
-    anchor = name.lower().replace(" ", "-")
-    intro = f'<p class="lead">{escape(lead)}</p>' if lead else ""
-    return f'<section aria-labelledby="{anchor}"><h2 id="{anchor}">{escape(name)}</h2>{intro}{content}</section>'
+def _result(found: Comparison, name: str, other: int) -> dict[str, Any]:
+    sentence, outcome = tables.verdict(found, name, other)
+    means = [mean_and_deviation(found.variants[i].values(name, found.score))[0] for i in (0, other)]
+    difference = found.differences[name][other].get(found.score)
+    change = difference.mean if difference else means[1] - means[0]
+    return {"name": name, "other": other, "sentence": sentence, "outcome": outcome, "means": means, "change": change}
 
 
-def _results(found: Comparison) -> list[str]:
-    cards = []
-    for name in found.sets:
-        for other in range(1, len(found.variants)):
-            sentence, outcome = tables.verdict(found, name, other)
-            means = [mean_and_deviation(found.variants[i].values(name, found.score))[0] for i in (0, other)]
-            difference = found.differences[name][other].get(found.score)
-            change = difference.mean if difference else means[1] - means[0]
-            cards.append(
-                f'<article class="card {outcome}"><h3>{escape(name)}</h3>'
-                f'<p class="big">{tables.signed(change)} <small>{escape(found.score)}</small></p>'
-                f'<p class="pair"><span class="{colour(0)}">{tables.fraction(means[0])}</span> → '
-                f'<span class="{colour(other)}">{tables.fraction(means[1])}</span></p>'
-                f"<p>{escape(sentence)}</p></article>"
-            )
-    return [_section("Result", f'<div class="cards">{"".join(cards)}</div>')]
+def _scores(found: Comparison, name: str) -> dict[str, Any]:
+    pairs = [_pair(found, name, other) for other in range(1, len(found.variants))]
+    return {"name": name, "table": tables.score_table(found, name), "pairs": pairs}
 
 
-def _differing(found: Comparison) -> list[str]:
-    if not found.differing:
-        content = "<p>Nothing but the seeds: the variants are runs of one config.</p>"
-        return [_section("What differs", content)]
-    lead = "All settings in which the configs are not the same, seeds apart. Everything else is equal."
-    return [_section("What differs", _table(tables.differing_table(found)), lead)]
+def _pair(found: Comparison, name: str, other: int) -> dict[str, Any]:
+    one = found.differences[name][other]
+    reach = max([abs(edge) for d in one.values() for edge in (d.low, d.high)], default=0) or 1
+    pictures = {
+        s: charts.interval(d.low, d.mean, d.high, reach, f"{s}: {tables.signed(d.mean)}") for s, d in one.items()
+    }
+    first, second = found.variants[0], found.variants[other]
+    stems = found.images(name)
+    change = second.per_image(name, found.score, stems) - first.per_image(name, found.score, stems)
+    above = int((change > 0).sum())
+    return {
+        "first": first.name,
+        "second": second.name,
+        "table": tables.difference_table(found, name, other, pictures),
+        "words": f"{second.name} has the higher {found.score} on {above} of {len(stems)} images.",
+        "chart": charts.differences(
+            list(zip(map(float, change), stems, strict=True)),
+            (0, other),
+            f"{found.score} difference",
+            f"{found.score} of {second.name} minus {first.name} for each of {len(stems)} images of {name}, sorted",
+        ),
+    }
 
 
-def _scores(found: Comparison) -> list[str]:
-    parts = []
-    for name in found.sets:
-        parts.append(f"<h3>{escape(name)}</h3>{_table(tables.score_table(found, name))}")
-        for other in range(1, len(found.variants)):
-            one = found.differences[name][other]
-            reach = max([abs(edge) for d in one.values() for edge in (d.low, d.high)], default=0) or 1
-            pictures = {
-                s: charts.interval(d.low, d.mean, d.high, reach, f"{s}: {tables.signed(d.mean)}")
-                for s, d in one.items()
-            }
-            first, second = found.variants[0], found.variants[other]
-            stems = found.images(name)
-            change = second.per_image(name, found.score, stems) - first.per_image(name, found.score, stems)
-            drawn = charts.differences(
-                list(zip(map(float, change), stems, strict=True)),
-                (0, other),
-                f"{found.score} difference",
-                f"{found.score} of {second.name} minus {first.name} for each of {len(stems)} images of {name}, sorted",
-            )
-            above = int((change > 0).sum())
-            words = f"{second.name} has the higher {found.score} on {above} of {len(stems)} images."
-            table = _table(tables.difference_table(found, name, other, pictures))
-            parts.append(
-                f"<h4>{escape(second.name)} minus {escape(first.name)}</h4>"
-                f'<div class="beside"><div>{table}</div><figure class="chart">{drawn}'
-                f"<figcaption>{escape(words)}</figcaption></figure></div>"
-            )
-    return [_section("Scores", "".join(parts))]
-
-
-def _costs(found: Comparison) -> list[str]:
-    if not found.costs:
-        return []
-    figures = []
+def _cost_charts(found: Comparison) -> list[Markup]:
     columns = (
         ("GFLOPs an image", [c.flops / 1e9 for c in found.costs]),
         ("training step, ms", [c.train_step * 1000 for c in found.costs]),
     )
+    drawn = []
     for name in found.sets:
         spread = [mean_and_deviation(v.values(name, found.score)) for v in found.variants]
         for label, values in columns:
             points = [
                 charts.Point(
-                    i, v.name, values[i], spread[i][0], spread[i][1] or 0.0,
-                    f"{v.name}: {found.score} {spread[i][0]:.3f}, {label} {values[i]:.4g}",
+                    i, v.name, x, mean, deviation or 0.0, f"{v.name}: {found.score} {mean:.3f}, {label} {x:.4g}"
                 )
-                for i, v in enumerate(found.variants)
-            ]  # fmt: skip
-            drawn = charts.scatter(
-                points, label, f"{found.score} on {name}", f"{found.score} on {name} against {label}"
-            )
-            figures.append(f'<figure class="chart">{drawn}</figure>')
-    plots = f'<div class="charts">{"".join(figures)}</div>'
-    bars = " Bars: ± standard deviation over seeds." if any(len(v.runs) > 1 for v in found.variants) else ""
-    return [
-        _section("Cost", _table(tables.cost_table(found))),
-        _section("Score against cost", plots, f"Up and to the left is better.{bars}"),
-    ]
+                for i, (v, x, (mean, deviation)) in enumerate(zip(found.variants, values, spread, strict=True))
+            ]
+            about = f"{found.score} on {name}"
+            drawn.append(charts.scatter(points, label, about, f"{about} against {label}"))
+    return drawn
 
 
-def _training(found: Comparison) -> list[str]:
+def _curves(found: Comparison) -> list[Markup]:
     curves = [(i, v, run, run.curves()) for i, v in enumerate(found.variants) for run in v.runs]
-    figures = []
+    drawn = []
     for key, label in ((f"val/{found.score}", f"validation {found.score}"), ("train/loss", "training loss")):
         lines = [charts.Line(i, f"{v.name}, seed {run.seed}", c.get(key, [])) for i, v, run, c in curves]
-        if drawn := charts.line_chart(lines, "epoch", label, f"{label} by epoch, a line each run"):
-            figures.append(f'<figure class="chart">{drawn}</figure>')
-    if not figures:
-        return []
-    content = f'{_legend(found)}<div class="charts">{"".join(figures)}</div>'
-    return [_section("Training curves", content, "One line a run. Losses of different kinds cannot be compared.")]
+        drawn.append(charts.line_chart(lines, "epoch", label, f"{label} by epoch, a line each run"))
+    return [chart for chart in drawn if chart]
 
 
-def _legend(found: Comparison) -> str:
-    names = [f'<span class="chip {colour(i)}">{escape(v.name)}</span>' for i, v in enumerate(found.variants)]
-    return f'<p class="legend">{" ".join(names)}</p>'
+def _gallery(found: Comparison) -> dict[str, list[dict[str, Any]]]:
+    """The examples with pictures under the heading of their test set and pair."""
+    shots: dict[str, list[dict[str, Any]]] = {}
+    for e in found.examples:
+        if e.pictures:
+            heading = e.test_set if len(found.variants) == 2 else f"{e.test_set}: {found.variants[e.second].name}"
+            shots.setdefault(heading, []).append(_shot(found, e))
+    return shots
 
 
-def _gallery(found: Comparison) -> list[str]:
-    if not any(e.pictures for e in found.examples):
-        return []
-    parts = []
-    pairs = dict.fromkeys((e.test_set, e.first, e.second) for e in found.examples)
-    for name, first, second in pairs:
-        heading = name if len(found.variants) == 2 else f"{name}: {found.variants[second].name}"
-        chosen = [e for e in found.examples if (e.test_set, e.first, e.second) == (name, first, second)]
-        parts.append(f"<h3>{escape(heading)}</h3>")
-        parts.append(f'<div class="shots">{"".join(_shot(found, e) for e in chosen)}</div>')
-    lead = (
-        f"The images with the largest difference in {found.score}, averaged over seeds: gains first, then losses. Maps "
-        "are those of the first seed."
-    )
-    return [_section("Where they disagree most", "".join(parts), lead)]
-
-
-def _shot(found: Comparison, example: Example) -> str:
-    pair = [found.variants[i] for i in (example.first, example.second)]
-    change = example.means[1] - example.means[0]
-    several = any(len(v.runs) > 1 for v in pair)
-    captions = ["image", "mask"]
-    alts = [f"image {example.stem}", f"mask of {example.stem}"]
-    classes = ["", ""]
-    for i, variant, shown in zip((example.first, example.second), pair, example.scores, strict=True):
-        captions.append(f"{variant.name}, {found.score} {tables.fraction(shown)}")
-        alts.append(f"map of {example.stem} by {variant.name}, {found.score} {shown:.3f}")
-        classes.append(colour(i))
-    figures = "".join(
-        f'<figure class="{c}">{_image(p, alt)}<figcaption>{escape(caption)}</figcaption></figure>'
-        for p, alt, caption, c in zip(example.pictures, alts, captions, classes, strict=True)
-    )
-    over = " on average over seeds" if several else ""
-    return (
-        f'<article class="shot"><h4>{escape(example.stem)}</h4><p>{found.score} {tables.fraction(example.means[0])} → '
-        f"{tables.fraction(example.means[1])} ({tables.signed(change)}{over})</p>"
-        f'<div class="strip">{figures}</div></article>'
-    )
-
-
-def _image(picture: Picture, alt: str) -> str:
-    size = f'width="{picture.width}" height="{picture.height}"'
-    return f'<img src="{picture.uri}" alt="{escape(alt)}" {size} decoding="async">'
-
-
-def _runs(found: Comparison) -> list[str]:
-    lines = "".join(f"<p>{escape(line)}</p>" for line in tables.method(found))
-    return [_section("Runs", _table(tables.run_table(found))), _section("Method", f'<div class="prose">{lines}</div>')]
-
-
-def _table(table: Table) -> str:
-    kind = "numbers" if table.numeric else "settings"
-    head = "".join(_heading(text) for text in table.head)
-    rows = "".join(f"<tr>{_row(row)}</tr>" for row in table.rows)
-    label = escape(table.title or "table")
-    note = f'<p class="caption">{escape(table.note)}</p>' if table.note else ""
-    return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{label}"><table class="{kind}">'
-        f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>{note}"
-    )
-
-
-def _heading(text: str) -> str:
-    return f'<th scope="col"><button type="button">{escape(text)}</button></th>' if text else '<th scope="col"></th>'
-
-
-def _row(row: Sequence[Cell]) -> str:
-    cells = []
-    for i, cell in enumerate(row):
-        tag = 'th scope="row"' if i == 0 else "td"
-        value = "" if cell.value is None else f' data-value="{cell.value!r}"'
-        text = cell.picture or escape(cell.text)
-        if cell.code:
-            text = f"<code>{text}</code>"
-        if cell.variant is not None:
-            text = f'<span class="chip {colour(cell.variant)}">{text}</span>'
-        if cell.best:
-            text = f"<strong>{text}</strong>"
-        if cell.minor:
-            text += f' <span class="minor">{escape(cell.minor)}</span>'
-        cells.append(f"<{tag}{value}>{text}</{tag[:2]}>")
-    return "".join(cells)
+def _shot(found: Comparison, example: Example) -> dict[str, Any]:
+    image, mask, *maps = example.pictures
+    shown = [
+        {"picture": image, "alt": f"image {example.stem}", "caption": "image", "colour": ""},
+        {"picture": mask, "alt": f"mask of {example.stem}", "caption": "mask", "colour": ""},
+    ]
+    for i, picture, score in zip((example.first, example.second), maps, example.scores, strict=True):
+        name = found.variants[i].name
+        alt = f"map of {example.stem} by {name}, {found.score} {score:.3f}"
+        caption = f"{name}, {found.score} {tables.fraction(score)}"
+        shown.append({"picture": picture, "alt": alt, "caption": caption, "colour": charts.colour(i)})
+    several = any(len(found.variants[i].runs) > 1 for i in (example.first, example.second))
+    return {"stem": example.stem, "means": example.means, "several": several, "shown": shown}

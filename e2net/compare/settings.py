@@ -1,11 +1,9 @@
 """The settings of ``python -m e2net.compare``: our own keys; everything else is an override of ``conf/train.yaml``."""
 
-import difflib
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, get_type_hints
+from dataclasses import dataclass
+from typing import Annotated
 
-from e2net.arguments import read_value
+from e2net.arguments import refuse_overrides
 
 USAGE = """\
 Compares configurations over the same seeds, or finished runs, and writes report.html and report.md.
@@ -20,17 +18,13 @@ variants, one after seed= repeats each of them. Each run's folder is named by a 
 command again continues where the last one stopped, and finished runs are used as they are.
 
 Exit status: 0 compared, 1 some runs failed (they are listed with their logs), 2 a setting or the input is wrong.
-
-Settings (key=value):
 """
-# What a setting's help stands under, in its field.
-ABOUT = "about"
 # What a sweep sets itself.
 _RESERVED = ("resume", "run_dir", "hydra.run", "hydra.sweep", "hydra.mode")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class CompareSettings:
     """All settings of one comparison, checked for their ranges.
 
     Attributes:
@@ -40,31 +34,24 @@ class Settings:
         ValueError: a value is out of its range, or settings contradict each other.
     """
 
-    runs: list | None = field(
-        default=None, metadata={ABOUT: "finished run folders to compare; null: train what the overrides say"}
+    runs: Annotated[list | None, "finished run folders to compare; null: train what the overrides say"] = None
+    names: Annotated[list | None, "of the variants, in their order; null: from what differs"] = None
+    output: Annotated[str | None, "folder of the report; null: runs/compare_<time>"] = None
+    store: Annotated[str, "where a sweep keeps its run folders"] = "runs/compare"
+    tokens: Annotated[int | list | None, "patches a side, or [rows,columns]: sets size to tokens x patch for each"] = (
+        None
     )
-    names: list | None = field(
-        default=None, metadata={ABOUT: "of the variants, in their order; null: from what differs"}
-    )
-    output: str | None = field(default=None, metadata={ABOUT: "folder of the report; null: runs/compare_<time>"})
-    store: str = field(default="runs/compare", metadata={ABOUT: "where a sweep keeps its run folders"})
-    tokens: int | list | None = field(
-        default=None, metadata={ABOUT: "patches a side, or [rows,columns]: sets size to tokens x patch for each"}
-    )
-    score: str = field(default="S", metadata={ABOUT: "the score that charts and pictures are about"})
-    images: int = field(
-        default=12, metadata={ABOUT: "pictures of each test set on which two variants disagree most; 0: none"}
-    )
-    cost: bool = field(default=True, metadata={ABOUT: "measure parameters, GFLOPs, time and memory on this machine"})
-    device: str = field(
-        default="auto", metadata={ABOUT: "for measurements and pictures: auto (a GPU if there is one) or cpu"}
-    )
-    resamples: int = field(default=10000, metadata={ABOUT: "of the paired bootstrap"})
-    bootstrap_seed: int = field(default=0, metadata={ABOUT: "of the paired bootstrap"})
+    score: Annotated[str, "the score that charts and pictures are about"] = "S"
+    images: Annotated[int, "pictures of each test set on which two variants disagree most; 0: none"] = 12
+    cost: Annotated[bool, "measure parameters, GFLOPs, time and memory on this machine"] = True
+    device: Annotated[str, "for measurements and pictures: auto (a GPU if there is one) or cpu"] = "auto"
+    resamples: Annotated[int, "of the paired bootstrap"] = 10000
+    bootstrap_seed: Annotated[int, "of the paired bootstrap"] = 0
     overrides: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
+        refuse_overrides(self.overrides, _RESERVED, "a comparison sets it itself (store=... says where runs go)")
         for key, low in (("images", 0), ("resamples", 100), ("bootstrap_seed", 0)):
             if getattr(self, key) < low:
                 raise ValueError(f"{key}={getattr(self, key)}: expected at least {low}")
@@ -83,44 +70,3 @@ class Settings:
                 "nothing to compare: expected runs=[A,B] or an override with several values such as "
                 "encoder=dinov2_b,dinov3_b; --help shows more"
             )
-
-
-def describe() -> str:
-    """The text of ``--help``."""
-    lines = []
-    for key in fields(Settings):
-        if ABOUT in key.metadata:
-            default = str(key.default).lower().replace("none", "null") if key.name != "score" else key.default
-            lines.append(f"  {f'{key.name}={default}':<22} {key.metadata[ABOUT]}")
-    return USAGE + "\n".join(lines)
-
-
-def parse(arguments: Sequence[str]) -> Settings:
-    """Takes our own keys out of the arguments; the others are kept as overrides.
-
-    Raises:
-        ValueError: an argument is no key=value, one of our keys is given twice or has a value of another type.
-    """
-    hints = get_type_hints(Settings)
-    own = [key.name for key in fields(Settings) if ABOUT in key.metadata]
-    values: dict[str, Any] = {}
-    overrides = []
-    for argument in arguments:
-        key, equals, text = argument.partition("=")
-        if not equals and not argument.startswith("~"):
-            raise ValueError(f"expected key=value, found {argument!r}; --help lists all keys")
-        if key not in own:
-            if any(key == word or key.startswith(f"{word}.") for word in _RESERVED):
-                raise ValueError(f"{key}: a comparison sets it itself; leave it out (store=... says where runs go)")
-            overrides.append(argument)
-        elif key in values:
-            raise ValueError(f"{key} is given twice")
-        else:
-            values[key] = read_value(key, text, hints[key])
-    return Settings(**values, overrides=tuple(overrides))
-
-
-def close_to_own(key: str) -> str | None:
-    """The one of our keys that a mistyped key may have been meant for."""
-    own = [k.name for k in fields(Settings) if ABOUT in k.metadata]
-    return next(iter(difflib.get_close_matches(key, own, n=1, cutoff=0.75)), None)

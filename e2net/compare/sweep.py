@@ -26,8 +26,9 @@ from hydra.core.override_parser.types import Override, ValueType
 from hydra.errors import HydraException
 
 import e2net
+from e2net.arguments import nearest_key
 from e2net.compare.runs import SCORES, check_names, config_key, unique
-from e2net.compare.settings import Settings, close_to_own
+from e2net.compare.settings import CompareSettings
 from e2net.engine import build, build_model, inherit, resolve
 from e2net.engine.checkpoint import read_checkpoint
 from e2net.engine.config import build_data, build_task, check_part, check_training, conf_folder, hydra_message
@@ -89,7 +90,7 @@ def evaluation_config(checkpoint: Path, output: Path, device: str) -> dict[str, 
     return resolve(inherit(config, given))
 
 
-def make_plan(settings: Settings) -> Plan:
+def make_plan(settings: CompareSettings) -> Plan:
     """Composes every variant's config for every seed, and builds each variant's model once, as a check.
 
     Raises:
@@ -182,7 +183,7 @@ def _compose(overrides: Sequence[str]) -> dict[str, Any]:
     except HydraException as error:
         line = hydra_message(error)
         keys = [o.partition("=")[0] for o in overrides]
-        near = next(filter(None, (close_to_own(key) for key in keys if key in line)), None)
+        near = next(filter(None, (nearest_key(CompareSettings, key, 0.75) for key in keys if key in line)), None)
         raise ValueError(f"{line}{f' Did you mean {near}=...?' if near else ''}") from error
     del config["run_dir"], config["resume"]
     return config

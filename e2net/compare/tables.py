@@ -1,8 +1,10 @@
 """The tables of a report, the same for HTML and Markdown."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from markupsafe import Markup
 
 from e2net.compare.result import Comparison
 from e2net.compare.statistics import LOWER, Difference, mean_and_deviation, sign
@@ -26,7 +28,7 @@ class Cell:
     value: float | None = None
     best: bool = False
     minor: str = ""
-    picture: str = ""
+    picture: Markup | None = None
     variant: int | None = None
     code: bool = False
 
@@ -98,7 +100,7 @@ def score_table(found: Comparison, name: str) -> Table:
     return table
 
 
-def difference_table(found: Comparison, name: str, other: int, pictures: dict[str, str]) -> Table:
+def difference_table(found: Comparison, name: str, other: int, pictures: Mapping[str, Markup]) -> Table:
     """A row a score: both variants, their difference, its interval and p-value."""
     first, second = found.variants[0], found.variants[other]
     head = ["score", first.name, second.name, "difference", "95 % interval", *([""] if pictures else []), "p"]

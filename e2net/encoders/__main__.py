@@ -3,14 +3,14 @@
 import sys
 from collections.abc import Sequence
 
-from e2net.arguments import print_anywhere
-from e2net.encoders.options import USAGE
+from e2net.arguments import help_text, print_anywhere
+from e2net.encoders.options import USAGE, ListingSettings
 
 
 def main(arguments: Sequence[str]) -> int:
     """The command; returns the exit status."""
     if {"-h", "--help", "help"} & set(arguments):
-        print(USAGE, end="")
+        print(help_text(ListingSettings, USAGE))
         return 0
     from e2net.encoders.listing import show  # noqa: PLC0415 - torch takes seconds
 

@@ -19,9 +19,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import e2net.encoders
+from e2net.arguments import read_settings
 from e2net.encoders.base import Encoder
 from e2net.encoders.hub import build_backbone, weights_on_disk
-from e2net.encoders.options import Options
+from e2net.encoders.options import ListingSettings
 from e2net.encoders.tuning import Adapters, Full
 from e2net.flops import FlopCounter
 
@@ -157,7 +158,7 @@ def measure(encoder: Encoder, parameters: int, size: int, block: int | None = No
     )
 
 
-def list_encoders(options: Options, conf: Path) -> Table:
+def list_encoders(options: ListingSettings, conf: Path) -> Table:
     """A row for each file in ``conf`` that says which model it wants; ``encoder=local`` and ``timm`` take any.
 
     Raises:
@@ -185,7 +186,7 @@ def list_encoders(options: Options, conf: Path) -> Table:
 def show(arguments: Sequence[str], conf: Path = _CONF) -> int:
     """Prints the table of encoders; returns the exit status."""
     try:
-        options = Options.parse(arguments)
+        options = read_settings(ListingSettings, arguments)
         table = list_encoders(options, conf)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -261,7 +262,7 @@ def _read(encoder: Encoder, image: torch.Tensor, block: int | None) -> _Reading:
     return _Reading(meter.most, counter.total, bytes_after - bytes_before, flop_after - flop_before)
 
 
-def _cells(cost: Cost, options: Options) -> list[str]:
+def _cells(cost: Cost, options: ListingSettings) -> list[str]:
     count = f"{cost.parameters / 1e6:.1f}M" if cost.parameters < 1e8 else f"{cost.parameters / 1e6:.0f}M"
     first, last = cost.channels[0], cost.channels[-1]
     width = str(last) if first == last else f"{first}-{last}"

@@ -5,9 +5,9 @@ import signal
 import sys
 from pathlib import Path
 
-from e2net.arguments import print_anywhere
+from e2net.arguments import help_text, print_anywhere, read_settings
 from e2net.predict.inputs import find_inputs, shown
-from e2net.predict.settings import describe, parse
+from e2net.predict.settings import USAGE, PredictSettings
 
 
 def main(arguments: list[str]) -> int:
@@ -20,7 +20,7 @@ def main(arguments: list[str]) -> int:
         The exit status: 0 all written, 1 some files failed, 2 a wrong setting or input, 130 interrupted.
     """
     if not arguments or {"-h", "--help"} & set(arguments):
-        print(describe())
+        print(help_text(PredictSettings, USAGE))
         return 0 if arguments else 2
     # What these libraries say about a broken file stands between the bar and our own line about it.
     os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")
@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> int:
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        settings = parse(arguments)
+        settings = read_settings(PredictSettings, arguments)
         items = find_inputs(settings.input, Path(settings.output).expanduser())
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

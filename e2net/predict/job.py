@@ -25,7 +25,7 @@ from e2net.predict.film import FilmReader, FilmWriter, FrameFolder
 from e2net.predict.inputs import CUTOUTS, MAPS, OVERLAYS, Item, shown
 from e2net.predict.result import Kind, Prediction
 from e2net.predict.segmenter import Failure, Picture, Segmenter, Timing, default_threads, load
-from e2net.predict.settings import Settings
+from e2net.predict.settings import PredictSettings
 
 OBJECTS = "objects.json"
 # How that file begins; one that does not is somebody else's.
@@ -103,7 +103,7 @@ class Job:
             objects.json is not e2net's.
     """
 
-    def __init__(self, settings: Settings, items: list[Item]) -> None:
+    def __init__(self, settings: PredictSettings, items: list[Item]) -> None:
         self.settings = settings
         self.items = items
         self.failures: list[str] = []

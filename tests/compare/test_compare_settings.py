@@ -2,17 +2,19 @@
 
 import pytest
 
+from e2net.arguments import help_text, read_settings
 from e2net.compare.__main__ import main
-from e2net.compare.settings import describe, parse
+from e2net.compare.settings import USAGE, CompareSettings
 
 
 def test_own_keys_are_taken_out():
-    found = parse(
-        ["encoder=a,b", "tokens=37", "output=x=y", "hydra/launcher=joblib", "~neck", "images=0", "cost=false"]
+    found = read_settings(
+        CompareSettings,
+        ["encoder=a,b", "tokens=37", "output=x=y", "hydra/launcher=joblib", "~neck", "images=0", "cost=false"],
     )
     assert found.overrides == ("encoder=a,b", "hydra/launcher=joblib", "~neck")
     assert (found.tokens, found.output, found.images, found.cost) == (37, "x=y", 0, False)
-    assert parse(["runs=[a, b]", "names=[A, 2]"]).names == ["A", 2]
+    assert read_settings(CompareSettings, ["runs=[a, b]", "names=[A, 2]"]).names == ["A", 2]
 
 
 @pytest.mark.parametrize(
@@ -27,6 +29,8 @@ def test_own_keys_are_taken_out():
         (["encoder=a,b", "device=tpu"], "auto or cpu"),
         (["encoder=a,b", "images=1", "images=2"], "given twice"),
         (["encoder=a,b", "run_dir=x"], "run_dir: a comparison sets it itself"),
+        (["encoder=a,b", "++run_dir=x"], "run_dir: a comparison sets it itself"),
+        (["encoder=a,b", "~resume"], "resume: a comparison sets it itself"),
         (["encoder=a,b", "hydra.sweep.dir=x"], "sets it itself"),
         (["runs=[a,b]", "seed=0"], "seed=0 would change nothing"),
         (["runs=[a,b]", "tokens=3"], "tokens=3 would change nothing"),
@@ -53,4 +57,4 @@ def test_help_lists_every_setting(capsys):
     shown = capsys.readouterr().out
     for key in ("runs", "output", "tokens", "resamples", "hydra/launcher", "score=S"):
         assert key in shown
-    assert max(map(len, describe().splitlines())) <= 120
+    assert max(map(len, help_text(CompareSettings, USAGE).splitlines())) <= 120

@@ -15,9 +15,10 @@ import yaml
 from chromium import PROGRAM, Browser
 from conftest import ROOT
 
+from e2net.arguments import read_settings
 from e2net.compare.__main__ import main
 from e2net.compare.runs import config_key
-from e2net.compare.settings import parse
+from e2net.compare.settings import CompareSettings
 from e2net.compare.sweep import make_plan, run_sweep
 from e2net.datasets import ProceduralPairs
 from e2net.engine import prepare_training
@@ -39,7 +40,7 @@ QUICK = [
 
 
 def _plan(*arguments, store="nowhere"):
-    return make_plan(parse([*QUICK[1:], f"store={store}", *arguments]))
+    return make_plan(read_settings(CompareSettings, [*QUICK[1:], f"store={store}", *arguments]))
 
 
 def _two_encoders(encoder_folder):
@@ -131,7 +132,7 @@ def test_what_is_wrong_shows_before_anything_runs(arguments, words, tmp_path, ca
 
 def test_a_sweep_needs_a_test_set(tmp_path):
     with pytest.raises(ValueError, match=r"linear: .*names no test set"):
-        make_plan(parse([*_pairs(tmp_path), "data.test=[]", "decoder=linear,caem"]))
+        make_plan(read_settings(CompareSettings, [*_pairs(tmp_path), "data.test=[]", "decoder=linear,caem"]))
 
 
 def _pairs(folder):
@@ -335,7 +336,7 @@ def test_broken_and_unreadable_checkpoints_lose_nothing(swept, tmp_path, capfd):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("mine")
     before = _snapshot(tmp_path)
-    plan = make_plan(parse(_arguments(tmp_path)))
+    plan = make_plan(read_settings(CompareSettings, _arguments(tmp_path)))
     unreadable = caem / "checkpoints" / "last.ckpt"
     with pytest.MonkeyPatch.context() as patch:
         # Root may read everything: the error is what a file system without an answer gives.
@@ -349,7 +350,7 @@ def test_broken_and_unreadable_checkpoints_lose_nothing(swept, tmp_path, capfd):
     after = _snapshot(tmp_path)
     assert {k: after.get(k) for k in before} == before
     # From now on that one is the run of its config.
-    assert make_plan(parse(_arguments(tmp_path))).jobs[0].folder == again
+    assert make_plan(read_settings(CompareSettings, _arguments(tmp_path))).jobs[0].folder == again
 
 
 def _fail(file):

@@ -38,7 +38,8 @@ PLAIN = [
     "window_overlap=0.25", "precision=64-true", "precision=nonsense", "accelerator=tpu", "num_samples=3", "output=else",
     "method=mine", "scores=[IoU]", "binarised_too=true", "bootstrap_seed=4", "num_workers=1", "encoder_path=nowhere",
     "protocol.quantise=false", "protocol.normalize=as_is", "protocol.binarise=true", "allow_missing=true",
-    "protocol._target_=e2net.losses.Criterion", "task._target_=e2net.losses.Criterion", "ckpt=nowhere", "predictions=maps",
+    "protocol._target_=e2net.losses.Criterion", "task._target_=e2net.losses.Criterion",
+    "ckpt=nowhere", "predictions=maps",
 ]  # fmt: skip
 
 

@@ -3,19 +3,22 @@
 import subprocess
 import sys
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from e2net.arguments import help_text, read_settings
 from e2net.formats import EXTENSIONS
 from e2net.predict.inputs import PICTURES, find_inputs
-from e2net.predict.settings import ABOUT, Settings, describe, parse
+from e2net.predict.settings import USAGE, PredictSettings
 
 NEEDED = ["ckpt=a", "input=b", "output=c"]
+_parse = partial(read_settings, PredictSettings)
 
 
 def test_text_is_taken_as_it_stands():
-    settings = parse(["ckpt=1", "input=*/[ab]: #1=x.jpg", "output=null", "encoder_path=null", "size=[64,128]"])
+    settings = _parse(["ckpt=1", "input=*/[ab]: #1=x.jpg", "output=null", "encoder_path=null", "size=[64,128]"])
     assert (settings.ckpt, settings.input, settings.output) == ("1", "*/[ab]: #1=x.jpg", "null")
     assert settings.encoder_path is None and settings.size == [64, 128]
 
@@ -39,23 +42,24 @@ def test_text_is_taken_as_it_stands():
 )
 def test_wrong_arguments_are_named(argument, message):
     with pytest.raises(ValueError) as error:
-        parse([*NEEDED, argument])
+        _parse([*NEEDED, argument])
     assert str(error.value).startswith(message)
 
 
 @pytest.mark.parametrize("missing", NEEDED)
 def test_needed_settings_have_no_default(missing):
     with pytest.raises(ValueError, match=f"{missing.split('=')[0]} has no value"):
-        parse([a for a in NEEDED if a != missing])
+        _parse([a for a in NEEDED if a != missing])
 
 
 def test_help_tells_every_key_and_its_true_default():
-    assert list(ABOUT) == [f.name for f in fields(Settings)]
-    shown = dict(line.split()[0].split("=") for line in describe().split("Settings (key=value):\n")[1].splitlines())
+    lines = help_text(PredictSettings, USAGE).split("Settings (key=value):\n")[1].splitlines()
+    shown = dict(line.split()[0].split("=") for line in lines)
+    assert list(shown) == [f.name for f in fields(PredictSettings)] and max(map(len, lines)) <= 120
     needed = {"ckpt", "input", "output"}
     assert {k for k, v in shown.items() if not v} == needed
     given = [f"{k}={v}" for k, v in shown.items() if k not in needed]
-    assert parse([*NEEDED, *given]) == parse(NEEDED)
+    assert _parse([*NEEDED, *given]) == _parse(NEEDED)
 
 
 def test_wrong_settings_are_answered_before_torch_is_imported(tmp_path):

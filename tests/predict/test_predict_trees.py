@@ -20,7 +20,7 @@ from test_predict import PAIRS, _file_names, _film, _predict, _read, run
 from e2net.predict import segmenter
 from e2net.predict.__main__ import main
 from e2net.predict.inputs import FILMS, PICTURES, find_inputs, other_kind, shown
-from e2net.predict.settings import Settings
+from e2net.predict.settings import PredictSettings
 
 PICTURE = cv2.imencode(".png", cv2.resize(PAIRS.read(0)[0], (40, 30)))[1].tobytes()
 
@@ -301,7 +301,7 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("key", [f.name for f in fields(Settings)])
+@pytest.mark.parametrize("key", [f.name for f in fields(PredictSettings)])
 def test_every_setting_changes_something(run, photos, tmp_path, monkeypatch, capsys, key):
     if key in CHANGES:
         value, beside = CHANGES[key]
@@ -356,7 +356,7 @@ ALLOWED = {
 }
 
 
-@pytest.mark.parametrize("key", [f.name for f in fields(Settings)])
+@pytest.mark.parametrize("key", [f.name for f in fields(PredictSettings)])
 def test_hostile_values_are_answered_on_one_line(run, photos, tmp_path, monkeypatch, capsys, key):
     monkeypatch.chdir(tmp_path)
     for value in HOSTILE:
