@@ -23,7 +23,7 @@ ALLOWED = {
     "encoders": {"arguments", "structures", "flops"},
     "decoders": {"structures"},
     "losses": {"structures"},
-    "tasks": {"drawing", "formats", "structures", "metrics"},
+    "tasks": {"drawing", "formats", "structures", "losses", "metrics"},
     "datasets": {"formats", "lock", "structures", "tasks"},
     "model": {"structures", "encoders", "decoders", "tasks"},
     "engine": {"drawing", "files", "formats", "lock", "structures", "metrics", "encoders", "decoders", "losses"}

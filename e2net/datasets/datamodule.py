@@ -315,6 +315,11 @@ class DenseData:
         """Stems of the training images, without those held out."""
         return [self._source("train").name(index) for index in self._split()[0]]
 
+    def train_targets(self) -> Iterator[np.ndarray]:
+        """The targets of the training images, without those held out, read one by one."""
+        source = self._source("train")
+        return (read_pair(source, index, task=self.task)[1] for index in self._split()[0])
+
     def val_names(self) -> list[str]:
         """Stems of the images held out for validation."""
         return [self._source("train").name(index) for index in self._split()[1]]

@@ -42,7 +42,7 @@ _KINDS = {
     "tuning": "e2net.encoders.Tuning",
     "neck": "torch.nn.Module",
     "decoder": "torch.nn.Module",
-    "loss": "e2net.losses.Criterion",
+    "loss": "e2net.losses.DenseLoss",
     "data": "e2net.datasets.DenseData",
     "optim": "e2net.engine.optim.AdamW",
     "schedule": "e2net.engine.schedules.Schedule",
@@ -569,6 +569,17 @@ def build_task(config: dict[str, Any]) -> "Task":
         )
     task: Task = build(config["task"], _partial_=True)(protocol=protocol)
     return task
+
+
+def resolve_task(config: dict[str, Any]) -> dict[str, Any]:
+    """The same config with what the task leaves to the data filled in, such as the names of classes.
+
+    Raises:
+        ValueError: the data do not say it, or ``task`` names no task.
+    """
+    check_part(config, "task")
+    made = _find(config["task"]["_target_"], "task._target_")
+    return {**config, "task": _built(made).resolve(config["task"], config["data"])}  # type: ignore[attr-defined]
 
 
 def build_data(settings: dict[str, Any], task: "Task") -> "DenseData":

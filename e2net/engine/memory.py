@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from e2net.engine.optim import AdamW
 from e2net.engine.speed import halve_frozen
 from e2net.engine.step import Inputs, Update, leave_out_unused, renewed, step
-from e2net.losses import Criterion
+from e2net.losses import DenseLoss
 from e2net.model import DenseModel
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class Trial:
     def __init__(
         self,
         model: DenseModel,
-        criterion: Criterion,
+        criterion: DenseLoss,
         optim: AdamW,
         size: Sequence[int],
         device: torch.device,
@@ -160,7 +160,7 @@ def largest(fits: Callable[[int], bool], limit: int) -> int:
 
 def choose_batch_size(
     model: DenseModel,
-    criterion: Criterion,
+    criterion: DenseLoss,
     optim: AdamW,
     size: Sequence[int],
     images: int,

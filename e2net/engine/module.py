@@ -17,7 +17,7 @@ from e2net.engine.scales import RandomScale
 from e2net.engine.schedules import TRAIN_LOSS
 from e2net.engine.speed import halve_frozen
 from e2net.engine.step import Inputs, clip, leave_out_unused, step
-from e2net.losses import Criterion
+from e2net.losses import DenseLoss
 from e2net.model import DenseModel
 from e2net.structures import Batch
 from e2net.tasks.base import SetScores, Task
@@ -49,7 +49,7 @@ class DenseModule(L.LightningModule):
         self,
         model: DenseModel,
         config: dict[str, Any],
-        criterion: Criterion | None = None,
+        criterion: DenseLoss | None = None,
         optim: AdamW | None = None,
         test_names: tuple[str, ...] = (),
         predictor: Predictor | None = None,

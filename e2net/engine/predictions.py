@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from e2net.datasets import DenseData, FolderData, FolderTargets, Source
 from e2net.datasets.pairs import read_pair
-from e2net.engine.config import build_data, build_task
+from e2net.engine.config import build_data, build_task, resolve_task
 from e2net.engine.outputs import claim
 from e2net.engine.plots import Picture
 from e2net.engine.report import FILES, SetResult, clear_report, masks_hash
@@ -434,7 +434,7 @@ def scored_task(config: dict[str, Any]) -> Task:
     Raises:
         ValueError: it has no such scores.
     """
-    return build_task(config).with_scores(config["scores"])
+    return build_task(resolve_task(config)).with_scores(config["scores"])
 
 
 def _is_count(value: Any) -> bool:

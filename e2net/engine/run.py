@@ -28,6 +28,7 @@ from e2net.engine.config import (
     build_trainer,
     check_batches,
     check_training,
+    resolve_task,
 )
 from e2net.engine.data import DataModule
 from e2net.engine.folder import (
@@ -98,6 +99,7 @@ def prepare_training(config: dict[str, Any]) -> Job:
         ValueError, FileNotFoundError: a setting, a file or the data is wrong; the message says what to do.
     """
     check_training(config)
+    config = resolve_task(config)
     L.seed_everything(config["seed"], workers=True, verbose=False)
     output = Path(config["run_dir"])
     resume, content = _resumed(config)
@@ -121,6 +123,7 @@ def prepare_training(config: dict[str, Any]) -> Job:
         restore(model, content)
         data.first_epoch = content["epoch"] + 1  # checkpoints are written at the end of one
     data.check()
+    task.prepare_loss(criterion, data.train_targets())
     if content is not None:
         check_same_images(content.get(ResumeState.KEY, {}).get("images"), data, config["resume"])
     check_batches(config, len(data.train_names()), len(data.val_names()))

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from e2net.decoders import Decoder
-from e2net.losses import Criterion
+from e2net.losses import DenseLoss
 from e2net.model import DenseModel
 
 Inputs = Tensor | Sequence[Tensor]
@@ -26,7 +26,7 @@ def step(
     model: DenseModel,
     inputs: Inputs,
     target: Tensor,
-    criterion: Criterion,
+    criterion: DenseLoss,
     progress: float = 1.0,
     part: Callable[[str], AbstractContextManager[object]] = _unwatched,
 ) -> dict[str, Tensor]:
@@ -51,7 +51,7 @@ def step(
         return criterion(output, target, progress)
 
 
-def leave_out_unused(model: DenseModel, criterion: Criterion) -> None:
+def leave_out_unused(model: DenseModel, criterion: DenseLoss) -> None:
     """Has the decoder do without the auxiliary maps that the criterion never looks at.
 
     Their heads would get no gradient, and several processes would wait for it for ever.

@@ -1,5 +1,6 @@
 from . import depth, semantic
+from .base import DenseLoss, TermLoss
 from .criterion import TERMS, Criterion
 from .schedule import Schedule
 
-__all__ = ["TERMS", "Criterion", "Schedule", "depth", "semantic"]
+__all__ = ["TERMS", "Criterion", "DenseLoss", "Schedule", "TermLoss", "depth", "semantic"]

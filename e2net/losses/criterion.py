@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from e2net.losses import functional
-from e2net.losses.schedule import Schedule, Weight
+from e2net.losses.base import DenseLoss, counted, part_weights, resize_like
+from e2net.losses.schedule import Weight
 from e2net.structures import Output
 
 TERMS: dict[str, Callable[..., Tensor]] = {
@@ -25,7 +25,7 @@ TERMS: dict[str, Callable[..., Tensor]] = {
 }
 
 
-class Criterion(nn.Module):
+class Criterion(DenseLoss):
     """Σ weight · term, for each of the maps that a decoder gives.
 
     A weight is a number, or changes in the course of training: ``[[0, 0.5], [0.3, 0.7]]`` in steps,
@@ -55,40 +55,24 @@ class Criterion(nn.Module):
     ) -> None:
         super().__init__()
         params = params or {}
-        given = {"final": final, "coarse": coarse or {}, "refined": refined or {}}
-        for part, terms in {**given, "params": params}.items():
-            for term in terms:
-                if term not in TERMS:
-                    raise ValueError(f"loss.{part} has the unknown term {term!r}; expected one of {', '.join(TERMS)}")
-        self.weights = {
-            part: {term: Schedule(weight, f"loss.{part}.{term}") for term, weight in weights.items()}
-            for part, weights in given.items()
-        }
-        self.parts = {
-            part for part, schedules in self.weights.items() if any(schedule.peak for schedule in schedules.values())
-        }
-        if "final" not in self.parts:
-            raise ValueError("loss.final has no term with a positive weight; nothing would train the final map")
+        for term in params:
+            if term not in TERMS:
+                raise ValueError(f"loss.params has the unknown term {term!r}; expected one of {', '.join(TERMS)}")
+        self.weights = part_weights({"final": final, "coarse": coarse or {}, "refined": refined or {}}, TERMS)
+        self.parts = counted(self.weights)
         self.terms = {
             term: partial(function, **_checked(term, function, params.get(term, {})))
             for term, function in TERMS.items()
         }
 
     def forward(self, output: Output, mask: Tensor, progress: float = 1.0) -> dict[str, Tensor]:
-        """Scalars by name: ``loss``, the weighted total, and each term un-weighted, such as ``final/dice``.
-
-        Args:
-            output: a decoder's logits, at any sizes; they are resampled to the mask's.
-            mask: (B, 1, H, W) float, 0 or 1.
-            progress: the share of training that is done, in [0, 1]; for weights that change.
-        """
         maps = [("final", output.prediction), *((part, x) for part, maps in output.auxiliary.items() for x in maps)]
         used = [(part, x) for part, x in maps if part in self.parts]
         parts = [part for part, _ in used]
         values: dict[str, Tensor] = {}
         total = mask.new_zeros(())
         with torch.autocast(mask.device.type, enabled=False):
-            resized = [_resize(x.float(), mask) for _, x in used]
+            resized = [resize_like(x.float(), mask) for _, x in used]
             for term, function in self.terms.items():
                 # One call for all maps that have this term: what depends on the mask alone is computed once. A weight
                 # that is 0 only for now is computed too, so that its curve has no gap.
@@ -117,9 +101,3 @@ def _checked(term: str, function: Callable[..., Tensor], params: Mapping[str, fl
         if not 0 <= value < math.inf:
             raise ValueError(f"loss.params.{term}.{name} must be at least 0, found {value}")
     return params
-
-
-def _resize(logits: Tensor, mask: Tensor) -> Tensor:
-    if logits.shape[-2:] == mask.shape[-2:]:
-        return logits
-    return F.interpolate(logits, size=mask.shape[-2:], mode="bilinear", align_corners=False)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from e2net.losses.base import DenseLoss
 from e2net.metrics.protocol import ResultProtocol
 from e2net.metrics.table import SetTable
 
@@ -149,6 +150,27 @@ class Task(ABC):
     @abstractmethod
     def activate(self, prediction: Tensor) -> Tensor:
         """The prediction (B, K, H, W) as what may be averaged over scales, windows and mirror images, (B, C, H, W)."""
+
+    @classmethod
+    def resolve(cls, settings: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+        """A task's settings with what they leave to the data filled in, as a checkpoint stores them.
+
+        Args:
+            settings: the ``task`` group of a resolved config.
+            data: its ``data`` group.
+
+        Raises:
+            ValueError: the data do not say it.
+        """
+        return dict(settings)
+
+    def prepare_loss(self, loss: DenseLoss, targets: Iterable[Array]) -> None:  # noqa: B027 - most need nothing
+        """Gives a loss what it needs to know of the training set.
+
+        Args:
+            loss: of the run.
+            targets: all training targets, one by one; read only where they are looked at.
+        """
 
     def random_targets(self, count: int, size: Sequence[int], device: torch.device) -> Tensor:
         """Targets (B, 1, H, W) as a training batch has them, of no meaning: for trials of memory and time."""
