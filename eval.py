@@ -9,16 +9,17 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from e2net.arguments import print_anywhere
-from e2net.engine.folder import owned
-from e2net.engine.launch import failures_told, one_of_many
+from e2net.runs.folder import owned
+from e2net.runs.launch import failures_told, one_of_many
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="eval")
 def main(config: DictConfig) -> None:
     """Composes the config, builds the model or finds the maps, checks the data, then scores."""
     # Only now, as these take seconds to import, which --help and a misspelt key need not wait for.
-    from e2net.engine import evaluate, inherit, prepare_evaluation, resolve, user_errors  # noqa: PLC0415
-    from e2net.engine.predictions import UnusableMapsError, check_task  # noqa: PLC0415
+    from e2net.evaluation import evaluate, prepare_evaluation  # noqa: PLC0415
+    from e2net.evaluation.predictions import UnusableMapsError, check_task  # noqa: PLC0415
+    from e2net.runs import inherit, resolve, user_errors  # noqa: PLC0415
 
     with one_of_many():
         try:

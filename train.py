@@ -8,9 +8,9 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from e2net.arguments import print_anywhere
-from e2net.engine.config import list_groups
-from e2net.engine.folder import owned
-from e2net.engine.launch import failures_told, one_of_many
+from e2net.runs.config import list_groups
+from e2net.runs.folder import owned
+from e2net.runs.launch import failures_told, one_of_many
 
 # For --help, which is printed before main() runs.
 OmegaConf.register_new_resolver("list_groups", lambda: list_groups(Path(__file__).parent / "conf"))
@@ -20,7 +20,8 @@ OmegaConf.register_new_resolver("list_groups", lambda: list_groups(Path(__file__
 def main(config: DictConfig) -> None:
     """Composes the config, builds and checks everything, then trains and tests."""
     # Only now, as these take seconds to import, which --help and a misspelt key need not wait for.
-    from e2net.engine import OutOfMemoryError, prepare_training, resolve, train, user_errors  # noqa: PLC0415
+    from e2net.runs import resolve, user_errors  # noqa: PLC0415
+    from e2net.training import OutOfMemoryError, prepare_training, train  # noqa: PLC0415
 
     with one_of_many():
         try:

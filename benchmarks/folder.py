@@ -27,7 +27,7 @@ import py_sod_metrics  # noqa: E402
 from metrics import soft_pair  # noqa: E402
 
 from e2net.datasets import FolderTargets  # noqa: E402
-from e2net.engine.predictions import find_maps, score_maps  # noqa: E402
+from e2net.evaluation.predictions import find_maps, score_maps  # noqa: E402
 from e2net.tasks import Camouflage  # noqa: E402
 
 

@@ -35,13 +35,14 @@ from transformers import AutoConfig, AutoModel
 
 from e2net import load
 from e2net.compare import cost
-from e2net.engine import Job, OutOfMemoryError, compose_training, prepare_training, train
-from e2net.engine.checkpoint import read_checkpoint
-from e2net.engine.data import DataModule
-from e2net.engine.memory import Trial, available_bytes, choose_batch_size
-from e2net.engine.run import fill_cache
-from e2net.engine.step import precision_of, step
+from e2net.evaluation.data import DataModule
 from e2net.profile import profile_job
+from e2net.runs import compose_training
+from e2net.runs.checkpoint import read_checkpoint
+from e2net.training import OutOfMemoryError, TrainingJob, prepare_training, train
+from e2net.training.memory import Trial, available_bytes, choose_batch_size
+from e2net.training.run import fill_cache
+from e2net.training.step import precision_of, step
 
 SETTINGS = [
     "size=64", "decoder.width=32", "data.n_train=48", "data.n_test=4", "data.sides=[64,96]", "data.batch_size=8",
@@ -82,7 +83,7 @@ class Context:
         """Whether this is the real thing."""
         return self.device.type == "cuda"
 
-    def prepare(self, *overrides: str, name: str | None = None) -> Job:
+    def prepare(self, *overrides: str, name: str | None = None) -> TrainingJob:
         """A small run in a folder of its own; everything else as ``train.py`` resolves it on this device."""
         self.count += 1
         folder = self.folder / (name or f"run{self.count}")
@@ -122,7 +123,7 @@ def last(folder: Path) -> dict[str, Any]:
     return read_checkpoint(folder / "checkpoints" / "last.ckpt")
 
 
-def fit(job: Job, *callbacks: L.Callback) -> Job:
+def fit(job: TrainingJob, *callbacks: L.Callback) -> TrainingJob:
     """Trains without a test."""
     job.trainer.callbacks.extend(callbacks)  # type: ignore[attr-defined]
     job.trainer.fit(job.module, datamodule=DataModule(job.data), ckpt_path=job.checkpoint, weights_only=True)

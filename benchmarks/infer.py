@@ -32,7 +32,7 @@ import torch
 from e2net.datasets import ProceduralPairs
 from e2net.decoders import E2NetDecoder
 from e2net.encoders import Frozen, ViTEncoder
-from e2net.engine.inference import Predictor
+from e2net.evaluation.inference import Predictor
 from e2net.formats import read_image, read_map
 from e2net.model import DenseModel
 from e2net.predict.segmenter import Segmenter

@@ -136,10 +136,10 @@ def best(options: argparse.Namespace, count: int = 5) -> list[str]:
 def cost_of(row: str, options: argparse.Namespace, repeats: int = 5) -> tuple[float, float]:
     """Trained parameters (millions) and seconds a training step at the final size and the recipe's batch size."""
     # Seconds that the other stages don't need.
-    from e2net.engine import build, build_model, resolve  # noqa: PLC0415
-    from e2net.engine.memory import Trial  # noqa: PLC0415
-    from e2net.engine.run import choose_precision  # noqa: PLC0415
-    from e2net.engine.step import precision_of  # noqa: PLC0415
+    from e2net.runs import build, build_model, resolve  # noqa: PLC0415
+    from e2net.training.memory import Trial  # noqa: PLC0415
+    from e2net.training.run import choose_precision  # noqa: PLC0415
+    from e2net.training.step import precision_of  # noqa: PLC0415
 
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = resolve(

@@ -31,15 +31,15 @@ from torch import nn
 
 from e2net.decoders import E2NetDecoder, LinearDecoder
 from e2net.encoders import Adapters, Frozen, Full, ViTEncoder
-from e2net.engine.memory import Trial
-from e2net.engine.optim import AdamW
-from e2net.engine.schedules import Cosine
-from e2net.engine.speed import compile_model
-from e2net.engine.step import precision_of
 from e2net.flops import count_flops
 from e2net.losses import Criterion
 from e2net.model import DenseModel
 from e2net.profile import peak_flops
+from e2net.speed import compile_model
+from e2net.training.memory import Trial
+from e2net.training.optim import AdamW
+from e2net.training.schedules import Cosine
+from e2net.training.step import precision_of
 
 # Width, blocks and heads, as DINOv3's; vit_tiny for machines without a GPU.
 MODELS = {

@@ -11,8 +11,8 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from hydra.utils import get_object
 
-from e2net.engine import build, build_model, resolve
-from e2net.engine.config import build_trainer
+from e2net.runs import build, build_model, resolve
+from e2net.runs.config import build_trainer
 
 CONF = ROOT / "conf"
 OPTIONS = sorted(f"{f.parent.name}={f.stem}" for f in CONF.glob("*/*.yaml"))

@@ -6,8 +6,9 @@ import pytest
 from conftest import ROOT, encoder_config
 from hydra import compose, initialize_config_dir
 
-from e2net.engine import prepare_training, resolve
-from e2net.engine.data import DataModule
+from e2net.evaluation.data import DataModule
+from e2net.runs import resolve
+from e2net.training import prepare_training
 
 RECIPES = sorted(file.stem for file in (ROOT / "conf" / "experiment").glob("*.yaml"))
 # By a part of the name of a downloaded encoder: the tiny one that stands in for it. The order matters: both kinds of

@@ -20,10 +20,12 @@ from hydra import compose, initialize_config_dir
 
 from e2net import load
 from e2net.datasets import ProceduralPairs
-from e2net.engine import evaluate, prepare_evaluation, prepare_training, resolve, train
-from e2net.engine.checkpoint import read_checkpoint
-from e2net.engine.overrides import inherit
+from e2net.evaluation import evaluate, prepare_evaluation
 from e2net.formats import read_map
+from e2net.runs import resolve
+from e2net.runs.checkpoint import read_checkpoint
+from e2net.runs.overrides import inherit
+from e2net.training import prepare_training, train
 
 FILE = Path(__file__).with_name("fixed_values.json")
 

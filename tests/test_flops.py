@@ -12,9 +12,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from e2net.compare import cost
 from e2net.encoders import ViTEncoder
 from e2net.encoders.listing import _cost, _key
-from e2net.engine import compose_training, prepare_training
 from e2net.flops import FlopCounter, count_flops
 from e2net.profile.measure import _Loop
+from e2net.runs import compose_training
+from e2net.training import prepare_training
 
 B, HEADS, N, M, C, CV = 2, 3, 10, 7, 8, 4
 FORWARD = 2 * B * HEADS * N * M * (C + CV)

@@ -9,12 +9,13 @@ import torch
 from conftest import ROOT
 
 from e2net.arguments import read_settings
-from e2net.engine import compose_training, prepare_training
 from e2net.flops import count_flops
 from e2net.profile import Parts, peak_flops, profile_job
 from e2net.profile.__main__ import ProfileSettings, main
 from e2net.profile.measure import PARTS
 from e2net.profile.table import format_table, verdict
+from e2net.runs import compose_training
+from e2net.training import prepare_training
 
 QUICK = ["size=64", "data.n_train=24", "data.num_workers=0", "data.batch_size=4", "data.val_fraction=0.3"]
 QUICK += ["decoder.width=16", "trainer.accelerator=cpu"]

@@ -42,8 +42,8 @@ def _compare(settings: CompareSettings, output: Path) -> int:
     from e2net.compare.runs import Variant, group, read_run  # noqa: PLC0415
     from e2net.compare.sweep import make_plan, run_sweep  # noqa: PLC0415
     from e2net.compare.tables import verdict  # noqa: PLC0415
-    from e2net.engine import user_errors  # noqa: PLC0415
-    from e2net.engine.outputs import check_free  # noqa: PLC0415
+    from e2net.runs import user_errors  # noqa: PLC0415
+    from e2net.runs.outputs import check_free  # noqa: PLC0415
 
     warnings: list[str] = []
     failures: list[str] = []

@@ -18,9 +18,9 @@ from e2net.compare.result import Comparison
 from e2net.compare.runs import Run, Variant, check_comparable, common_seeds, diff, group, read_run
 from e2net.compare.settings import CompareSettings
 from e2net.compare.statistics import LEVEL, Difference, mean_and_deviation, paired_bootstrap
-from e2net.engine.checkpoint import find_checkpoint
-from e2net.engine.outputs import check_free, claim
-from e2net.engine.report import write_atomically
+from e2net.evaluation.report import write_atomically
+from e2net.runs.checkpoint import find_checkpoint
+from e2net.runs.outputs import check_free, claim
 
 FILES = ("comparison.json", "report.md", "report.html")
 # A data set's score is a mean over its images if it equals theirs; Fmax and Emax, of mean curves, are not.

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import torch
 
-from e2net.engine import build, load_model
-from e2net.engine.memory import Trial
-from e2net.engine.run import choose_precision
-from e2net.engine.step import leave_out_unused, precision_of
+from e2net.evaluation.test import choose_precision
 from e2net.flops import count_flops
 from e2net.model import DenseModel
+from e2net.runs import build, load_model
+from e2net.training.memory import Trial
+from e2net.training.step import leave_out_unused, precision_of
 
 ROUNDS = 8  # variants take turns, so that what else the machine does meets all alike
 _SECONDS, _STEPS = 0.6, 5  # at most, for each variant, kind of step and round, but at least one step

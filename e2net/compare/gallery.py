@@ -16,12 +16,12 @@ from e2net.compare.statistics import sign
 from e2net.compare.sweep import evaluation_config
 from e2net.datasets import DenseData, Source
 from e2net.datasets.pairs import PartOf, read_pair
-from e2net.engine import Job, prepare_evaluation
-from e2net.engine.checkpoint import find_checkpoint
-from e2net.engine.config import build_data, build_task
-from e2net.engine.data import DataModule
-from e2net.engine.outputs import claim
+from e2net.evaluation import EvaluationJob, prepare_evaluation
+from e2net.evaluation.data import DataModule
 from e2net.formats import read_map
+from e2net.runs.checkpoint import find_checkpoint
+from e2net.runs.config import build_data, build_task
+from e2net.runs.outputs import claim
 
 _SIDES = (320, 256, 208, 160, 128, 96)  # of a picture's longer side: the first at which all fit into _BYTES
 _BYTES = 3_500_000
@@ -128,7 +128,7 @@ def _write_maps(run: Run, wanted: dict[str, list[str]], output: Path, device: st
     }
     if any(missing.values()):
         job = prepare_evaluation(evaluation_config(checkpoint, folder, device))
-        assert isinstance(job, Job)
+        assert isinstance(job, EvaluationJob)
         claim(folder, ["maps"])
         # A set that lacks nothing still needs an image: the model's sets and the loader's are matched by position.
         chosen = {name: missing.get(name) or [job.data.test_source(name).name(0)] for name in job.data.test_names}

@@ -13,10 +13,10 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from e2net.engine.config import flatten
-from e2net.engine.folder import CHECKPOINTS, METRICS
-from e2net.engine.provenance import config_hash, file_hash
 from e2net.formats import some
+from e2net.runs.config import flatten
+from e2net.runs.folder import CHECKPOINTS, METRICS
+from e2net.runs.provenance import config_hash, file_hash
 
 SCORES, PER_IMAGE = "test_scores.json", "test_per_image.csv"
 # Says where a run is, not what it is; the last three change nothing about a result.

@@ -29,13 +29,13 @@ import e2net
 from e2net.arguments import nearest_key
 from e2net.compare.runs import SCORES, check_names, config_key, unique
 from e2net.compare.settings import CompareSettings
-from e2net.engine import build, build_model, inherit, resolve
-from e2net.engine.checkpoint import read_checkpoint
-from e2net.engine.config import build_data, build_task, check_part, check_training, conf_folder, hydra_message
-from e2net.engine.folder import BEST, CHECKPOINTS, LAST, LOCK
-from e2net.engine.memory import AUTO
 from e2net.lock import alone
 from e2net.metrics import DEFAULT_SCORES
+from e2net.runs import build, build_model, inherit, resolve
+from e2net.runs.checkpoint import read_checkpoint
+from e2net.runs.config import build_data, build_task, check_part, check_training, conf_folder, hydra_message
+from e2net.runs.folder import BEST, CHECKPOINTS, LAST, LOCK
+from e2net.training.memory import AUTO
 
 ROOT = Path(e2net.__file__).parent.parent
 # Set by the user: hydra/launcher=..., hydra.launcher.n_jobs=..., and alike.

@@ -39,9 +39,9 @@ def main(arguments: list[str]) -> int:
     # Only now, as these take seconds to import.
     import cv2  # noqa: PLC0415
 
-    from e2net.engine import user_errors  # noqa: PLC0415
-    from e2net.engine.memory import is_out_of_memory  # noqa: PLC0415
     from e2net.predict.job import Job  # noqa: PLC0415
+    from e2net.runs import user_errors  # noqa: PLC0415
+    from e2net.training.memory import is_out_of_memory  # noqa: PLC0415
 
     cv2.setNumThreads(1)  # pictures are read and written in threads of our own
     try:

@@ -18,14 +18,14 @@ from tqdm import tqdm
 
 import e2net
 from e2net.arguments import check_folder
-from e2net.engine.checkpoint import find_checkpoint
-from e2net.engine.report import write_atomically
+from e2net.evaluation.report import write_atomically
 from e2net.formats import read_image
 from e2net.predict.film import FilmReader, FilmWriter, FrameFolder
 from e2net.predict.inputs import CUTOUTS, MAPS, OVERLAYS, Item, shown
 from e2net.predict.result import Kind, Prediction
 from e2net.predict.segmenter import Failure, Picture, Segmenter, Timing, default_threads, load
 from e2net.predict.settings import PredictSettings
+from e2net.runs.checkpoint import find_checkpoint
 
 OBJECTS = "objects.json"
 # How that file begins; one that does not is somebody else's.

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from e2net.engine.report import write_atomically
+from e2net.evaluation.report import write_atomically
 from e2net.formats import write_map
 from e2net.predict.rle import find_objects
 

@@ -18,13 +18,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from e2net.datasets import Resize
-from e2net.engine import load_model
-from e2net.engine.inference import Predictor
-from e2net.engine.run import choose_precision
+from e2net.evaluation.inference import Predictor
+from e2net.evaluation.test import choose_precision
 from e2net.model import DenseModel
 from e2net.predict.pictures import FAULTS, Picture, check_many, decode, is_picture, take
 from e2net.predict.result import Prediction
 from e2net.predict.settings import LARGEST, check_value
+from e2net.runs import load_model
 
 _AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 # How many batches later a picture of a rare shape no longer waits for others of its shape: until it is predicted,
@@ -329,7 +329,7 @@ def load(
         size: of the network's input in pixels, a side or (height, width); None takes that of training.
         scales: average the maps at these factors on the size; None does as the run did in its test.
         window: look at windows of this size one by one, for a ``size`` much larger than that of training; see
-            :class:`~e2net.engine.inference.Predictor`.
+            :class:`~e2net.evaluation.inference.Predictor`.
         precision: ``auto`` takes bf16 on a GPU that has it, fp16 on one that has not, fp32 on a CPU.
         threshold: the probability above which a pixel belongs to the object.
 

@@ -56,10 +56,11 @@ def main(arguments: Sequence[str]) -> int:
         print(help_text(ProfileSettings, USAGE))
         return 0
     # Only now, as these take seconds to import.
-    from e2net.engine import OutOfMemoryError, compose_training, prepare_training, user_errors  # noqa: PLC0415
-    from e2net.engine.run import with_memory_advice  # noqa: PLC0415
     from e2net.profile.measure import profile_job  # noqa: PLC0415
     from e2net.profile.table import format_table, verdict  # noqa: PLC0415
+    from e2net.runs import compose_training, user_errors  # noqa: PLC0415
+    from e2net.training import OutOfMemoryError, prepare_training  # noqa: PLC0415
+    from e2net.training.run import with_memory_advice  # noqa: PLC0415
 
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder:

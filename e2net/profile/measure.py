@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from e2net.engine import Job
-from e2net.engine.run import fill_cache
-from e2net.engine.speed import halve_frozen
-from e2net.engine.step import Update, renewed, step
 from e2net.flops import count_flops
+from e2net.speed import halve_frozen
 from e2net.structures import Batch
+from e2net.training import TrainingJob
+from e2net.training.run import fill_cache
+from e2net.training.step import Update, renewed, step
 
 PARTS = ("data wait", "transfer", "encoder", "decoder", "loss", "backward", "optimiser", "validation")
 _WARM_UP = 3
@@ -94,7 +94,7 @@ class _Stopwatch:
 class _Loop:
     """Training steps of a job, as Lightning would run them, on its real data."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: TrainingJob) -> None:
         strategy = job.trainer.strategy
         self.job, self.module, self.device = job, job.module, strategy.root_device
         self.precision = renewed(strategy.precision_plugin)
@@ -190,13 +190,13 @@ class _Loop:
         return seconds / len(batches) * len(loader)
 
 
-def profile_job(job: Job, steps: int = 20) -> Parts:
+def profile_job(job: TrainingJob, steps: int = 20) -> Parts:
     """Runs training steps and some of the validation, and times their parts.
 
     What Lightning adds to a step, logging and progress bar, is not in it. The model is trained by these steps.
 
     Args:
-        job: from :func:`~e2net.engine.prepare_training`; nothing is written to its run folder.
+        job: from :func:`~e2net.training.prepare_training`; nothing is written to its run folder.
         steps: to measure, after three for warming up.
     """
     fill_cache(job)

@@ -16,7 +16,7 @@ from e2net.compare.runs import (
     group,
     read_run,
 )
-from e2net.engine.config import flatten
+from e2net.runs.config import flatten
 
 
 def _variants(tmp_path, *runs):

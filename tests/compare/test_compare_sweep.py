@@ -21,8 +21,8 @@ from e2net.compare.runs import config_key
 from e2net.compare.settings import CompareSettings
 from e2net.compare.sweep import make_plan, run_sweep
 from e2net.datasets import ProceduralPairs
-from e2net.engine import prepare_training
 from e2net.lock import lock
+from e2net.training import prepare_training
 
 QUICK = [
     "size=32",

@@ -6,7 +6,7 @@ from lightning import LightningModule, Trainer
 from PIL import Image
 
 from e2net.datasets import Augment, FolderData, ProceduralData, collate, in_validation
-from e2net.engine.data import DataModule
+from e2net.evaluation.data import DataModule
 from e2net.structures import Sample
 
 

@@ -16,9 +16,10 @@ from hydra import compose, initialize_config_dir
 
 from e2net.datasets.cached import FeatureStore, ViewSet, remove_unused
 from e2net.encoders import ViTEncoder
-from e2net.engine import prepare_training, resolve, train
-from e2net.engine.folder import new_folder
 from e2net.lock import lock
+from e2net.runs import resolve
+from e2net.runs.folder import new_folder
+from e2net.training import prepare_training, train
 
 FAST = ["data.n_train=24", "data.n_test=2", "data.sides=[64,80]", "data.num_workers=0", "data.val_fraction=0.3"]
 FAST += ["size=64", "num_samples=0", "decoder.width=16", "decoder.dropout=0", "tuning=frozen", "trainer.max_epochs=2"]

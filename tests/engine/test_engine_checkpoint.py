@@ -12,7 +12,7 @@ from conftest import encoder_config
 from safetensors.torch import save_file
 from transformers import AutoModel
 
-from e2net.engine.checkpoint import (
+from e2net.runs.checkpoint import (
     FORMAT,
     KEY,
     checkpoint_entry,
@@ -24,7 +24,7 @@ from e2net.engine.checkpoint import (
     restore,
     saved_state,
 )
-from e2net.engine.config import TRUST, build, build_model
+from e2net.runs.config import TRUST, build, build_model
 
 LINEAR = {"_target_": "e2net.decoders.LinearDecoder"}
 FROZEN = {"_target_": "e2net.encoders.Frozen"}
@@ -269,9 +269,9 @@ def test_newer_formats_are_refused(encoder_folder, tmp_path, version):
 HOSTILE = [
     "pathlib.Path.mkdir", "os.mkdir", "os.system", "subprocess.Popen", "builtins.eval", "builtins.exec",
     "shutil.rmtree", "hydra.utils.instantiate", "hydra.utils.get_method", "torch.load", "torch.hub.load",
-    "lightning.Trainer", "importlib.import_module", "e2net.engine.config.build", "e2net.engine.cache.FeatureStore",
+    "lightning.Trainer", "importlib.import_module", "e2net.runs.config.build", "e2net.training.cache.FeatureStore",
     "e2net.datasets.cached.FeatureStore", "e2net.datasets.cached.remove_unused", "e2net.formats.write_map",
-    "e2net.engine.report.write_atomically", "e2net.engine.run.train", "e2net.engine.callbacks.MapWriter",
+    "e2net.evaluation.report.write_atomically", "e2net.training.run.train", "e2net.training.callbacks.MapWriter",
     "e2net.datasets.FolderData.load_from_checkpoint", "e2net.encoders.ViTEncoder.load_state_dict",
     "e2net.encoders.ViTEncoder.__init__", "e2net.encoders.ViTEncoder.__subclasses__", "e2net.encoders.vit.torch.load",
     "e2net.encoders.hub.Path.mkdir", "e2net.decoders.necks.math", "e2net.decoders.necks.nn.Module", "e2net.engine",
@@ -395,7 +395,9 @@ def test_random_names_of_everything_e2net_imports_are_refused_or_harmless(tmp_pa
     words += ["__class__", "__globals__", "from_config", "ViTEncoder", "ProceduralData", "engine", "cache", "shutil"]
     found = 0
     for _ in range(3000):
-        start = draw.choice(["e2net.encoders", "e2net.datasets", "e2net.engine.cache", "e2net.decoders.necks", "e2net"])
+        start = draw.choice(
+            ["e2net.encoders", "e2net.datasets", "e2net.training.cache", "e2net.decoders.necks", "e2net"]
+        )
         path = ".".join([start, *draw.choices(words, k=draw.randint(1, 3))])
         try:
             node = build({"_target_": path}, _partial_=True)

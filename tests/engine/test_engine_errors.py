@@ -6,7 +6,8 @@ import pytest
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
 
-from e2net.engine import prepare_training, resolve, user_errors
+from e2net.runs import resolve, user_errors
+from e2net.training import prepare_training
 
 
 def _write(root, image=(40, 60), mask=(40, 60), count=12):

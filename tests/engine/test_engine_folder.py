@@ -13,11 +13,12 @@ from conftest import ROOT
 from hydra import compose, initialize_config_dir
 
 from e2net.compare.runs import read_run
-from e2net.engine import load_model, prepare_training, resolve, train
-from e2net.engine.config import flatten
-from e2net.engine.folder import check_unused, new_folder, owned
-from e2net.engine.provenance import config_hash, file_hash
-from e2net.engine.resume import MAY_DIFFER, check_same_run
+from e2net.runs import load_model, resolve
+from e2net.runs.config import flatten
+from e2net.runs.folder import check_unused, new_folder, owned
+from e2net.runs.provenance import config_hash, file_hash
+from e2net.runs.resume import MAY_DIFFER, check_same_run
+from e2net.training import prepare_training, train
 
 TINY = [
     "size=32", "decoder.width=16", "data.n_train=12", "data.n_test=3", "data.sides=[32,48]", "data.batch_size=4",
@@ -65,7 +66,7 @@ def test_every_caller_gets_a_folder_of_its_own(tmp_path):
 
 
 def test_lock_ends_with_its_process(tmp_path):
-    code = "from e2net.engine.folder import owned; from pathlib import Path; import os, time\n"
+    code = "from e2net.runs.folder import owned; from pathlib import Path; import os, time\n"
     code += f"with owned(Path({str(tmp_path)!r})): print('held', flush=True); time.sleep(60)"
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE)
     process.stdout.readline()

@@ -20,9 +20,10 @@ from hypothesis import strategies as st
 
 from e2net.datasets import EvalSet, FolderPairs, TrainSet, collate
 from e2net.datasets.transforms import Augment
-from e2net.engine import evaluate, prepare_evaluation, resolve
-from e2net.engine.predictions import UnusableMapsError
+from e2net.evaluation import evaluate, prepare_evaluation
+from e2net.evaluation.predictions import UnusableMapsError
 from e2net.metrics import MapScores
+from e2net.runs import resolve
 
 FILES = 40
 

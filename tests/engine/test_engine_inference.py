@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from e2net.engine.inference import Predictor, starts
-from e2net.engine.scales import RandomScale, scaled_size
+from e2net.evaluation.inference import Predictor, starts
+from e2net.evaluation.scales import RandomScale, scaled_size
 from e2net.structures import Output
 from e2net.tasks import Camouflage
 

@@ -13,8 +13,8 @@ from conftest import ROOT
 from hydra import compose, initialize_config_dir
 from tiny import TINY
 
-from e2net.engine.folder import owned
-from e2net.engine.launch import OwnFolder
+from e2net.runs.folder import owned
+from e2net.runs.launch import OwnFolder
 
 QUICK = [*TINY, "trainer.max_epochs=1", "num_samples=0"]
 
@@ -94,7 +94,7 @@ def test_a_folder_in_use_or_used_stays_as_it_is(loop):
 
 def test_forked_children_do_not_hold_a_folder(tmp_path):
     """They are like those that read data, which live on for seconds after a kill."""
-    code = "import os, sys, time; from pathlib import Path; from e2net.engine.folder import owned\n"
+    code = "import os, sys, time; from pathlib import Path; from e2net.runs.folder import owned\n"
     code += "with owned(Path(sys.argv[1])): os.fork(); os.write(1, b'there\\n'); time.sleep(10)"
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE)
     assert [process.stdout.readline() for _ in range(2)] == [b"there\n"] * 2  # both have started

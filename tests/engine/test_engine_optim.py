@@ -8,15 +8,15 @@ from torch.utils.data import DataLoader
 from e2net.datasets.datamodule import collate
 from e2net.decoders import LinearDecoder
 from e2net.encoders import Adapters, Frozen, Full, LoRA, Partial, ViTEncoder
-from e2net.engine import build, resolve
-from e2net.engine.checkpoint import saved_state
-from e2net.engine.module import DenseModule
-from e2net.engine.optim import AdamW
-from e2net.engine.schedules import Cosine, Plateau, Poly, Step
 from e2net.losses import Criterion
 from e2net.model import DenseModel
+from e2net.runs import build, resolve
+from e2net.runs.checkpoint import saved_state
 from e2net.structures import Sample
 from e2net.tasks import Camouflage
+from e2net.training.module import DenseModule
+from e2net.training.optim import AdamW
+from e2net.training.schedules import Cosine, Plateau, Poly, Step
 
 EMBEDDINGS = "encoder.backbone.embeddings."
 BLOCKS = "encoder.backbone.model.layer."

@@ -13,9 +13,10 @@ from conftest import ROOT
 from hydra import compose, initialize_config_dir
 
 from e2net.compare.comparison import FILES, compare
-from e2net.engine import evaluate, inherit, prepare_evaluation, resolve
-from e2net.engine.outputs import MARKER, check_free, claim
-from e2net.engine.predictions import evaluation_files
+from e2net.evaluation import evaluate, prepare_evaluation
+from e2net.evaluation.predictions import evaluation_files
+from e2net.runs import inherit, resolve
+from e2net.runs.outputs import MARKER, check_free, claim
 
 sys.path.append(str(Path(__file__).parent.parent / "compare"))
 from fake import fake_run

@@ -12,11 +12,13 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from e2net.datasets import ProceduralData
-from e2net.engine import inherit, prepare_evaluation, prepare_training, resolve
-from e2net.engine.callbacks import MapWriter, SamplePictures
-from e2net.engine.checkpoint import KEY, checkpoint_entry, saved_state
-from e2net.engine.config import flatten
-from e2net.engine.predictions import PredictionJob
+from e2net.evaluation import prepare_evaluation
+from e2net.evaluation.callbacks import MapWriter, SamplePictures
+from e2net.evaluation.predictions import PredictionJob
+from e2net.runs import inherit, resolve
+from e2net.runs.checkpoint import KEY, checkpoint_entry, saved_state
+from e2net.runs.config import flatten
+from e2net.training import prepare_training
 
 SETS = ("train", "a", "b", "test")
 # As in conf/data/folder.yaml, none of which the run was trained with.

@@ -16,13 +16,15 @@ from conftest import ROOT
 from hydra import compose, initialize_config_dir
 
 from e2net.datasets import ProceduralData, ProceduralPairs
-from e2net.engine import evaluate, prepare_evaluation, prepare_training, resolve, train, user_errors
-from e2net.engine.data import DataModule
-from e2net.engine.overrides import inherit
-from e2net.engine.predictions import UnusableMapsError, check_task, find_maps, score_maps, targets_of
-from e2net.engine.report import masks_hash, stems_hash
+from e2net.evaluation import evaluate, prepare_evaluation
+from e2net.evaluation.data import DataModule
+from e2net.evaluation.predictions import UnusableMapsError, check_task, find_maps, score_maps, targets_of
+from e2net.evaluation.report import masks_hash, stems_hash
 from e2net.metrics import ALL_SCORES, DEFAULT_SCORES, EXTRA_SCORES, MapScores, Protocol, score_map
+from e2net.runs import resolve, user_errors
+from e2net.runs.overrides import inherit
 from e2net.tasks import Camouflage
+from e2net.training import prepare_training, train
 
 COUNT = 7
 
@@ -361,7 +363,7 @@ def test_killed_worker_ends_the_run_without_a_score_file(folders, monkeypatch):
 ENDLESS = """
 import multiprocessing, os, sys, time
 sys.path[:0] = [{root!r}]
-from e2net.engine import predictions
+from e2net.evaluation import predictions
 def wait(task, position):
     with open({pids!r}, "a") as file:
         file.write(f"{{os.getpid()}}\\n")
@@ -466,8 +468,9 @@ import json, sys
 sys.path[:0] = [{root!r}]
 import lightning as L
 from hydra import compose, initialize_config_dir
-from e2net.engine import evaluate, inherit, prepare_evaluation, resolve
-from e2net.engine.callbacks import MapWriter
+from e2net.runs import inherit, resolve
+from e2net.evaluation import evaluate, prepare_evaluation
+from e2net.evaluation.callbacks import MapWriter
 overrides = ["ckpt={ckpt}", "output={output}", "accelerator=cpu"]
 with initialize_config_dir({root!r} + "/conf", version_base="1.3"):
     job = prepare_evaluation(resolve(inherit(compose("eval", overrides), overrides)))
@@ -508,7 +511,7 @@ def test_validation_keeps_what_depends_on_masks_alone(tmp_path, monkeypatch):
     """From the second epoch on no mask is measured again, and the scores are those of a module that keeps nothing."""
     rows = []
     for kept in (1 << 30, 0):
-        monkeypatch.setattr("e2net.engine.module._KEPT_BYTES", kept)
+        monkeypatch.setattr("e2net.training.module._KEPT_BYTES", kept)
         config = _compose(
             "train", *GENERATED, "data.val_fraction=0.5", "decoder.width=16", "trainer.max_epochs=3",
             "trainer.accelerator=cpu", f"run_dir={tmp_path}/{kept}", "num_samples=0",

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from e2net.engine import provenance
-from e2net.engine.provenance import file_hash, git_state, package_versions, weights_hash, write_environment
+from e2net.runs import provenance
+from e2net.runs.provenance import file_hash, git_state, package_versions, weights_hash, write_environment
 
 
 def _git(folder, *command):

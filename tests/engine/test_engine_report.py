@@ -7,8 +7,8 @@ import cv2
 import numpy as np
 import pytest
 
-from e2net.engine.plots import extremes_sheet
-from e2net.engine.report import (
+from e2net.evaluation.plots import extremes_sheet
+from e2net.evaluation.report import (
     SetResult,
     clear_report,
     latex_rows,
@@ -142,7 +142,9 @@ def test_table_fits_the_terminal(capsys, monkeypatch, name, partial, names):
 
 def test_all_files(tmp_path, monkeypatch):
     order = []
-    monkeypatch.setattr("e2net.engine.report.write_atomically", lambda p, c: (order.append(p), write_atomically(p, c)))
+    monkeypatch.setattr(
+        "e2net.evaluation.report.write_atomically", lambda p, c: (order.append(p), write_atomically(p, c))
+    )
     image, mask = np.full((20, 24, 3), 99, np.uint8), _image(0)[1]
 
     def picture(position):
@@ -204,7 +206,7 @@ def test_interrupted_report_has_no_score_file(tmp_path, monkeypatch):
     def interrupted(values):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("e2net.engine.report.curve_figure", interrupted)
+    monkeypatch.setattr("e2net.evaluation.report.curve_figure", interrupted)
     with pytest.raises(KeyboardInterrupt):
         report(tmp_path, [_result()], "m", {})
     assert not (tmp_path / "scores.json").exists()

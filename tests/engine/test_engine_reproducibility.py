@@ -9,11 +9,12 @@ import torch
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
 
-from e2net.engine import load_model, prepare_training, resolve, train
-from e2net.engine.averaging import WeightAverage, averaged_tensors
-from e2net.engine.checkpoint import read_checkpoint
-from e2net.engine.data import DataModule
-from e2net.engine.module import DenseModule
+from e2net.evaluation.data import DataModule
+from e2net.runs import load_model, resolve
+from e2net.runs.checkpoint import read_checkpoint
+from e2net.training import prepare_training, train
+from e2net.training.averaging import WeightAverage, averaged_tensors
+from e2net.training.module import DenseModule
 
 TINY = [
     "size=32", "decoder.width=16", "decoder.dropout=0.3", "data.n_train=40", "data.n_test=3", "data.sides=[32,48]",

@@ -14,8 +14,10 @@ from tiny import TINY, rows_of, tiny_job
 
 from e2net.compare.runs import read_run
 from e2net.datasets import ProceduralPairs
-from e2net.engine import evaluate, inherit, prepare_evaluation, prepare_training, resolve, train
+from e2net.evaluation import evaluate, prepare_evaluation
 from e2net.formats import write_map
+from e2net.runs import inherit, resolve
+from e2net.training import prepare_training, train
 
 
 class Stop(L.Callback):

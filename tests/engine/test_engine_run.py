@@ -16,11 +16,13 @@ from conftest import ROOT, encoder_config
 from hydra import compose, initialize_config_dir
 
 from e2net.datasets import ProceduralPairs
-from e2net.engine import evaluate, prepare_evaluation, prepare_training, resolve, train
-from e2net.engine.overrides import inherit
-from e2net.engine.run import choose_precision
+from e2net.evaluation import evaluate, prepare_evaluation
+from e2net.evaluation.test import choose_precision
 from e2net.formats import read_mask
 from e2net.metrics import MapScores, Protocol, score_map
+from e2net.runs import resolve
+from e2net.runs.overrides import inherit
+from e2net.training import prepare_training, train
 
 QUICK = [
     "size=64",

@@ -11,10 +11,11 @@ from hydra.errors import HydraException
 
 from e2net.datasets import Augment
 from e2net.decoders import LinearDecoder
-from e2net.engine import prepare_training, resolve, train, user_errors
-from e2net.engine.config import TRUST, build, flatten
-from e2net.engine.scales import check_scales
+from e2net.evaluation.scales import check_scales
 from e2net.losses import Criterion
+from e2net.runs import resolve, user_errors
+from e2net.runs.config import TRUST, build, flatten
+from e2net.training import prepare_training, train
 
 QUICK = [
     "size=32", "data.n_train=12", "data.n_test=2", "data.sides=[40,48]", "data.num_workers=0", "data.batch_size=4",
@@ -203,19 +204,19 @@ def test_misspelt_keys_of_train_stay_hydras():
 
 
 NUMBERS = [
-    ("e2net.engine.optim.AdamW", {"schedule": None}, ["lr", "weight_decay"]),
-    ("e2net.engine.schedules.Cosine", {}, ["warmup", "flat", "final"]),
-    ("e2net.engine.schedules.Poly", {}, ["warmup", "power", "final"]),
-    ("e2net.engine.schedules.Step", {}, ["warmup", "factor"]),
-    ("e2net.engine.schedules.Plateau", {}, ["factor", "final"]),
+    ("e2net.training.optim.AdamW", {"schedule": None}, ["lr", "weight_decay"]),
+    ("e2net.training.schedules.Cosine", {}, ["warmup", "flat", "final"]),
+    ("e2net.training.schedules.Poly", {}, ["warmup", "power", "final"]),
+    ("e2net.training.schedules.Step", {}, ["warmup", "factor"]),
+    ("e2net.training.schedules.Plateau", {}, ["factor", "final"]),
     ("e2net.encoders.Adapters", {}, ["scale", "lr_scale"]),
     ("e2net.encoders.LoRA", {}, ["alpha", "dropout", "lr_scale"]),
     ("e2net.encoders.Partial", {}, ["lr_scale"]),
     ("e2net.encoders.Full", {}, ["lr_scale", "layer_decay"]),
     ("e2net.datasets.Augment", {}, ["flip", "rotate", "colour", "noise"]),
     ("e2net.datasets.ProceduralData", {"size": 32}, ["difficulty", "val_fraction"]),
-    ("e2net.engine.averaging.WeightAverage", {}, ["decay"]),
-    ("e2net.engine.inference.Predictor", {}, ["overlap"]),
+    ("e2net.training.averaging.WeightAverage", {}, ["decay"]),
+    ("e2net.evaluation.inference.Predictor", {}, ["overlap"]),
 ]
 
 

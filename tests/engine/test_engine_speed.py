@@ -14,14 +14,15 @@ from hydra import compose, initialize_config_dir
 
 from e2net.decoders import E2NetDecoder, LinearDecoder
 from e2net.encoders import Adapters, Frozen, Full, LoRA, ViTEncoder
-from e2net.engine import OutOfMemoryError, memory, prepare_training, resolve, train
-from e2net.engine.checkpoint import saved_state
-from e2net.engine.memory import Trial, advise, available_bytes, choose_batch_size, is_out_of_memory, largest
-from e2net.engine.optim import AdamW
-from e2net.engine.schedules import Cosine
-from e2net.engine.speed import cast_frozen, compile_model, frozen_weights, halve_frozen
 from e2net.losses import Criterion
 from e2net.model import DenseModel
+from e2net.runs import resolve
+from e2net.runs.checkpoint import saved_state
+from e2net.speed import cast_frozen, compile_model, frozen_weights, halve_frozen
+from e2net.training import OutOfMemoryError, memory, prepare_training, train
+from e2net.training.memory import Trial, advise, available_bytes, choose_batch_size, is_out_of_memory, largest
+from e2net.training.optim import AdamW
+from e2net.training.schedules import Cosine
 
 CPU = torch.device("cpu")
 

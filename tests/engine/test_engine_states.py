@@ -17,11 +17,11 @@ import yaml
 from tiny import rows_of, tiny_job
 
 from e2net.compare.runs import read_run
-from e2net.engine import train
-from e2net.engine.checkpoint import read_checkpoint
-from e2net.engine.folder import owned
-from e2net.engine.provenance import config_hash, file_hash
-from e2net.engine.resume import check_same_run
+from e2net.runs.checkpoint import read_checkpoint
+from e2net.runs.folder import owned
+from e2net.runs.provenance import config_hash, file_hash
+from e2net.runs.resume import check_same_run
+from e2net.training import train
 
 # Files that a run of two epochs puts into place, at most.
 MOST = 22
@@ -103,7 +103,7 @@ def assert_same_result(folder, expected):
 def no_drawing():
     """Of curves, which takes as long as all the rest."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("e2net.engine.report.curve_figure", lambda curves: b"a picture")
+        patch.setattr("e2net.evaluation.report.curve_figure", lambda curves: b"a picture")
         yield
 
 

@@ -7,7 +7,8 @@ import functools
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
 
-from e2net.engine import prepare_training, resolve
+from e2net.runs import resolve
+from e2net.training import prepare_training
 
 TINY = [
     "size=32", "decoder.width=16", "data.n_train=12", "data.n_test=3", "data.sides=[32,40]", "data.batch_size=4",

@@ -14,19 +14,19 @@ from e2net.compare import cost
 from e2net.datasets.datamodule import collate
 from e2net.decoders import LinearDecoder
 from e2net.encoders import Frozen, Full, ViTEncoder
-from e2net.engine import OutOfMemoryError, memory, train
-from e2net.engine.checkpoint import saved_state
-from e2net.engine.memory import Trial, advise, available_bytes, choose_batch_size
-from e2net.engine.optim import AdamW, fused_supported
-from e2net.engine.provenance import weights_hash
-from e2net.engine.run import choose_precision
-from e2net.engine.schedules import Cosine
-from e2net.engine.speed import compile_model, halve_frozen
-from e2net.engine.step import precision_of, step
+from e2net.evaluation.test import choose_precision
 from e2net.losses import Criterion
 from e2net.model import DenseModel
 from e2net.profile import profile_job
+from e2net.runs.checkpoint import saved_state
+from e2net.runs.provenance import weights_hash
+from e2net.speed import compile_model, halve_frozen
 from e2net.structures import Sample
+from e2net.training import OutOfMemoryError, memory, train
+from e2net.training.memory import Trial, advise, available_bytes, choose_batch_size
+from e2net.training.optim import AdamW, fused_supported
+from e2net.training.schedules import Cosine
+from e2net.training.step import precision_of, step
 
 CUDA = torch.device("cuda", 0)
 LOSS = {"dice": 1.0, "bce": 1.0}
@@ -119,7 +119,7 @@ def _out_of_memory(*_, **__):
 @pytest.mark.parametrize("bf16", [True, False], ids=["bf16", "fp16"])
 def test_profile_makes_the_steps_of_the_run(bf16, tmp_path, monkeypatch):
     clipped = []
-    monkeypatch.setattr("e2net.engine.step.clip", lambda *args: clipped.append(args))
+    monkeypatch.setattr("e2net.training.step.clip", lambda *args: clipped.append(args))
     monkeypatch.setattr("e2net.profile.measure.peak_flops", lambda device, dtype: 1e12)  # 8192², which only a GPU does
     with install(monkeypatch, bf16) as gpu:
         job = prepare(tmp_path)

@@ -16,11 +16,11 @@ from transformers import AutoConfig, AutoModel
 
 from e2net.decoders import E2NetDecoder, LinearDecoder
 from e2net.encoders import ConvNeXtEncoder, Frozen, ViTEncoder
-from e2net.engine import build
-from e2net.engine.scales import RandomScale
-from e2net.engine.step import leave_out_unused, step
+from e2net.evaluation.scales import RandomScale
 from e2net.losses import Criterion
 from e2net.model import DenseModel
+from e2net.runs import build
+from e2net.training.step import leave_out_unused, step
 
 META = torch.device("meta")
 

@@ -7,12 +7,12 @@ from conftest import encoder_config
 from e2net.decoders import CAEMDecoder, DPTDecoder, E2NetDecoder, LinearDecoder, UPerNetDecoder
 from e2net.decoders.necks import LearnedPyramid, Norm
 from e2net.encoders import Frozen, ViTEncoder
-from e2net.engine.inference import Predictor
-from e2net.engine.step import precision_of
+from e2net.evaluation.inference import Predictor
 from e2net.losses import TERMS, Criterion
 from e2net.metrics import MapScores, Protocol, score_map
 from e2net.model import DenseModel
 from e2net.structures import Output
+from e2net.training.step import precision_of
 
 CPU = torch.device("cpu")
 HALVES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}

@@ -13,16 +13,16 @@ from torch.utils.data import DataLoader
 from e2net.datasets.datamodule import collate
 from e2net.decoders import E2NetDecoder, LinearDecoder
 from e2net.encoders import Frozen, Full, ViTEncoder
-from e2net.engine import optim
-from e2net.engine.averaging import WeightAverage
-from e2net.engine.memory import Trial
-from e2net.engine.module import DenseModule
-from e2net.engine.optim import AdamW
-from e2net.engine.schedules import Cosine
-from e2net.engine.step import Update, clip, leave_out_unused, precision_of, renewed, step
 from e2net.losses import Criterion
 from e2net.model import DenseModel
 from e2net.structures import Sample
+from e2net.training import optim
+from e2net.training.averaging import WeightAverage
+from e2net.training.memory import Trial
+from e2net.training.module import DenseModule
+from e2net.training.optim import AdamW
+from e2net.training.schedules import Cosine
+from e2net.training.step import Update, clip, leave_out_unused, precision_of, renewed, step
 
 CPU = torch.device("cpu")
 PRECISIONS = ["32-true", "bf16-mixed", "16-mixed"]

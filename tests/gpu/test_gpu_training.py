@@ -7,9 +7,11 @@ from conftest import ROOT
 from hydra import compose, initialize_config_dir
 from pretend import install
 
-from e2net.engine import compose_training, evaluate, inherit, prepare_evaluation, prepare_training, resolve, train
-from e2net.engine.checkpoint import read_checkpoint
-from e2net.engine.data import DataModule
+from e2net.evaluation import evaluate, prepare_evaluation
+from e2net.evaluation.data import DataModule
+from e2net.runs import compose_training, inherit, resolve
+from e2net.runs.checkpoint import read_checkpoint
+from e2net.training import prepare_training, train
 
 # Sizes only: what decides how a step is computed is left at its default.
 TINY = [

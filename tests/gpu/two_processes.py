@@ -8,7 +8,8 @@ import lightning as L
 import torch
 from torch import distributed
 
-from e2net.engine import compose_training, prepare_training, train
+from e2net.runs import compose_training
+from e2net.training import prepare_training, train
 
 TINY = [
     "size=32", "decoder.width=16", "data.n_train=20", "data.n_test=3", "data.sides=[32,48]", "data.batch_size=4",

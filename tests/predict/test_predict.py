@@ -14,14 +14,16 @@ from PIL import Image
 
 from e2net import load
 from e2net.datasets import ProceduralPairs
-from e2net.engine import evaluate, prepare_evaluation, prepare_training, resolve
-from e2net.engine.data import DataModule
-from e2net.engine.overrides import inherit
+from e2net.evaluation import evaluate, prepare_evaluation
+from e2net.evaluation.data import DataModule
 from e2net.formats import read_image
 from e2net.predict.__main__ import main
 from e2net.predict.film import FilmReader, FilmWriter
 from e2net.predict.result import Prediction
 from e2net.predict.segmenter import Failure, Timing
+from e2net.runs import resolve
+from e2net.runs.overrides import inherit
+from e2net.training import prepare_training
 
 PAIRS = ProceduralPairs(11, 0, 0.2, "test")
 

@@ -14,7 +14,7 @@ from PIL import Image
 from test_predict import PAIRS, model, run
 
 from e2net import load
-from e2net.engine.inference import Predictor
+from e2net.evaluation.inference import Predictor
 from e2net.predict.segmenter import Failure, Segmenter
 
 IMAGES = [cv2.resize(PAIRS.read(i)[0], size) for i, size in enumerate([(90, 60), (64, 64), (40, 110), (30, 30)])]

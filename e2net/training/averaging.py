@@ -6,8 +6,8 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from e2net.engine.checkpoint import saved_state
 from e2net.model import DenseModel
+from e2net.runs.checkpoint import saved_state
 
 # The key under which a checkpoint holds what the average leaves out.
 KEY = "ema"

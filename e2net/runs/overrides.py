@@ -33,7 +33,7 @@ def inherit(config: DictConfig, given: Sequence[str]) -> DictConfig:
     _refuse_unused(config, keys)
     if config.ckpt is None:
         return config
-    from e2net.engine.checkpoint import KEY, read_checkpoint  # noqa: PLC0415 - maps on disk need no model
+    from e2net.runs.checkpoint import KEY, read_checkpoint  # noqa: PLC0415 - maps on disk need no model
 
     trained = read_checkpoint(config.ckpt)[KEY]["config"]
     _take_task(config, trained, keys)

@@ -12,11 +12,11 @@ import torch
 from lightning.pytorch.plugins.precision import Precision
 from torch import Tensor, nn
 
-from e2net.engine.optim import AdamW
-from e2net.engine.speed import halve_frozen
-from e2net.engine.step import Inputs, Update, leave_out_unused, renewed, step
 from e2net.losses import DenseLoss
 from e2net.model import DenseModel
+from e2net.speed import halve_frozen
+from e2net.training.optim import AdamW
+from e2net.training.step import Inputs, Update, leave_out_unused, renewed, step
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class Trial:
         optim: the optimiser; its schedule is not used.
         size: (H, W) of the images, pixels.
         device: where.
-        precision: of the Trainer, see :func:`~e2net.engine.step.precision_of`; its scaler is left alone.
+        precision: of the Trainer, see :func:`~e2net.training.step.precision_of`; its scaler is left alone.
         clip: limit of the gradients' norm; None or 0 is none.
         cached: start from features, as with the feature cache.
     """

@@ -23,12 +23,12 @@ from tqdm import tqdm
 
 from e2net.datasets import DenseData, FolderData, FolderTargets, Source
 from e2net.datasets.pairs import read_pair
-from e2net.engine.config import build_data, build_task, resolve_task
-from e2net.engine.outputs import claim
-from e2net.engine.plots import Picture
-from e2net.engine.report import FILES, SetResult, clear_report, masks_hash
+from e2net.evaluation.plots import Picture
+from e2net.evaluation.report import FILES, SetResult, clear_report, masks_hash
 from e2net.files import write_atomically
 from e2net.formats import EXTENSIONS, find_by_stem, some
+from e2net.runs.config import build_data, build_task, resolve_task
+from e2net.runs.outputs import claim
 from e2net.tasks.base import Task
 
 log = logging.getLogger(__name__)

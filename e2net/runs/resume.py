@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from e2net.datasets import DenseData
-from e2net.engine.config import flatten
+from e2net.runs.config import flatten
 
 # Keys of conf/train.yaml, and beginnings of keys, that a resumed run may have otherwise. Whatever else differs would be
 # dropped without a word (the optimiser's settings come back with its state), or make one run out of two.

@@ -1,26 +1,29 @@
 """The two main jobs, as plain functions of a resolved config: train and test a model, or test a checkpoint."""
 
-import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import lightning as L
-import torch
 import yaml
 from lightning.pytorch.callbacks import LearningRateMonitor, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from e2net.datasets import DenseData
 from e2net.datasets.transforms import Size
-from e2net.engine.averaging import WeightAverage
-from e2net.engine.cache import FeatureCache
-from e2net.engine.callbacks import CheckpointFile, MapWriter, ResumeState, SamplePictures, TargetDigests
-from e2net.engine.checkpoint import KEY, find_checkpoint, load_model, load_state, read_checkpoint, restore
-from e2net.engine.config import (
+from e2net.evaluation.callbacks import SamplePictures
+from e2net.evaluation.data import DataModule
+from e2net.evaluation.inference import Predictor
+from e2net.evaluation.report import FILES, Scores, clear_report
+from e2net.evaluation.scales import RandomScale, scaled_size
+from e2net.evaluation.test import EvaluationJob, choose_precision, interrupts, test
+from e2net.files import write_atomically
+from e2net.model import DenseModel
+from e2net.runs.checkpoint import KEY, find_checkpoint, load_state, read_checkpoint, restore
+from e2net.runs.config import (
     build,
     build_data,
     build_model,
@@ -30,8 +33,7 @@ from e2net.engine.config import (
     check_training,
     resolve_task,
 )
-from e2net.engine.data import DataModule
-from e2net.engine.folder import (
+from e2net.runs.folder import (
     BEST,
     CHECKPOINTS,
     CONFIG,
@@ -45,26 +47,16 @@ from e2net.engine.folder import (
     is_first_process,
     remove_parts,
 )
-from e2net.engine.inference import Predictor
-from e2net.engine.memory import AUTO, OutOfMemoryError, Trial, advise, choose_batch_size, is_out_of_memory
-from e2net.engine.module import DenseModule
-from e2net.engine.outputs import check_free, claim
-from e2net.engine.predictions import (
-    ReportOptions,
-    find_maps,
-    score_maps,
-    scored_task,
-    targets_of,
-)
-from e2net.engine.provenance import config_hash, file_hash, weights_hash, write_environment
-from e2net.engine.records import MetricsFile, WholeCheckpoints
-from e2net.engine.report import FILES, Scores, SetResult, clear_report, report
-from e2net.engine.resume import check_same_images, check_same_run, images_hash
-from e2net.engine.scales import RandomScale, scaled_size
-from e2net.engine.speed import compile_model
-from e2net.files import write_atomically
-from e2net.formats import some
-from e2net.model import DenseModel
+from e2net.runs.outputs import check_free, claim
+from e2net.runs.provenance import file_hash, weights_hash, write_environment
+from e2net.runs.resume import check_same_images, check_same_run, images_hash
+from e2net.speed import compile_model
+from e2net.training.averaging import WeightAverage
+from e2net.training.cache import FeatureCache
+from e2net.training.callbacks import CheckpointFile, ResumeState
+from e2net.training.memory import AUTO, OutOfMemoryError, Trial, advise, choose_batch_size, is_out_of_memory
+from e2net.training.module import DenseModule
+from e2net.training.records import MetricsFile, WholeCheckpoints
 
 log = logging.getLogger(__name__)
 
@@ -75,21 +67,14 @@ T = TypeVar("T")
 
 
 @dataclasses.dataclass
-class Job:
-    """Everything that a run needs, built and checked; nothing has started yet."""
+class TrainingJob(EvaluationJob):
+    """Everything that a training needs, built and checked; nothing has started yet."""
 
     module: DenseModule
-    data: DenseData
-    trainer: L.Trainer
-    output: Path
-    checkpoint: Path | None
     cache: FeatureCache = dataclasses.field(default_factory=FeatureCache)
-    options: ReportOptions = dataclasses.field(default_factory=ReportOptions)
-    # Of the checkpoint that is evaluated, as it was read: a run that is still going on replaces it.
-    checkpoint_sha256: str | None = None
 
 
-def prepare_training(config: dict[str, Any]) -> Job:
+def prepare_training(config: dict[str, Any]) -> TrainingJob:
     """Builds and checks everything, so that a wrong setting or a bad file shows before the long work starts.
 
     Args:
@@ -147,7 +132,7 @@ def prepare_training(config: dict[str, Any]) -> Job:
         compile_model(model)
     names = tuple(data.test_names)
     module = DenseModule(model, config, criterion, optim, names, predictor, rescale)
-    return Job(module, data, trainer, output, resume, cache)
+    return TrainingJob(module, data, trainer, output, resume, cache=cache)
 
 
 def _resumed(config: dict[str, Any]) -> tuple[Path | None, dict[str, Any] | None]:
@@ -200,7 +185,7 @@ def _check_devices(config: dict[str, Any], trainer: L.Trainer, cache: FeatureCac
             )
 
 
-def train(job: Job) -> Scores:
+def train(job: TrainingJob) -> Scores:
     """Fits, tests the best checkpoint (the last one where there is no validation part) and reports.
 
     Returns:
@@ -218,7 +203,7 @@ def train(job: Job) -> Scores:
     fill_cache(job)
     data = DataModule(job.data)
     fit = partial(job.trainer.fit, job.module, datamodule=data, ckpt_path=job.checkpoint, weights_only=True)
-    with _interrupts(job.trainer):
+    with interrupts(job.trainer):
         with_memory_advice(job, fit)
     job.checkpoint = _to_test(job)
     job.checkpoint_sha256 = file_hash(job.checkpoint)
@@ -228,18 +213,7 @@ def train(job: Job) -> Scores:
     return scores
 
 
-@contextlib.contextmanager
-def _interrupts(trainer: L.Trainer) -> Iterator[None]:
-    """Ctrl-C and SIGTERM raise a KeyboardInterrupt; Lightning ends the process, after SIGTERM as if all were done."""
-    try:
-        yield
-    except SystemExit:
-        if trainer.interrupted:
-            raise KeyboardInterrupt from None
-        raise
-
-
-def fill_cache(job: Job) -> None:
+def fill_cache(job: TrainingJob) -> None:
     """Encodes what the feature cache lacks, where there is one."""
     if not job.cache.views:
         return
@@ -255,7 +229,7 @@ def fill_cache(job: Job) -> None:
     )
 
 
-def with_memory_advice(job: Job, work: Callable[[], T]) -> T:
+def with_memory_advice(job: TrainingJob, work: Callable[[], T]) -> T:
     """Does some work with a job's model.
 
     Raises:
@@ -289,142 +263,6 @@ def _largest_size(model: DenseModel, data: DenseData, rescale: RandomScale) -> S
     return scaled_size(data.size, max(rescale.scales), model.encoder.size_multiple)
 
 
-def prepare_test(config: dict[str, Any]) -> Job:
-    """Rebuilds the model of a checkpoint and checks the test sets.
-
-    Args:
-        config: a resolved ``conf/eval.yaml`` with ``ckpt``, see :func:`~e2net.engine.overrides.inherit`.
-
-    Raises:
-        ValueError, FileNotFoundError: see :func:`prepare_training`.
-    """
-    task, options = scored_task(config), ReportOptions.of(config)
-    options.variants(task)  # while it costs nothing
-    checkpoint = find_checkpoint(config["ckpt"])
-    digest = file_hash(checkpoint)
-    model, trained = load_model(checkpoint, config["encoder_path"])
-    if file_hash(checkpoint) != digest:
-        raise ValueError(f"{checkpoint} was replaced while it was read; its run is still going on: try again")
-    data = build_data(config["data"], task)
-    model.encoder.check_size(*data.size)
-    data.check("test")
-    output = Path(config["output"])
-    predictor = _predictor(config, trained)
-    predictor.check(model.encoder.size_multiple)
-    names = tuple(data.test_names)
-    _check_maps(output / "maps", names)
-    module = DenseModule(model, trained, test_names=names, predictor=predictor, task=task)
-    precision = choose_precision(config["precision"], config["accelerator"])
-    trainer = build_trainer(
-        {"_target_": "lightning.Trainer", "precision": precision, "accelerator": config["accelerator"]},
-        devices=1,
-        logger=False,
-        callbacks=[
-            MapWriter(output / "maps"),
-            SamplePictures(output / SAMPLES, config["num_samples"]),
-            TQDMProgressBar(),
-        ],
-        enable_checkpointing=False,
-        enable_model_summary=False,
-    )
-    return Job(module, data, trainer, output, checkpoint, options=options, checkpoint_sha256=digest)
-
-
-def _check_maps(folder: Path, names: tuple[str, ...]) -> None:
-    """Refuses a folder with maps of sets that are not evaluated now: they would seem to be this checkpoint's."""
-    kept = {Path(name).parts[0] for name in names}
-    others = sorted(p.name for p in folder.iterdir() if p.name not in kept) if folder.is_dir() else []
-    if others:
-        raise ValueError(
-            f"expected maps of {', '.join(names)} alone in {folder}, found {some(others)} of an earlier evaluation; "
-            "give another output"
-        )
-
-
-def test(job: Job, name: str = TEST_SCORES) -> Scores:
-    """Scores the test sets, prints the table and writes the report, ``<output>/<name>.json`` last.
-
-    Returns:
-        {test set: {score: value}}, fractions; also "<test set> (binarised)" where that was asked for.
-    """
-    log.info("testing %s", job.checkpoint)
-    if job.trainer.is_global_zero:
-        clear_report(job.output, name)
-    results = _results(job)
-    if not job.trainer.is_global_zero:
-        return {r.label: r.values() for r in results}
-    about: dict[str, Any] = {
-        "checkpoint": str(job.checkpoint),
-        "checkpoint_sha256": job.checkpoint_sha256,
-        "config_sha256": config_hash(job.module.config),
-    }
-    return report(job.output, results, _method(job), about, job.options.bootstrap_seed, name)
-
-
-def _results(job: Job) -> list[SetResult]:
-    """Runs the model over the test sets; every process gets the scores of all."""
-    task, digests = job.module.task, TargetDigests()
-    callbacks: list[L.Callback] = job.trainer.callbacks  # type: ignore[attr-defined]
-    maps = next((c.folder for c in callbacks if isinstance(c, MapWriter)), None)
-    callbacks.append(digests)
-    sets = [targets_of(job.data, name) for name in job.module.test_names]
-    job.module.test_images = [targets.image for targets in sets]
-    if maps is not None and job.trainer.is_global_zero:
-        # Those of an earlier evaluation: after an interruption nobody could tell them from this one's.
-        for name, targets in zip(job.module.test_names, sets, strict=True):
-            for i in range(len(targets)):
-                (maps / name / f"{targets.name(i)}.png").unlink(missing_ok=True)
-            (job.output / SAMPLES / f"test_{name}.png").unlink(missing_ok=True)
-    try:
-        with _interrupts(job.trainer):
-            job.trainer.test(job.module, datamodule=DataModule(job.data), verbose=False)
-    except Exception:
-        if maps is not None and maps.is_dir():
-            log.error("stopped; eval.py predictions=%s allow_missing=true scores the maps written so far", maps)
-        raise
-    finally:
-        callbacks.remove(digests)
-    job.module.test_results()  # from here on the scores of all processes are in each
-    results = []
-    for name, scores, targets in zip(job.module.test_names, job.module.test_scores, sets, strict=True):
-        stems = [targets.name(i) for i in range(len(targets))]
-        result = SetResult(name, task, scores.table(), stems, digests.hash(name, stems))
-        results.append(result)
-        if maps is not None and job.trainer.is_global_zero:
-            found = find_maps(maps, name, targets, task)
-            result.picture = found.picture
-            for again in job.options.variants(task)[1:]:
-                (second,), _ = score_maps(found, [again], job.options.num_workers)
-                results.append(dataclasses.replace(second, binarised=True, problems={}, picture=None))
-    return results
-
-
-def _method(job: Job) -> str:
-    """The name of a checkpoint's row in tables: that of its run."""
-    if job.options.method is not None or job.checkpoint is None:
-        return job.options.method or job.output.name
-    path = job.checkpoint.resolve()
-    return path.parent.parent.name if path.parent.name == "checkpoints" else path.stem
-
-
-def choose_precision(precision: str, accelerator: str) -> str:
-    """The Trainer's precision; ``auto`` takes the fastest safe one that the device has.
-
-    There is a warning where a CPU would have to imitate bf16: without AVX-512 that was nine times slower than fp32.
-    """
-    on_cpu = accelerator not in ("auto", "gpu", "cuda") or not torch.cuda.is_available()
-    if precision != "auto":
-        if on_cpu and str(precision).startswith("bf16") and torch.backends.cpu.get_cpu_capability() == "AVX2":
-            log.warning(
-                "this processor has no bf16 instructions: precision=%s is many times slower here than 32-true",
-                precision,
-            )
-        return precision
-    if on_cpu:
-        return "32-true"
-    return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
-
-
 def describe(model: DenseModel) -> str:
     """One line: how many parameters there are, and how many of them train."""
     parts = []
@@ -437,7 +275,7 @@ def describe(model: DenseModel) -> str:
     return ", ".join(parts)
 
 
-def _begin(job: Job) -> None:
+def _begin(job: TrainingJob) -> None:
     """Makes the run folder one of this run alone: no scores of an earlier state of it, its config, its history."""
     claim(job.output, RUN_FILES)
     clear_report(job.output, TEST_SCORES)
@@ -459,19 +297,10 @@ def _begin(job: Job) -> None:
         carry_over(job.checkpoint, job.output, content["epoch"], content["global_step"], validated)
 
 
-def _to_test(job: Job) -> Path:
+def _to_test(job: TrainingJob) -> Path:
     """The best checkpoint of this run, the last one where nothing was validated; whatever else lies in the folder."""
     files = [c.file for c in job.trainer.checkpoint_callbacks if isinstance(c, CheckpointFile)]
     return next(file for file in files if file.is_file())
-
-
-def _predictor(config: dict[str, Any], trained: dict[str, Any]) -> Predictor:
-    """That of a resolved ``conf/eval.yaml``; what it leaves null is as in training."""
-
-    def chosen(key: str) -> Any:
-        return trained[key] if config[key] is None else config[key]
-
-    return Predictor(chosen("flip_test"), chosen("test_scales"), config["window"], config["window_overlap"])
 
 
 def _pick(config: dict[str, Any], *keys: str) -> dict[str, Any]:

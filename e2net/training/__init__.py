@@ -1,4 +1,4 @@
-"""The engine: configs to objects, training, testing, checkpoints and reports."""
+"""Training: the step, the run, and what belongs to them."""
 
 import lazy_loader
 

@@ -16,7 +16,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
 
-from e2net.engine.folder import is_first_process, new_folder
+from e2net.runs.folder import is_first_process, new_folder
 
 log = logging.getLogger(__name__)
 

@@ -8,23 +8,23 @@ Lightning and the model are imported for a checkpoint only: scoring maps begins 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
-from e2net.engine.config import check_evaluation
-from e2net.engine.outputs import check_free, claim
-from e2net.engine.predictions import PredictionJob, check_task, evaluation_files, prepare_predictions
-from e2net.engine.provenance import weights_hash, write_environment
-from e2net.engine.report import Scores, clear_report, report
+from e2net.evaluation.predictions import PredictionJob, check_task, evaluation_files, prepare_predictions
+from e2net.evaluation.report import Scores, clear_report, report
+from e2net.runs.config import check_evaluation
+from e2net.runs.outputs import check_free, claim
+from e2net.runs.provenance import weights_hash, write_environment
 
 if TYPE_CHECKING:
-    from e2net.engine.run import Job
+    from e2net.evaluation.test import EvaluationJob
 
 _ENVIRONMENT = "eval_environment.json"
 
 
-def prepare_evaluation(config: dict[str, Any]) -> Union["Job", PredictionJob]:
+def prepare_evaluation(config: dict[str, Any]) -> Union["EvaluationJob", PredictionJob]:
     """Rebuilds the model of a checkpoint and checks the test sets; or finds the maps that another run has left.
 
     Args:
-        config: a resolved ``conf/eval.yaml``, see :func:`~e2net.engine.overrides.inherit`.
+        config: a resolved ``conf/eval.yaml``, see :func:`~e2net.runs.overrides.inherit`.
 
     Raises:
         ValueError, FileNotFoundError: a setting, a file or the data is wrong; the message says what to do.
@@ -34,12 +34,12 @@ def prepare_evaluation(config: dict[str, Any]) -> Union["Job", PredictionJob]:
     check_free("output", Path(config["output"]), evaluation_files(maps=config["predictions"] is None))
     if config["predictions"] is not None:
         return prepare_predictions(config)
-    from e2net.engine.run import prepare_test
+    from e2net.evaluation.test import prepare_test
 
     return prepare_test(config)
 
 
-def evaluate(job: Union["Job", PredictionJob]) -> Scores:
+def evaluate(job: Union["EvaluationJob", PredictionJob]) -> Scores:
     """Scores the test sets, prints the table and writes the report, ``<output>/scores.json`` last.
 
     A score file of an earlier evaluation in the same folder is removed first.
@@ -56,7 +56,7 @@ def evaluate(job: Union["Job", PredictionJob]) -> Scores:
         clear_report(job.output)
         about = {"predictions": str(job.folder)}
         return report(job.output, job.score(), job.method, about, job.options.bootstrap_seed)
-    from e2net.engine.run import test
+    from e2net.evaluation.test import test
 
     if job.trainer.is_global_zero:
         write_environment(

@@ -31,7 +31,7 @@ _ROOT = Path(__file__).parent.parent.parent
 _OFFERED = (
     *("e2net.encoders", "e2net.decoders", "e2net.decoders.necks", "e2net.losses", "e2net.datasets", "e2net.metrics"),
     "e2net.tasks",
-    *("e2net.engine.optim", "e2net.engine.schedules", "e2net.engine.cache"),
+    *("e2net.training.optim", "e2net.training.schedules", "e2net.training.cache"),
 )
 _TRAINER = "lightning.Trainer"
 # Names modules of one's own, separated by commas, whose classes configs and checkpoints may name as well.
@@ -44,11 +44,11 @@ _KINDS = {
     "decoder": "torch.nn.Module",
     "loss": "e2net.losses.DenseLoss",
     "data": "e2net.datasets.DenseData",
-    "optim": "e2net.engine.optim.AdamW",
-    "schedule": "e2net.engine.schedules.Schedule",
+    "optim": "e2net.training.optim.AdamW",
+    "schedule": "e2net.training.schedules.Schedule",
     "task": "e2net.tasks.Task",
     "protocol": "e2net.metrics.ResultProtocol",
-    "cache": "e2net.engine.cache.FeatureCache",
+    "cache": "e2net.training.cache.FeatureCache",
     "trainer": _TRAINER,
 }
 # The keys of conf/train.yaml and conf/eval.yaml that are no groups.

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from e2net.engine.config import build_model, flatten
-from e2net.engine.folder import BEST, CHECKPOINTS, LAST
 from e2net.model import DenseModel
+from e2net.runs.config import build_model, flatten
+from e2net.runs.folder import BEST, CHECKPOINTS, LAST
 
 # The key under which a checkpoint holds what is ours, beside Lightning's own keys.
 KEY = "e2net"
@@ -19,6 +19,8 @@ _PARTS = ("encoder", "neck", "decoder", "tuning")
 
 # What checkpoints from before there were others are about.
 _FIRST_TASK = {"_target_": "e2net.tasks.Camouflage"}
+# Where classes that configs name have lain before.
+_MOVED = {f"e2net.engine.{name}.": f"e2net.training.{name}." for name in ("optim", "schedules", "cache")}
 
 
 def checkpoint_entry(model: DenseModel, config: dict[str, Any]) -> dict[str, Any]:
@@ -153,11 +155,21 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     fault = _not_plain(entry["config"])
     if fault is not None:
         raise ValueError(f"{file}: expected plain values in its config, found {fault}")
-    config = {"task": _FIRST_TASK, **entry["config"]}
+    config = _moved({"task": _FIRST_TASK, **entry["config"]})
     return {
         **content,
         KEY: {"backbone": None, "encoder_fingerprint": None, **entry, "config": config, "format": version},
     }
+
+
+def _moved(value: Any) -> Any:
+    """A config with the names of classes as they are today."""
+    if isinstance(value, dict):
+        target = value.get("_target_")
+        old = next((old for old in _MOVED if isinstance(target, str) and target.startswith(old)), None)
+        moved = {} if old is None else {"_target_": str(target).replace(old, _MOVED[old])}
+        return {**{key: _moved(one) for key, one in value.items()}, **moved}
+    return [_moved(one) for one in value] if isinstance(value, list) else value
 
 
 def _not_plain(config: Any) -> str | None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from e2net.datasets.transforms import Size
-from e2net.engine.scales import check_scales, resize, scaled_size
+from e2net.evaluation.scales import check_scales, resize, scaled_size
 from e2net.model import DenseModel
 
 Forward = Callable[[Tensor], Tensor]

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from e2net.engine.schedules import Schedule
 from e2net.model import DenseModel
+from e2net.training.schedules import Schedule
 
 # Ends of names of class, register and mask tokens and of position tables, in Hugging Face's models and timm's.
 _NOT_DECAYED = (

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 import e2net
-from e2net.engine.plots import Picture, curve_figure, extremes_sheet
+from e2net.evaluation.plots import Picture, curve_figure, extremes_sheet
 from e2net.files import write_atomically
 from e2net.formats import printable, some
 from e2net.metrics.table import LEVEL, RESAMPLES, Interval, SetTable

@@ -1,0 +1,101 @@
+"""Lightning callbacks of validation and test: pictures to look at, results as files, digests of targets."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import lightning as L
+import numpy as np
+
+from e2net.drawing import contact_sheet
+from e2net.evaluation.report import masks_hash
+from e2net.files import write_atomically
+from e2net.structures import Batch
+from e2net.tasks.base import Task
+
+
+class SamplePictures(L.Callback):
+    """Writes ``val.png`` after each validation and ``test_<name>.png`` after a test: the first images of each set.
+
+    Args:
+        folder: where to.
+        count: images per sheet; 0 writes none.
+    """
+
+    def __init__(self, folder: str | Path, count: int) -> None:
+        if count < 0:
+            raise ValueError(f"num_samples must be at least 0, found {count}")
+        self.folder = Path(folder)
+        self.count = count
+        self._rows: dict[str, list[np.ndarray]] = {}
+
+    def _add(self, sheet: str, batch: Batch, maps: list[np.ndarray], task: Task) -> None:
+        rows = self._rows.setdefault(sheet, [])
+        images = batch.image.cpu().permute(0, 2, 3, 1).numpy()
+        for image, target, values in zip(images, batch.native_targets, maps, strict=True):
+            if len(rows) < self.count:
+                rows.append(task.panel(image, target, values))
+
+    def _write(self) -> None:
+        for sheet, rows in self._rows.items():
+            if rows:
+                _, png = cv2.imencode(".png", contact_sheet(rows)[..., ::-1])
+                write_atomically(self.folder / f"{sheet}.png", png.tobytes())
+        self._rows.clear()
+
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if not trainer.sanity_checking:
+            self._add("val", batch, outputs["maps"], module.task)
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, module: Any) -> None:
+        self._write()
+
+    def on_test_batch_end(
+        self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._add(f"test_{module.test_names[dataloader_idx]}", batch, outputs["maps"], module.task)
+
+    def on_test_epoch_end(self, trainer: L.Trainer, module: Any) -> None:
+        self._write()
+
+
+class MapWriter(L.Callback):
+    """Writes every test result as ``<folder>/<test set>/<name>.png``, at the image's own size."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def on_test_batch_end(
+        self,
+        trainer: L.Trainer,
+        module: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        target = self.folder / module.test_names[dataloader_idx]
+        for name, values in zip(batch.names, outputs["maps"], strict=True):
+            module.task.write(target / f"{name}.png", values)
+
+
+class TargetDigests(L.Callback):
+    """Takes the digest of every target that a test run meets, so that a report can name the data it is about."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, dict[str, str]] = {}
+
+    def on_test_batch_end(
+        self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        digests = self.found.setdefault(module.test_names[dataloader_idx], {})
+        pairs = zip(batch.names, batch.native_targets, strict=True)
+        digests.update((name, module.task.digest(target)) for name, target in pairs)
+
+    def hash(self, name: str, stems: Sequence[str]) -> str | None:
+        """Of all targets of a set, see ``masks_hash``; None where this process has not met all of them."""
+        digests = self.found.get(name, {})
+        return masks_hash(digests) if set(digests) == set(stems) else None

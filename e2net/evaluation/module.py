@@ -1,0 +1,108 @@
+"""The LightningModule that tests: images in, results scored at each target's own size."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Any, cast
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+
+from e2net.evaluation.inference import Predictor
+from e2net.model import DenseModel
+from e2net.speed import halve_frozen
+from e2net.structures import Batch
+from e2net.tasks.base import SetScores, Task
+
+# Maps that may wait to be scored; where scoring is slower than the network, memory is bounded by this.
+_WAITING = 64
+
+
+class EvaluationModule(L.LightningModule):
+    """Scores a model's results at each target's own size.
+
+    Args:
+        model: what is tested.
+        config: the resolved config of its training.
+        test_names: names of the test sets, in the order of their data loaders.
+        predictor: how maps are computed; None: in one pass.
+        task: by which test sets are scored; None: the model's. Scores of the image need ``test_images`` set.
+
+    Attributes:
+        test_images: for each test set, reads an image (h, w, 3) uint8 RGB at its own size by position.
+    """
+
+    def __init__(
+        self,
+        model: DenseModel,
+        config: dict[str, Any],
+        test_names: tuple[str, ...] = (),
+        predictor: Predictor | None = None,
+        task: Task | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.config = config
+        self.task = task or model.task
+        self.test_names = test_names
+        self.predictor = predictor or Predictor()
+        # Registered, so that the scores' states follow the module to its device.
+        self._test_scores = torch.nn.ModuleList(cast(torch.nn.Module, self.task.set_scores()) for _ in test_names)
+        self.test_images: Sequence[Callable[[int], np.ndarray | None]] = ()
+        # Scoring runs beside the next batch: NumPy and OpenCV release the interpreter lock.
+        self._pool = ThreadPoolExecutor(max_workers=1)
+        self._pending: list[tuple[int, str, Future]] = []
+
+    def forward(self, image: Tensor) -> Tensor:
+        """The task's activated prediction (B, C, H, W), float32, for uint8 RGB images (B, 3, H, W)."""
+        return self.predictor(self.model, image)
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[np.ndarray]]:
+        if batch_idx == 0 and dataloader_idx > 0:
+            self.drain(self.test_scores[dataloader_idx - 1])
+        image = self.test_images[dataloader_idx] if self.test_images else None
+        return self._score(batch, self.test_scores[dataloader_idx], image)
+
+    def on_test_epoch_end(self) -> None:
+        self.drain(self.test_scores[-1])
+
+    @property
+    def test_scores(self) -> list[SetScores]:
+        """One for each of ``test_names``."""
+        return cast(list[SetScores], list(self._test_scores))
+
+    def test_results(self) -> dict[str, dict[str, float]]:
+        """{test set: {score: value}} of the last test run."""
+        return {
+            name: {k: float(v) for k, v in scores.compute().items()}
+            for name, scores in zip(self.test_names, self.test_scores, strict=True)
+        }
+
+    def on_test_start(self) -> None:
+        halve_frozen(self.model, str(self.trainer.precision), self.device)
+        for scores in self.test_scores:
+            scores.reset()
+
+    def _score(
+        self, batch: Batch, scores: SetScores, read_image: Callable[[int], np.ndarray | None] | None = None
+    ) -> dict[str, list[np.ndarray]]:
+        """Queues one result per image for scoring, and returns them as ``maps``: (h, w), as in a file."""
+        maps = []
+        size = batch.target.shape[-2:]
+        probs = self.predictor.from_features(self.model, batch.features, size) if batch.features else self(batch.image)
+        for position, name, prob, target in zip(batch.positions, batch.names, probs, batch.native_targets, strict=True):
+            result = self.task.finish(prob, target.shape)
+            image = None if read_image is None else partial(read_image, position)
+            self._pending.append((position, name, self._pool.submit(scores.score, result, target, position, image)))
+            if len(self._pending) > _WAITING:
+                self._pending[-_WAITING][2].result()
+            maps.append(self.task.to_file(result))
+        return {"maps": maps}
+
+    def drain(self, scores: SetScores) -> None:
+        """Waits for all maps that are being scored."""
+        for position, name, future in self._pending:
+            scores.add(position, future.result(), name)
+        self._pending.clear()

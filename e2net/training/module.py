@@ -1,0 +1,116 @@
+"""The LightningModule that trains: a step, a validation, and what a checkpoint holds."""
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from e2net.evaluation.inference import Predictor
+from e2net.evaluation.module import EvaluationModule
+from e2net.evaluation.scales import RandomScale
+from e2net.losses import DenseLoss
+from e2net.model import DenseModel
+from e2net.runs.checkpoint import KEY, checkpoint_entry, load_state, saved_state
+from e2net.speed import halve_frozen
+from e2net.structures import Batch
+from e2net.tasks.base import SetScores
+from e2net.training.optim import AdamW
+from e2net.training.schedules import TRAIN_LOSS
+from e2net.training.step import Inputs, clip, leave_out_unused, step
+
+# Targets come again in every validation; what depends on them alone is kept up to so many bytes.
+_KEPT_BYTES = 1 << 30
+
+
+class DenseModule(EvaluationModule):
+    """Trains a model, and scores its validation and test results at each target's own size.
+
+    Args:
+        model: what is trained.
+        config: the resolved config, stored in every checkpoint.
+        criterion: the loss.
+        optim: makes the optimiser and its schedule.
+        test_names: names of the test sets, in the order of their data loaders.
+        predictor: how maps are computed, in validation and test alike; None: in one pass.
+        rescale: resizes training batches; None: all are of one size.
+    """
+
+    def __init__(
+        self,
+        model: DenseModel,
+        config: dict[str, Any],
+        criterion: DenseLoss,
+        optim: AdamW,
+        test_names: tuple[str, ...] = (),
+        predictor: Predictor | None = None,
+        rescale: RandomScale | None = None,
+    ) -> None:
+        super().__init__(model, config, test_names, predictor)
+        leave_out_unused(model, criterion)
+        self.criterion = criterion
+        self.optim = optim
+        self.rescale = rescale or RandomScale()
+        self._total_steps = 1.0  # known when training starts
+        self.val_scores = self.task.set_scores(_KEPT_BYTES)
+        # Now, as frozen weights may be cast later.
+        self._entry = checkpoint_entry(model, config)
+
+    def on_train_start(self) -> None:
+        self._total_steps = max(self.trainer.estimated_stepping_batches, 1)
+
+    def on_fit_start(self) -> None:
+        halve_frozen(self.model, str(self.trainer.precision), self.device)
+        self.val_scores.forget()  # a position may have been another image's
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        inputs, target = self.inputs(batch, self.current_epoch, batch_idx)
+        losses = step(self.model, inputs, target, self.criterion, min(1.0, self.global_step / self._total_steps))
+        size = len(batch.names)
+        # A step's curves are the first process's own: to gather them would stop all processes at every step.
+        self.log("train/loss", losses["loss"], prog_bar=True, batch_size=size)
+        # A plateau schedule goes by this one, and must fall everywhere at once.
+        self.log(TRAIN_LOSS, losses["loss"], on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
+        self.log_dict({f"train/{k}": v for k, v in losses.items() if k != "loss"}, batch_size=size)
+        return losses["loss"]
+
+    def inputs(self, batch: Batch, epoch: int, batch_idx: int) -> tuple[Inputs, Tensor]:
+        """What a step takes of a training batch: images and targets at the size drawn, or features from the cache."""
+        if batch.features:
+            return [f[:, 0].float() for f in batch.features], batch.target
+        multiple = self.model.encoder.size_multiple
+        return self.rescale(batch.image.float() / 255, batch.target, multiple, epoch, batch_idx, self.model.task)
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+    ) -> None:
+        """Clips what a fused optimiser unscales too, which Lightning's own hook refuses."""
+        clip(optimizer, self.trainer.precision_plugin, gradient_clip_val, gradient_clip_algorithm)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, list[np.ndarray]]:
+        return self._score(batch, self.val_scores)
+
+    def on_validation_epoch_end(self) -> None:
+        scores = self._collect(self.val_scores)  # of all processes, the same in each
+        shown = self.task.headline  # in the progress bar; the others go to the loggers only
+        self.log_dict({f"val/{k}": v for k, v in scores.items() if k in shown}, prog_bar=True)
+        self.log_dict({f"val/{k}": v for k, v in scores.items() if k not in shown})
+
+    def _collect(self, scores: SetScores) -> dict[str, Tensor]:
+        self.drain(scores)
+        values = scores.compute()
+        scores.reset()
+        return values
+
+    def configure_optimizers(self) -> Any:
+        return self.optim.build(self.model, int(self.trainer.estimated_stepping_batches))
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
+        """What a checkpoint must hold; see :func:`~e2net.runs.checkpoint.saved_state`."""
+        return saved_state(self.model)
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> None:
+        """Loads what :meth:`state_dict` returned; a tensor that does not fit is an error whatever ``strict`` says."""
+        load_state(self.model, state_dict)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[KEY] = self._entry
