@@ -32,6 +32,7 @@ _OFFERED = (
     *("e2net.encoders", "e2net.decoders", "e2net.decoders.necks", "e2net.losses", "e2net.datasets", "e2net.metrics"),
     "e2net.tasks",
     *("e2net.training.optim", "e2net.training.schedules", "e2net.training.cache"),
+    *("e2net.training.loggers", "e2net.training.callbacks"),
 )
 _TRAINER = "lightning.Trainer"
 # Names modules of one's own, separated by commas, whose classes configs and checkpoints may name as well.
@@ -49,6 +50,8 @@ _KINDS = {
     "task": "e2net.tasks.Task",
     "protocol": "e2net.metrics.ResultProtocol",
     "cache": "e2net.training.cache.FeatureCache",
+    "logger": "e2net.training.loggers.RunLogger",
+    "callbacks": "lightning.Callback",
     "trainer": _TRAINER,
 }
 # The keys of conf/train.yaml and conf/eval.yaml that are no groups.
@@ -165,7 +168,14 @@ def check_training(config: dict[str, Any]) -> None:
     for group, key, instead in (("data", "batch_size", 1), ("trainer", "precision", "32-true")):
         if isinstance(config.get(group), Mapping) and config[group].get(key) == "auto":
             config = {**config, group: {**config[group], key: instead}}
-    _check_keys(config, _TRAINING, (*groups, "trainer"))
+    callbacks = config.get("callbacks")
+    if not isinstance(callbacks, Mapping):
+        raise ValueError(
+            f"callbacks={callbacks}: expected a mapping of names to callbacks; choose one of conf/callbacks"
+        )
+    _check_keys({k: v for k, v in config.items() if k != "callbacks"}, _TRAINING, (*groups, "logger", "trainer"))
+    for name, node in callbacks.items():
+        _check_kind(node, f"callbacks.{name}", "callbacks")
     _check_range("seed", config["seed"], 0)
     if not config["run_dir"]:
         raise ValueError("run_dir is empty: expected the name of a folder")
@@ -241,15 +251,19 @@ def check_part(config: dict[str, Any], key: str) -> None:
     Raises:
         ValueError: it does not; the message names the key.
     """
-    part = config.get(key)
+    _check_kind(config.get(key), key, key)
+
+
+def _check_kind(part: Any, place: str, key: str) -> None:
+    """Makes sure that what stands at a place of a config builds what its group's name says."""
     if not isinstance(part, Mapping) or "_target_" not in part:
-        raise ValueError(f"{key}={part}: expected settings with a _target_; choose one of conf/{key} by {key}=NAME")
+        raise ValueError(f"{place}={part}: expected settings with a _target_; choose one of conf/{key} by {key}=NAME")
     module, _, name = _KINDS[key].rpartition(".")
     kind = getattr(importlib.import_module(module), name)
-    target = _find(part["_target_"], f"{key}._target_", key == "trainer")
+    target = _find(part["_target_"], f"{place}._target_", key == "trainer")
     if not issubclass(_built(target), kind):
-        raise ValueError(f"{key}._target_={part['_target_']}: expected a kind of {name}, which this is not")
-    _check_node(part, key, trainer=key == "trainer")
+        raise ValueError(f"{place}._target_={part['_target_']}: expected a kind of {name}, which this is not")
+    _check_node(part, place, trainer=key == "trainer")
 
 
 def _check_trainer(trainer: Mapping[str, Any]) -> None:

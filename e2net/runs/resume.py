@@ -34,6 +34,8 @@ MAY_DIFFER = (
     "data.test_folder",
     "data.n_test",
     "num_samples",
+    "logger",
+    "callbacks",
     "trainer.log_every_n_steps",
     "trainer.enable_progress_bar",
 )

@@ -5,7 +5,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, TQDMProgressBar, early_stopping
 
 from e2net.runs.checkpoint import read_checkpoint
 
@@ -41,6 +41,45 @@ class CheckpointFile(ModelCheckpoint):
         path, score = str(self.file), state["best_model_score"]
         here = {"best_model_path": path, "kth_best_model_path": path, "best_k_models": {path: score}}
         super().load_state_dict({**state, **here, "dirpath": self.dirpath, "last_model_path": ""})
+
+
+class Progress(TQDMProgressBar):
+    """A bar for each epoch and validation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+
+class LearningRate(LearningRateMonitor):
+    """The learning rate of every parameter group among the curves, at every logged step."""
+
+    def __init__(self) -> None:
+        super().__init__("step")
+
+
+class EarlyStopping(early_stopping.EarlyStopping):
+    """Ends training where the score that chooses the checkpoint no longer improves.
+
+    Args:
+        patience: validations without improvement before it ends.
+        min_delta: less than this is no improvement.
+
+    Raises:
+        ValueError: an argument is negative.
+    """
+
+    def __init__(self, patience: int = 10, min_delta: float = 0.0) -> None:
+        if patience < 0 or min_delta < 0:
+            raise ValueError(
+                f"early_stopping: expected patience and min_delta of at least 0, found {patience} and {min_delta}"
+            )
+        super().__init__("val", min_delta, patience, strict=False)
+
+    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+        task = pl_module.task
+        self.monitor, self.mode = f"val/{task.monitor}", task.directions[task.monitor]
+        self.min_delta = abs(self.min_delta) * (1 if self.mode == "max" else -1)
+        super().setup(trainer, pl_module, stage)
 
 
 class ResumeState(L.Callback):

@@ -9,8 +9,6 @@ from typing import Any, TypeVar
 
 import lightning as L
 import yaml
-from lightning.pytorch.callbacks import LearningRateMonitor, TQDMProgressBar
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from e2net.datasets import DenseData
 from e2net.datasets.transforms import Size
@@ -61,7 +59,8 @@ from e2net.training.records import MetricsFile, WholeCheckpoints
 log = logging.getLogger(__name__)
 
 # What a run leaves in its folder, beside its log.
-RUN_FILES = (CONFIG, ENVIRONMENT, METRICS, CHECKPOINTS, SAMPLES, "tensorboard", *(f"test_{file}" for file in FILES))
+_LOGS = ("tensorboard", "wandb", "mlruns")
+RUN_FILES = (CONFIG, ENVIRONMENT, METRICS, CHECKPOINTS, SAMPLES, *_LOGS, *(f"test_{file}" for file in FILES))
 
 T = TypeVar("T")
 
@@ -147,13 +146,12 @@ def _resumed(config: dict[str, Any]) -> tuple[Path | None, dict[str, Any] | None
 def _trainer(config: dict[str, Any], output: Path, data: DenseData, step: int) -> L.Trainer:
     """The Trainer of a run that begins at an optimiser step, with loggers and callbacks."""
     task = data.task
-    checkpoints = output / CHECKPOINTS
+    checkpoints, further = output / CHECKPOINTS, build(config["logger"]).open(output, step)
     return build_trainer(
         {**config["trainer"], "precision": choose_precision(**_pick(config["trainer"], "precision", "accelerator"))},
         logger=[
             MetricsFile(output / METRICS),
-            # What an interrupted run has logged beyond the step is not shown.
-            TensorBoardLogger(output, name="tensorboard", version="", purge_step=step),
+            *([] if further is None else [further]),
         ],
         callbacks=[
             *([WeightAverage(config["ema"])] if config["ema"] else []),
@@ -165,9 +163,8 @@ def _trainer(config: dict[str, Any], output: Path, data: DenseData, step: int) -
                 else []
             ),
             CheckpointFile(checkpoints / LAST),
-            LearningRateMonitor("step"),
             SamplePictures(output / SAMPLES, config["num_samples"]),
-            TQDMProgressBar(),
+            *(build(one) for one in config["callbacks"].values()),
         ],
         plugins=[WholeCheckpoints()],
         default_root_dir=output,
