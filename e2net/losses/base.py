@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from e2net.losses.schedule import Schedule, Weight
+from e2net.losses.schedule import Weight, WeightSchedule
 from e2net.structures import Output
 
 # One value from a map (B, K, H, W), a decoder's and of the target's size, and its target.
@@ -33,7 +33,9 @@ class DenseLoss(nn.Module):
         raise NotImplementedError
 
 
-def part_weights(given: Mapping[str, Mapping[str, Weight]], terms: Iterable[str]) -> dict[str, dict[str, Schedule]]:
+def part_weights(
+    given: Mapping[str, Mapping[str, Weight]], terms: Iterable[str]
+) -> dict[str, dict[str, WeightSchedule]]:
     """The weights of each part's terms, checked.
 
     Raises:
@@ -45,7 +47,7 @@ def part_weights(given: Mapping[str, Mapping[str, Weight]], terms: Iterable[str]
             if term not in known:
                 raise ValueError(f"loss.{part} has the unknown term {term!r}; expected one of {', '.join(known)}")
     found = {
-        part: {term: Schedule(weight, f"loss.{part}.{term}") for term, weight in weights.items()}
+        part: {term: WeightSchedule(weight, f"loss.{part}.{term}") for term, weight in weights.items()}
         for part, weights in given.items()
     }
     if "final" not in counted(found):
@@ -53,7 +55,7 @@ def part_weights(given: Mapping[str, Mapping[str, Weight]], terms: Iterable[str]
     return found
 
 
-def counted(weights: Mapping[str, Mapping[str, Schedule]]) -> set[str]:
+def counted(weights: Mapping[str, Mapping[str, WeightSchedule]]) -> set[str]:
     """The parts that have a positive weight at any time."""
     return {part for part, terms in weights.items() if any(weight.peak for weight in terms.values())}
 
@@ -64,7 +66,7 @@ class TermLoss(DenseLoss):
     Args:
         terms: by name; each is called with one map, float32 and of the target's size, and the target.
         final: {term: weight} on the final prediction; a weight is a number or changes in the course of training, see
-            :class:`~e2net.losses.schedule.Schedule`.
+            :class:`~e2net.losses.schedule.WeightSchedule`.
         coarse, refined: the same on E2Net's auxiliary maps; other decoders are trained without them.
 
     Raises:

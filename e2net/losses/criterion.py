@@ -29,7 +29,7 @@ class Criterion(DenseLoss):
     """Σ weight · term, for each of the maps that a decoder gives.
 
     A weight is a number, or changes in the course of training: ``[[0, 0.5], [0.3, 0.7]]`` in steps,
-    ``{ramp: cosine, from: 0.0, to: 1.0}`` steadily; see :class:`~e2net.losses.schedule.Schedule`.
+    ``{ramp: cosine, from: 0.0, to: 1.0}`` steadily; see :class:`~e2net.losses.schedule.WeightSchedule`.
 
     Args:
         final: {term: weight} on the final logits; terms are the functions of :mod:`e2net.losses.functional`.

@@ -13,7 +13,7 @@ RAMPS: dict[str, Callable[[float], float]] = {
 }
 
 
-class Schedule:
+class WeightSchedule:
     """The weight of one term as a function of the progress of training, 0 at its start and 1 at its end.
 
     Args:

@@ -195,7 +195,7 @@ def train(job: TrainingJob) -> Scores:
     if job.trainer.is_global_zero:
         _begin(job)
     log.info("%d training and %d validation images", len(job.data.train_names()), len(job.data.val_names()))
-    log.info("%s", describe(job.module.model))
+    log.info("%s", parameter_counts(job.module.model))
     log.info("precision %s on %s", job.trainer.precision, job.trainer.strategy.root_device)
     fill_cache(job)
     data = DataModule(job.data)
@@ -260,7 +260,7 @@ def _largest_size(model: DenseModel, data: DenseData, rescale: RandomScale) -> S
     return scaled_size(data.size, max(rescale.scales), model.encoder.size_multiple)
 
 
-def describe(model: DenseModel) -> str:
+def parameter_counts(model: DenseModel) -> str:
     """One line: how many parameters there are, and how many of them train."""
     parts = []
     for name in ("encoder", "neck", "decoder"):

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 import yaml
 from conftest import ROOT
 
-from e2net.losses import TERMS, Criterion, Schedule, functional
+from e2net.losses import TERMS, Criterion, WeightSchedule, functional
 from e2net.structures import Output
 
 
@@ -153,7 +153,7 @@ STEPS = [[0, 2.0], [0.3, 1.5], [0.6, 1.0]]
     ({"ramp": "linear", "from": 3.0, "to": 1.0}, {0.0: 3.0, 0.25: 2.5, 1.0: 1.0}),
 ], ids=["number", "steps", "cosine", "linear"])  # fmt: skip
 def test_a_weight_over_the_course_of_training(weight, expected):
-    schedule = Schedule(weight)
+    schedule = WeightSchedule(weight)
     assert {progress: schedule(progress) for progress in expected} == pytest.approx(expected)
     assert schedule.peak == max(expected.values())
     output, mask = _output()
