@@ -38,7 +38,9 @@ def _config(group, option):
 
 @pytest.fixture(scope="module")
 def groups():
-    return {group: {o: _config(group, o) for o in _options(group)} for group in ("loss", "tuning", "neck", "decoder")}
+    found = {group: {o: _config(group, o) for o in _options(group)} for group in ("loss", "tuning", "neck", "decoder")}
+    found["loss"] = {name: loss for name, loss in found["loss"].items() if loss["_target_"] == "e2net.losses.Criterion"}
+    return found
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +78,7 @@ def test_every_decoder_under_every_loss_and_neck(decoder, groups):
             assert idle(model, build(loss), inputs=features) == [], f"{neck_name}, {loss_name}"
             assert all(f.grad is not None for f in features)
             tried += 1
-    assert tried == 3 * 7
+    assert tried == 3 * len(groups["loss"]) >= 3 * 7
 
 
 class _Beheaded(torch.nn.Module):
