@@ -1,4 +1,4 @@
-from .evaluate import evaluate, prepare_evaluation
+from .entry import evaluate, prepare_evaluation
 from .test import EvaluationJob
 
 __all__ = ["EvaluationJob", "evaluate", "prepare_evaluation"]
