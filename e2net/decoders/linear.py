@@ -29,4 +29,4 @@ class LinearDecoder(Decoder):
         """F1..F4 (B, D_i, h_i, w_i) -> logits (B, out_channels, *image_size)."""
         finest = max((f.shape[-2:] for f in features), key=lambda size: size[0] * size[1])
         logits = [resize(probe(f), finest) for probe, f in zip(self.probes, features, strict=True)]
-        return Output(resize(torch.stack(logits).sum(0), image_size))
+        return Output(resize(self.converted(torch.stack(logits).sum(0)), image_size))

@@ -1,6 +1,7 @@
 from . import depth, semantic
 from .base import DenseLoss, TermLoss
 from .criterion import TERMS, Criterion
+from .depth import DepthLoss
 from .schedule import Schedule
 
-__all__ = ["TERMS", "Criterion", "DenseLoss", "Schedule", "TermLoss", "depth", "semantic"]
+__all__ = ["TERMS", "Criterion", "DenseLoss", "DepthLoss", "Schedule", "TermLoss", "depth", "semantic"]
