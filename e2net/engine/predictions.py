@@ -25,7 +25,7 @@ from e2net.datasets import DenseData, FolderData, FolderTargets, Source
 from e2net.datasets.pairs import read_pair
 from e2net.engine.config import build_data, build_task, resolve_task
 from e2net.engine.outputs import claim
-from e2net.engine.plots import Picture
+from e2net.engine.plots import Pictures
 from e2net.engine.report import FILES, SetResult, clear_report, masks_hash
 from e2net.files import write_atomically
 from e2net.formats import find_by_stem, some
@@ -147,11 +147,12 @@ class MapFolder:
             )
         return image
 
-    def picture(self, position: int) -> Picture:
-        """Image, target and result of one position, for a contact sheet."""
-        path = self.maps[position]
+    def pictures(self, position: int) -> Pictures:
+        """The image, where it is at hand, target and result of one position, for a contact sheet."""
+        path, image = self.maps[position], self.targets.image(position)
         assert path is not None
-        return self.targets.image(position), self.targets.target(position), self.task.read_result(path)
+        shown = self.task.shown(self.targets.target(position), self.task.read_result(path))
+        return shown if image is None else [image, *shown]
 
 
 def find_maps(folder: Path, name: str, targets: Targets, task: Task) -> MapFolder:
@@ -338,7 +339,7 @@ def score_maps(
             masks_sha256=masks_hash(digests),
             problems=problems,
             binarised=number > 0,
-            picture=found.picture if number == 0 else None,
+            pictures=found.pictures if number == 0 else None,
         )
         for number, (task, images) in enumerate(zip(tasks, collected, strict=True))
     ], faults

@@ -221,6 +221,10 @@ class Task(ABC):
         return ["resized"] if values.shape != target.shape else []
 
     @abstractmethod
+    def shown(self, target: Array, values: Array) -> list[Array]:
+        """Target (h, w) and result (as in a file, or as read) as pictures, (h, w, 3) uint8 RGB of their own sizes."""
+
+    @abstractmethod
     def panel(self, image: Array, target: Array, values: Array) -> Array:
         """Image (H, W, 3) uint8 RGB, target and result (as in a file) side by side, (PANEL, w, 3) uint8 RGB."""
 

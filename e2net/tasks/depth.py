@@ -192,14 +192,18 @@ class Depth(Task):
     def oddities(self, path: Path, values: Array, target: Array) -> list[str]:
         return super().oddities(path, values, target) + ["holes"] * bool((values <= 0).any())
 
+    def shown(self, target: Array, values: Array) -> list[Array]:
+        metres = self._metres(values)
+        low, high = _range(target, metres)
+        return [coloured(x, low, high) for x in (target, metres)]
+
     def panel(self, image: Array, target: Array, values: Array) -> Array:
         """Image, target and result in the colours of one scale, which stands beside them; unknown depth is black."""
         size = panel_size(target.shape)
         picture = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
         truth = cv2.resize(target, size, interpolation=cv2.INTER_NEAREST)
-        predicted = cv2.resize(self._metres(values).astype(np.float32), size, interpolation=cv2.INTER_LINEAR)
-        known = truth[truth > 0] if (truth > 0).any() else predicted
-        low, high = (float(x) for x in np.quantile(known, (0.02, 0.98)))
+        predicted = cv2.resize(self._metres(values), size, interpolation=cv2.INTER_LINEAR)
+        low, high = _range(truth, predicted)
         shown = [coloured(x, low, high) for x in (truth, predicted)]
         return cv2.hconcat([picture, *shown, scale_bar(size[1], low, high, "m")])
 
@@ -215,6 +219,13 @@ class Depth(Task):
         from e2net.metrics.depth_modular import DepthSetScores  # noqa: PLC0415 - scoring files needs no torchmetrics
 
         return DepthSetScores(self.score)
+
+
+def _range(target: Array, predicted: Array) -> tuple[float, float]:
+    """Metres at the ends of the colours: of the target where it knows any, its outliers left out."""
+    known = target[target > 0] if (target > 0).any() else predicted
+    low, high = np.quantile(known, (0.02, 0.98))
+    return float(low), float(high)
 
 
 def _resized(metres: Tensor, size: Sequence[int]) -> Tensor:
