@@ -10,7 +10,7 @@ the bytes 0 and 1, maps (h, w) uint8; C-contiguous, and free to be written to.
 import logging
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,14 +53,15 @@ def _special(path: Path) -> str | None:
     return None if stat.S_ISREG(mode) else kinds.get(stat.S_IFMT(mode), "a device")
 
 
-def find_by_stem(folder: str | Path) -> dict[str, Path]:
+def find_by_stem(folder: str | Path, extensions: Sequence[str] = EXTENSIONS) -> dict[str, Path]:
     """Image files directly inside a folder, by stem and in the order of the stems.
 
     Hidden files (``.DS_Store``, ``._photo.jpg``) and other extensions are ignored. Folders, pipes and the like that are
     named like an image are ignored with a warning where an image file has their stem.
 
     Args:
-        folder: where to look; extensions (`EXTENSIONS`) are compared without case. Links are followed.
+        folder: where to look. Links are followed.
+        extensions: of the files, compared without case.
 
     Returns:
         Stem to path, sorted by stem. Empty where the folder has no image file.
@@ -77,7 +78,7 @@ def find_by_stem(folder: str | Path) -> dict[str, Path]:
     twins: list[str] = []
     odd: list[tuple[str, str]] = []
     for path in sorted(folder.iterdir(), key=lambda path: (path.stem, path.suffix)):
-        if path.name.startswith(".") or path.suffix.lower() not in EXTENSIONS:
+        if path.name.startswith(".") or path.suffix.lower() not in extensions:
             continue
         kind = _special(path)
         if kind is not None:
@@ -146,7 +147,7 @@ def _undecodable(path: Path, what: str, error: Exception | None = None) -> Value
     unknown = isinstance(error, UnidentifiedImageError)
     fault = _tiff_fault(path) if unknown or error is None else None
     if fault is not None:
-        return _FileError(f"{path}: expected an 8- or 16-bit {what}, found {fault}. Save it as 8-bit {_DEPTHS[what]}.")
+        return _FileError(f"{path}: expected an 8- or 16-bit {what}, found {fault}. Save it as {_WANTED[what]}.")
     because = "" if unknown or error is None else f" ({error})"
     return _FileError(f"{path}: truncated, or not an image that can be decoded{because}. Copy the file again.")
 
@@ -155,7 +156,7 @@ class _FileError(ValueError):
     """What is wrong with a file, said already."""
 
 
-_DEPTHS = {"picture": "RGB", "mask": "grey", "map": "grey"}
+_WANTED = {"picture": "8-bit RGB", "mask": "8-bit grey", "map": "8-bit grey", "depth map": "16-bit grey PNG, or .npy"}
 
 
 @contextmanager
@@ -302,9 +303,9 @@ def _pixels(path: Path, what: str) -> _Pixels:
     with _opened(path, what) as file:
         mode, keyed = file.mode, "transparency" in file.info and file.mode not in ("P", "PA")
         if mode == "F":
-            raise _FileError(f"{path}: expected an 8- or 16-bit {what}, found floats. Save it as 8-bit grey.")
+            raise _FileError(f"{path}: expected an 8- or 16-bit {what}, found floats. Save it as {_WANTED[what]}.")
         if mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA") and not mode.startswith("I"):
-            raise _FileError(f"{path}: expected a grey {what}, found colour mode {mode}. Save it as 8-bit grey.")
+            raise _FileError(f"{path}: expected a grey {what}, found colour mode {mode}. Save it as {_WANTED[what]}.")
         if file.format in ("PNG", "TIFF") and mode in ("LA", "RGB", "RGBA") and ";16" in str(file.tile[0][3]):
             return _deep(file, path, what)._replace(keyed=keyed)
         tags = file.tag_v2 if isinstance(file, TiffImagePlugin.TiffImageFile) else {}
@@ -465,24 +466,92 @@ def read_map(path: str | Path) -> np.ndarray:
     return ((values * 255 + pixels.full // 2) // pixels.full).astype(np.uint8)
 
 
+def read_depth(path: str | Path, scale: float = 0.001) -> np.ndarray:
+    """Read a depth map, refusing files whose meaning would be a guess.
+
+    Args:
+        path: ``.npy`` of floating-point metres or of whole numbers; ``.exr`` of metres, in its only or first channel;
+            or a grey file of 16 bits, of at most twice ``PIL.Image.MAX_IMAGE_PIXELS`` pixels (178 million).
+        scale: metres in one unit of files of whole numbers.
+
+    Returns:
+        (h, w) float32, metres; what is unknown in the file's own way: 0, negative, NaN or infinite.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file cannot be decoded, or is no depth map: of 8 bits, coloured or transparent.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    values = _array(path) if suffix == ".npy" else _exr(path) if suffix == ".exr" else _grey_depth(path)
+    if values.ndim != 2 or values.size == 0:
+        raise ValueError(f"{path}: expected a depth map (h, w), found shape {values.shape}. Save one map a file.")
+    metres = values if values.dtype.kind == "f" else values * np.float64(scale)
+    return np.array(metres, np.float32, order="C")
+
+
+def _array(path: Path) -> np.ndarray:
+    """What a .npy holds, whole numbers or floats."""
+    _check_regular(path)
+    try:
+        values = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(
+            f"{path}: truncated, or not an array that can be read ({error}). Copy the file again."
+        ) from error
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiu":
+        raise ValueError(f"{path}: expected one array of numbers, found {getattr(values, 'dtype', 'several arrays')}.")
+    return values
+
+
+def _exr(path: Path) -> np.ndarray:
+    """The only or the first channel of an OpenEXR file."""
+    _check_regular(path)
+    data = path.read_bytes()
+    try:
+        values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
+    except cv2.error as error:  # the codec is switched off
+        raise ValueError(
+            f"{path}: OpenCV reads OpenEXR only where it was built with it and the environment has"
+            " OPENCV_IO_ENABLE_OPENEXR=1 when Python starts; set that, or save depth as .npy in metres."
+        ) from error
+    if values is None:
+        raise ValueError(
+            f"{path}: truncated, or OpenCV here has no OpenEXR. Copy the file again, or save depth as .npy in metres."
+        )
+    return values[..., -1] if values.ndim == 3 else values  # OpenCV has the first channel, R, last
+
+
+def _grey_depth(path: Path) -> np.ndarray:
+    """The whole numbers of a grey file of 16 bits."""
+    pixels = _pixels(path, "depth map")
+    if pixels.full <= 255 or pixels.keyed or pixels.alpha is not None or pixels.values.ndim != 2:
+        found = "8 bits" if pixels.full <= 255 else "colours or transparency"
+        raise ValueError(
+            f"{path}: expected a grey depth map of 16 bits, found {found}: a picture of depth? Save the depth itself as"
+            f" {_WANTED['depth map']} in metres."
+        )
+    return pixels.values
+
+
 def write_map(path: str | Path, values: np.ndarray) -> None:
-    """Write a map as an 8-bit grey PNG, whole or not at all.
+    """Write a map as an 8- or 16-bit grey PNG, whole or not at all.
 
     The file is written under another name in the same folder and then renamed, so that an interrupted run
     leaves no half-written map for a later evaluation to trip over. Missing folders are made.
 
     Args:
         path: where to; ends in ``.png``.
-        values: (h, w) uint8, 0 to 255.
+        values: (h, w) uint8, 0 to 255; or uint16.
 
     Raises:
-        TypeError: the map is not uint8.
+        TypeError: the map is neither.
         ValueError: the map is not two-dimensional, is empty, or the name does not end in ``.png``.
     """
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise ValueError(f"{path}: maps are written as PNG, expected a name that ends in .png")
-    if values.dtype != np.uint8:
+    if values.dtype not in (np.uint8, np.uint16):
         raise TypeError(f"{path}: expected a uint8 map, got {values.dtype}. Scale to 0..255 and round it.")
     if values.ndim != 2 or values.size == 0:
         raise ValueError(f"{path}: expected a map of shape (h, w), got {tuple(values.shape)}")

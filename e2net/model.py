@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from e2net.decoders import Pyramid
+from e2net.decoders import Decoder, Pyramid
 from e2net.decoders.necks import Identity
 from e2net.decoders.pyramid import PyramidName
 from e2net.encoders import Encoder, Tuning
@@ -41,6 +41,8 @@ class DenseModel(nn.Module):
         self.decoder = decoder(
             channels=self.neck.channels, strides=self.neck.strides, out_channels=self.task.out_channels
         )
+        if isinstance(self.decoder, Decoder):
+            self.decoder.convert = self.task.convert
 
     def features(self, image: Tensor, pyramid: PyramidName = "standard") -> list[Tensor]:
         """F1..F4 of the pyramid, (B, D_i, H/s_i, W/s_i), from an image (B, 3, H, W) in [0, 1].

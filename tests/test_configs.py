@@ -24,6 +24,10 @@ TINY = {
 
 
 def _compose(*overrides, name="train"):
+    for one in overrides:  # what belongs to another task than the default
+        group, _, option = one.partition("=")
+        if group in ("loss", "protocol") and (CONF / "task" / f"{option}.yaml").is_file():
+            overrides = (f"task={option}", *overrides)
     required = ["run_dir=unused"] if name == "train" else ["ckpt=unused", "output=unused"]
     if not any(o.startswith("data=procedural") for o in overrides) and any(o.startswith("data=") for o in overrides):
         required.append("data.root=unused")

@@ -106,10 +106,10 @@ def _check_root(root: Path, folders: tuple[str, ...]) -> None:
     )
 
 
-def _check_any(folder: Path, found: dict[str, Path]) -> None:
+def _check_any(folder: Path, found: dict[str, Path], allowed: Sequence[str] = EXTENSIONS) -> None:
     if not found:
         others = sorted(path.name for path in folder.iterdir())
-        extensions, seen = ", ".join(EXTENSIONS), some(others) if others else "nothing"
+        extensions, seen = ", ".join(allowed), some(others) if others else "nothing"
         raise ValueError(f"{folder}: no file ends in {extensions}; found {seen}.")
 
 
@@ -134,9 +134,9 @@ class FolderPairs:
         _check_root(self.root, self.task.target_folders)
         image_folder = _find_folder(self.root, IMAGE_FOLDERS, "images")
         mask_folder = _find_folder(self.root, self.task.target_folders, f"{what}s")
-        images, masks = find_by_stem(image_folder), find_by_stem(mask_folder)
-        for folder, found in ((image_folder, images), (mask_folder, masks)):
-            _check_any(folder, found)
+        images, masks = find_by_stem(image_folder), find_by_stem(mask_folder, self.task.extensions)
+        _check_any(image_folder, images)
+        _check_any(mask_folder, masks, self.task.extensions)
         no_mask = [path.name for stem, path in images.items() if stem not in masks]
         no_image = [path.name for stem, path in masks.items() if stem not in images]
         if no_mask or no_image:
@@ -202,11 +202,18 @@ class FolderPairs:
             results = pool.map(partial(_fault, self.task), self._pairs)
             files = 2 * len(self)
             bar = tqdm(results, total=len(self), desc=f"checking {self.root}", disable=files <= _BAR_FROM)
-            faults = [fault for fault in bar if fault]
+            found = list(bar)
+        faults = [fault for fault, _ in found if fault]
         if faults:
             more = f" And {len(faults) - 3} more." if len(faults) > 3 else ""
             first = " ".join(faults[:3])
             raise ValueError(f"{self.root}: {len(faults)} of {len(self)} pairs cannot be used. {first}{more}")
+        if not any(speaks for _, speaks in found):
+            what = self.task.target_name
+            names = some([mask.name for _, mask in self._pairs])
+            raise ValueError(
+                f"{self.root}: none of its {len(self)} {what}s has a pixel that counts ({names}). {self.task.silence}"
+            )
 
 
 class PartOf:
@@ -259,8 +266,8 @@ class FolderTargets:
         self.root, self.task = Path(root), task or Camouflage()
         _check_root(self.root, self.task.target_folders)
         folder = _find_folder(self.root, self.task.target_folders, f"{self.task.target_name}s")
-        self._targets = find_by_stem(folder)
-        _check_any(folder, self._targets)
+        self._targets = find_by_stem(folder, self.task.extensions)
+        _check_any(folder, self._targets, self.task.extensions)
         self._names = list(self._targets)
         try:
             self._images = find_by_stem(_find_folder(self.root, IMAGE_FOLDERS, "images"))
@@ -294,11 +301,14 @@ def _size_fault(
     )
 
 
-def _fault(task: Task, pair: tuple[Path, Path]) -> str | None:
+def _fault(task: Task, pair: tuple[Path, Path]) -> tuple[str | None, bool]:
+    """What is wrong with a pair, if anything; and whether its target says anything."""
     image_path, mask_path = pair
     try:
         image_size = verify_image(image_path)
-        mask_size = task.read_target(mask_path).shape
+        target = task.read_target(mask_path)
     except (ValueError, OSError) as error:
-        return str(error)
-    return None if image_size == mask_size else _size_fault(task, image_path, image_size, mask_path, mask_size)
+        return str(error), False
+    if image_size != target.shape:
+        return _size_fault(task, image_path, image_size, mask_path, target.shape), False
+    return None, task.says_anything(target)

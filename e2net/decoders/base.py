@@ -1,6 +1,6 @@
 """What every decoder is called with, and what it may leave out."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ class Decoder(nn.Module):
 
     # What `forward` gives beside the prediction.
     AUXILIARY: ClassVar[frozenset[str]] = frozenset()
+    # Of the task: what its last layers' maps (B, out_channels, h, w) become before they are resized. None: they stay.
+    convert: Callable[[Tensor], Tensor] | None = None
 
     def forward(self, features: Sequence[Tensor], image_size: Sequence[int]) -> Output:
         """F1..F4 (B, D_i, h_i, w_i) -> prediction (B, out_channels, *image_size), before any activation."""
@@ -24,3 +26,7 @@ class Decoder(nn.Module):
 
     def leave_out(self, auxiliary: Collection[str]) -> None:
         """Does without some of the maps in ``AUXILIARY``, which no loss looks at."""
+
+    def converted(self, maps: Tensor) -> Tensor:
+        """What the last layer gave, as the task takes it: at its own resolution, where many channels cost least."""
+        return maps if self.convert is None else self.convert(maps)

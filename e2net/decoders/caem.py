@@ -98,4 +98,4 @@ class CAEMDecoder(Decoder):
         maps = self.caem(features, image_size)
         size = maps[0].shape[-2:]
         fused = add(convolve(conv, g, size) for conv, g in zip(self.convs, maps, strict=True))
-        return Output(resize(self.head(fused), image_size))
+        return Output(resize(self.converted(self.head(fused)), image_size))

@@ -65,4 +65,4 @@ class DPTDecoder(Decoder):
         x = self.fuse[-1](resize(maps[-1], sizes[-1]))
         for i in reversed(range(len(self.adapt))):
             x = self.fuse[i](resize(x, sizes[i]) + resize(self.adapt[i](maps[i]), sizes[i]))
-        return Output(resize(self.head(x), image_size))
+        return Output(resize(self.converted(self.head(x)), image_size))

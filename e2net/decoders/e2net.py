@@ -171,5 +171,7 @@ class E2NetDecoder(Decoder):
         maps = self.caem(features, image_size)
         searched, coarse = self.lfsm(maps[-1])
         zoomed, refined = self.cfzm([*maps[:-1], searched], coarse, self._refine)
-        auxiliary = {"coarse": (coarse,), **({"refined": refined} if refined else {})}
-        return Output(resize(self.ccm(zoomed, image_size), image_size), auxiliary)
+        auxiliary: dict[str, tuple[Tensor, ...]] = {"coarse": (self.converted(coarse),)}
+        if refined:
+            auxiliary["refined"] = tuple(map(self.converted, refined))
+        return Output(resize(self.converted(self.ccm(zoomed, image_size)), image_size), auxiliary)

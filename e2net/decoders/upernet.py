@@ -92,4 +92,4 @@ class UPerNetDecoder(Decoder):
         for i, top in zip(reversed(range(len(self.smooth))), tops, strict=True):
             smoothed = convolve(self.smooth[i], maps[i], sizes[i]) + convolve(self.smooth[i], top, sizes[i])
             fused = fused + convolve(self.fuse[i], F.relu(self.norms[i](smoothed), inplace=True), sizes[0])
-        return Output(resize(self.head(fused), image_size))
+        return Output(resize(self.converted(self.head(fused)), image_size))

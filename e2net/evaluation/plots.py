@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from e2net.drawing import contact_sheet
 
-# Image (h, w, 3) uint8 RGB or None, mask (h, w) bool, map (h, w) uint8.
-Picture = tuple[NDArray[np.uint8] | None, NDArray[np.bool_], NDArray[np.uint8]]
+# The image where it is at hand, the target and the result, each (h, w, 3) uint8 RGB.
+Pictures = Sequence[NDArray[np.uint8]]
 
 EXTREMES = 12
 # Every picture of a sheet is fitted into a box of this size, pixels.
@@ -53,26 +53,30 @@ def curve_figure(curves: Mapping[str, Mapping[str, NDArray[np.float64]]]) -> byt
     return file.getvalue()
 
 
-def extremes_sheet(scored: Sequence[tuple[float, int, str]], picture: Callable[[int], Picture]) -> bytes:
+def extremes_sheet(
+    scored: Sequence[tuple[float, int, str]], pictures: Callable[[int], Pictures], by: str = "S", falling: bool = False
+) -> bytes:
     """The 12 worst images of a set, worst first, and below them the 12 best, best first.
 
-    Each with its image (where there is one), mask and map, and its name and score above. A set of fewer than 24
+    Each with its image (where there is one), target and result, and its name and score above. A set of fewer than 24
     images is halved.
 
     Args:
         scored: score, position and name of each image; at least one.
-        picture: reads what to show of an image, by its position.
+        pictures: reads what to show of an image, by its position.
+        by: name of the score.
+        falling: whether less of it is better.
 
     Returns:
         A PNG file.
     """
-    order = sorted(scored)
+    order = sorted(scored, key=lambda one: (-one[0] if falling else one[0], *one[1:]))
     worst = order[: min(EXTREMES, (len(order) + 1) // 2)]
     best = order[: len(worst) - 1 : -1][:EXTREMES]
     parts = []
-    for title, chosen in ((f"{len(worst)} worst by S", worst), (f"{len(best)} best by S", best)):
+    for title, chosen in ((f"{len(worst)} worst by {by}", worst), (f"{len(best)} best by {by}", best)):
         if chosen:
-            cells = [_cell(f"{name}  S {score:.3f}", picture(position)) for score, position, name in chosen]
+            cells = [_cell(f"{name}  {by} {score:.3f}", pictures(position)) for score, position, name in chosen]
             sheet = contact_sheet(cells, _COLUMNS)
             parts += [_text(title, sheet.shape[1], 28, 0.6), sheet]
     width = max(part.shape[1] for part in parts)
@@ -83,12 +87,8 @@ def extremes_sheet(scored: Sequence[tuple[float, int, str]], picture: Callable[[
     return data.tobytes()
 
 
-def _cell(caption: str, picture: Picture) -> NDArray[Any]:
-    image, mask, prediction = picture
-    grey = [mask.astype(np.uint8) * 255, prediction]
-    shown = [cv2.cvtColor(x, cv2.COLOR_GRAY2RGB) for x in grey]
-    boxes = [_fit(x) for x in ([image] if image is not None else []) + shown]
-    line = cv2.hconcat(boxes)
+def _cell(caption: str, pictures: Pictures) -> NDArray[Any]:
+    line = cv2.hconcat([_fit(picture) for picture in pictures])
     return cv2.vconcat([_text(caption, line.shape[1], _CAPTION, 0.42), line])
 
 

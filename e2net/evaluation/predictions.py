@@ -23,10 +23,10 @@ from tqdm import tqdm
 
 from e2net.datasets import DenseData, FolderData, FolderTargets, Source
 from e2net.datasets.pairs import read_pair
-from e2net.evaluation.plots import Picture
+from e2net.evaluation.plots import Pictures
 from e2net.evaluation.report import FILES, SetResult, clear_report, masks_hash
 from e2net.files import write_atomically
-from e2net.formats import EXTENSIONS, find_by_stem, some
+from e2net.formats import find_by_stem, some
 from e2net.runs.config import build_data, build_task, resolve_task
 from e2net.runs.outputs import claim
 from e2net.tasks.base import Task
@@ -147,11 +147,12 @@ class MapFolder:
             )
         return image
 
-    def picture(self, position: int) -> Picture:
-        """Image, target and result of one position, for a contact sheet."""
-        path = self.maps[position]
+    def pictures(self, position: int) -> Pictures:
+        """The image, where it is at hand, target and result of one position, for a contact sheet."""
+        path, image = self.maps[position], self.targets.image(position)
         assert path is not None
-        return self.targets.image(position), self.targets.target(position), self.task.read_result(path)
+        shown = self.task.shown(self.targets.target(position), self.task.read_result(path))
+        return shown if image is None else [image, *shown]
 
 
 def find_maps(folder: Path, name: str, targets: Targets, task: Task) -> MapFolder:
@@ -164,21 +165,21 @@ def find_maps(folder: Path, name: str, targets: Targets, task: Task) -> MapFolde
     place = folder / name
     if not place.is_dir():
         inside = sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else None
-        loose = sum(p.suffix.lower() in EXTENSIONS for p in folder.iterdir()) if folder.is_dir() else 0
+        loose = sum(p.suffix.lower() in task.extensions for p in folder.iterdir()) if folder.is_dir() else 0
         found = "no such folder" if inside is None else f"the folders {some(inside, 6)}" if inside else "no folders"
         found += f" and {loose} maps: move them into {place}" if loose else ""
         raise FileNotFoundError(
             f"predictions={folder}: expected the maps of {name} in {place}, found {found}. A set's maps lie in a"
             " folder of its name."
         )
-    files = find_by_stem(place)
+    files = find_by_stem(place, task.extensions)
     stems = [targets.name(i) for i in range(len(targets))]
     known = set(stems)
     if known.isdisjoint(files):
         seen = some(sorted(path.name for path in place.iterdir())) or "nothing"
         raise ValueError(
             f"{place}: no map belongs to any of the {len(stems)} {task.target_name}s ({some(stems)}), found {seen}."
-            f" A map has its {task.target_name}'s stem and ends in {', '.join(EXTENSIONS)}."
+            f" A map has its {task.target_name}'s stem and ends in {', '.join(task.extensions)}."
         )
     extra = [path.name for stem, path in files.items() if stem not in known]
     foreign = sorted(path.name for path in place.iterdir() if path.stem in known - files.keys())
@@ -338,7 +339,7 @@ def score_maps(
             masks_sha256=masks_hash(digests),
             problems=problems,
             binarised=number > 0,
-            picture=found.picture if number == 0 else None,
+            pictures=found.pictures if number == 0 else None,
         )
         for number, (task, images) in enumerate(zip(tasks, collected, strict=True))
     ], faults
@@ -512,8 +513,8 @@ def prepare_predictions(config: dict[str, Any]) -> PredictionJob:
             {found.name: found.problems for found in incomplete},
             lambda file: (
                 f"{counts}. Expected a map of every {task.target_name} in {folder}/<set>, with its stem and one of the"
-                f" extensions {', '.join(EXTENSIONS)}; add them, or score the others with allow_missing=true. All are"
-                f" named in {file}."
+                f" extensions {', '.join(task.extensions)}; add them, or score the others with allow_missing=true. All"
+                f" are named in {file}."
             ),
         )
     if set(task.scores) & set(task.image_scores):

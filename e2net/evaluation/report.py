@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 import e2net
-from e2net.evaluation.plots import Picture, curve_figure, extremes_sheet
+from e2net.evaluation.plots import Pictures, curve_figure, extremes_sheet
 from e2net.files import write_atomically
 from e2net.formats import printable, some
 from e2net.metrics.table import LEVEL, RESAMPLES, Interval, SetTable
@@ -56,7 +56,7 @@ class SetResult:
         masks_sha256: of the masks' contents, see ``masks_hash``; None where they were not at hand.
         problems: kind (``PROBLEMS``) to names.
         binarised: whether this is the second, binarised scoring of a set.
-        picture: reads what a contact sheet shows of an image, by its position among ``stems``; None: no sheet.
+        pictures: reads what a contact sheet shows of an image, by its position among ``stems``; None: no sheet.
     """
 
     name: str
@@ -66,7 +66,7 @@ class SetResult:
     masks_sha256: str | None = None
     problems: dict[str, list[str]] = field(default_factory=dict)
     binarised: bool = False
-    picture: Callable[[int], Picture] | None = None
+    pictures: Callable[[int], Pictures] | None = None
 
     @property
     def label(self) -> str:
@@ -279,12 +279,13 @@ def write_report(
     if any(curves.values()):
         pictures.append((results[0].label, "curves.png", lambda: curve_figure(curves)))
     for result in results:
-        if result.picture is not None:
-            by, sign = result.task.monitor, 1 if result.task.directions[result.task.monitor] == "max" else -1
-            rows = [row for row in images[result.label] if by in row]
-            scored = [(sign * row[by], row["index"], printable(row["name"])) for row in rows]
+        if result.pictures is not None:
+            by = result.task.monitor
+            rows = [row for row in images[result.label] if not math.isnan(row.get(by, math.nan))]
+            scored = [(row[by], row["index"], printable(row["name"])) for row in rows]
             if scored:
-                pictures.append((result.label, f"worst_best_{result.name}.png", _Sheet(scored, result.picture)))
+                sheet = _Sheet(scored, result.pictures, by, result.task.directions[by] == "min")
+                pictures.append((result.label, f"worst_best_{result.name}.png", sheet))
     for label, file, draw in pictures:
         try:
             write(file, draw())
@@ -327,10 +328,12 @@ def _plain(value: Any) -> Any:
 @dataclass
 class _Sheet:
     scored: list[tuple[float, int, str]]
-    picture: Callable[[int], Picture]
+    pictures: Callable[[int], Pictures]
+    by: str
+    falling: bool
 
     def __call__(self) -> bytes:
-        return extremes_sheet(self.scored, self.picture)
+        return extremes_sheet(self.scored, self.pictures, self.by, self.falling)
 
 
 def report(

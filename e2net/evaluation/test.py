@@ -156,10 +156,10 @@ def _results(job: EvaluationJob) -> list[SetResult]:
         results.append(result)
         if maps is not None and job.trainer.is_global_zero:
             found = find_maps(maps, name, targets, task)
-            result.picture = found.picture
+            result.pictures = found.pictures
             for again in job.options.variants(task)[1:]:
                 (second,), _ = score_maps(found, [again], job.options.num_workers)
-                results.append(dataclasses.replace(second, binarised=True, problems={}, picture=None))
+                results.append(dataclasses.replace(second, binarised=True, problems={}, pictures=None))
     return results
 
 

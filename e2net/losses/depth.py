@@ -5,8 +5,14 @@ it to 0. Predictions are above 0. Each term is at least 0, and 0 where the map i
 gradient is finite. Work in float32 or better: leave autocast off.
 """
 
+from collections.abc import Mapping
+from functools import partial
+
 import torch
 from torch import Tensor
+
+from e2net.losses.base import Term, TermLoss
+from e2net.losses.schedule import Weight
 
 # Depths are taken to be at least a micrometre, so that an activation that underflows to 0 has a logarithm.
 _LEAST = 1e-6
@@ -88,6 +94,27 @@ def bins_to_depth(logits: Tensor, minimum: float, maximum: float) -> Tensor:
     weights = logits.to(torch.promote_types(logits.dtype, torch.float32)).relu() + 0.1
     centres = torch.linspace(minimum, maximum, bins, dtype=weights.dtype, device=weights.device)
     return (weights * centres.view(-1, 1, 1)).sum(1, keepdim=True) / weights.sum(1, keepdim=True)
+
+
+class DepthLoss(TermLoss):
+    """A weighted sum of ``sig``, ``sig_mean``, ``gradient`` and ``l1`` over a decoder's depth maps, in metres.
+
+    ``sig_mean`` is ``sig`` without its variance. DINO's protocol begins with it and goes over to ``sig`` after 100 of
+    38,400 steps; steps of the two weights say so.
+
+    Args:
+        final, coarse, refined: see :class:`~e2net.losses.base.TermLoss`.
+    """
+
+    def __init__(
+        self,
+        final: Mapping[str, Weight],
+        coarse: Mapping[str, Weight] | None = None,
+        refined: Mapping[str, Weight] | None = None,
+    ) -> None:
+        mean_only = partial(sig_loss, variance=0.0)
+        terms: dict[str, Term] = {"sig": sig_loss, "sig_mean": mean_only, "gradient": gradient_loss, "l1": l1}
+        super().__init__(terms, final, coarse, refined)
 
 
 def _log_ratio(depth: Tensor, target: Tensor, known: Tensor) -> Tensor:

@@ -1,5 +1,8 @@
 from . import depth, semantic
 from .context import camouflage_degree, context_measure
+from .depth import DepthProtocol
+from .depth_modular import DepthSetScores
+from .depth_set import DepthTable
 from .functional import (
     BoundaryScores,
     EScores,
@@ -55,6 +58,9 @@ __all__ = [
     "BoundaryMeasure",
     "BoundaryScores",
     "ContextMeasure",
+    "DepthProtocol",
+    "DepthSetScores",
+    "DepthTable",
     "Dice",
     "EMeasure",
     "EScores",

@@ -5,6 +5,7 @@ the valid pixels of an image, and a set's score is the mean over images, those w
 of the mean over all pixels of a set would be another RMSE.)
 """
 
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from e2net.metrics.geometry import to_numpy
+from e2net.metrics.protocol import ResultProtocol
 
 Depth = Tensor | NDArray[np.floating[Any]]
 
@@ -25,6 +27,47 @@ Of prediction p and target t: AbsRel: mean of |p - t| / t. RMSE: in metres. RMSE
 |log10 p - log10 t|. SILog: 100 times the standard deviation of ln p - ln t, as tables have it. d1, d2, d3: share of
 pixels whose ratio, the greater over the smaller, is below 1.25, 1.25² and 1.25³.
 """
+
+
+@dataclass(frozen=True)
+class DepthProtocol(ResultProtocol):
+    """What of a depth map is scored, and how.
+
+    Attributes:
+        minimum, maximum: metres; targets outside count nowhere, predictions outside are moved there.
+        median_scaling: multiply each prediction by the target's median over its own first.
+        eigen_crop: score within :func:`eigen_crop` only, as NYU-v2 is.
+
+    Raises:
+        ValueError: an empty range.
+    """
+
+    minimum: float = 0.001
+    maximum: float = 10.0
+    median_scaling: bool = False
+    eigen_crop: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.minimum < self.maximum:
+            raise ValueError(
+                f"protocol: expected 0 < minimum < maximum in metres, found {self.minimum} and {self.maximum}"
+            )
+
+    def describe(self) -> dict[str, Any]:
+        """Plain values for a score file."""
+        return asdict(self)
+
+
+def score_depth(depth: Depth, target: Depth, protocol: DepthProtocol) -> dict[str, float]:
+    """:func:`depth_scores` under a protocol."""
+    return depth_scores(
+        depth,
+        target,
+        protocol.minimum,
+        protocol.maximum,
+        median_scaling=protocol.median_scaling,
+        crop=protocol.eigen_crop,
+    )
 
 
 def depth_scores(

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from e2net.formats import EXTENSIONS
 from e2net.losses.base import DenseLoss
 from e2net.metrics.protocol import ResultProtocol
 from e2net.metrics.table import SetTable
@@ -70,6 +71,10 @@ class Task(ABC):
     target_name: ClassVar[str]
     # Folders of targets beside the images, in any case.
     target_folders: ClassVar[tuple[str, ...]]
+    # How the files of targets and of results may end.
+    extensions: ClassVar[tuple[str, ...]] = EXTENSIONS
+    # What to do where no target of a set says anything.
+    silence: ClassVar[str] = ""
     # What ``ProceduralPairs`` draws for it.
     generated: ClassVar[str]
     # Of all scores that there may be, which way is better.
@@ -145,7 +150,15 @@ class Task(ABC):
         """SHA-256 of a target: its size and its values, whatever its file's format."""
         return hashlib.sha256(f"{target.shape[0]}x{target.shape[1]}".encode() + target.tobytes()).hexdigest()
 
+    def says_anything(self, target: Array) -> bool:
+        """Whether a target (h, w) holds anything to learn or to score; a set in which none does is refused."""
+        return True
+
     # The network
+
+    def convert(self, maps: Tensor) -> Tensor:
+        """What a decoder's last layer gives, (B, out_channels, h, w) at any resolution, as its prediction."""
+        return maps
 
     @abstractmethod
     def activate(self, prediction: Tensor) -> Tensor:
@@ -206,6 +219,10 @@ class Task(ABC):
     def oddities(self, path: Path, values: Array, target: Array) -> list[str]:
         """Which of ``problems`` a result on disk has."""
         return ["resized"] if values.shape != target.shape else []
+
+    @abstractmethod
+    def shown(self, target: Array, values: Array) -> list[Array]:
+        """Target (h, w) and result (as in a file, or as read) as pictures, (h, w, 3) uint8 RGB of their own sizes."""
 
     @abstractmethod
     def panel(self, image: Array, target: Array, values: Array) -> Array:

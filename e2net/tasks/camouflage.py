@@ -132,6 +132,9 @@ class Camouflage(Task):
         found = super().oddities(path, values, target)
         return found + ["lossy"] * is_jpeg(path) + ["dark"] * (int(values.max()) == 1)
 
+    def shown(self, target: Array, values: Array) -> list[Array]:
+        return [cv2.cvtColor(x, cv2.COLOR_GRAY2RGB) for x in (target.astype(np.uint8) * 255, values)]
+
     def panel(self, image: Array, target: Array, values: Array) -> Array:
         """Image, mask, map and overlay: what is predicted is green, and what the mask has outside of it red."""
         size = panel_size(target.shape)

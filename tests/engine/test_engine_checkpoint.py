@@ -274,7 +274,7 @@ HOSTILE = [
     "e2net.evaluation.report.write_atomically", "e2net.training.run.train", "e2net.training.callbacks.MapWriter",
     "e2net.datasets.FolderData.load_from_checkpoint", "e2net.encoders.ViTEncoder.load_state_dict",
     "e2net.encoders.ViTEncoder.__init__", "e2net.encoders.ViTEncoder.__subclasses__", "e2net.encoders.vit.torch.load",
-    "e2net.encoders.hub.Path.mkdir", "e2net.decoders.necks.math", "e2net.decoders.necks.nn.Module", "e2net.engine",
+    "e2net.encoders.hub.Path.mkdir", "e2net.decoders.necks.math", "e2net.decoders.necks.nn.Module", "e2net.training",
     "e2net.encoders..os.system", ".os.system", "e2net.encoders.ViTEncoder.from_pretrained.__func__",
     "e2net.encoders.merge_lora", "e2net.losses.TERMS", "", "e2net", "e2net.encoders.", "é.x", "a b.c",
     "e2net.encoders\n.x",

@@ -148,9 +148,9 @@ def test_all_files(tmp_path, monkeypatch):
     image, mask = np.full((20, 24, 3), 99, np.uint8), _image(0)[1]
 
     def picture(position):
-        return (image if position else None), mask, _image(position)[0]
+        return [image] * (position > 0) + Camouflage().shown(mask, _image(position)[0])
 
-    results = [_result("one", picture=picture), _result("two", count=1, seed=7, problems={"extra": ["x.png"]})]
+    results = [_result("one", pictures=picture), _result("two", count=1, seed=7, problems={"extra": ["x.png"]})]
     scores = report(tmp_path, results, "method", {"predictions": "maps"})
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {
@@ -196,7 +196,7 @@ def test_picture_that_fails_does_not_lose_the_scores(tmp_path):
     def picture(position):
         raise ValueError("image is gone")
 
-    report(tmp_path, [_result(picture=picture)], "m", {}, name="test_scores")
+    report(tmp_path, [_result(pictures=picture)], "m", {}, name="test_scores")
     written = json.loads((tmp_path / "test_scores.json").read_text())
     assert written["sets"]["set"]["problems"] == {"pictures": ["worst_best_set.png: image is gone"]}
     assert (tmp_path / "test_curves.png").is_file() and not (tmp_path / "test_worst_best_set.png").exists()
@@ -224,10 +224,10 @@ def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
 def test_clear_report_leaves_nothing_of_an_earlier_report(tmp_path):
     def picture(position):
-        return None, _image(0)[1], _image(position)[0]
+        return Camouflage().shown(_image(0)[1], _image(position)[0])
 
     for name in ("scores", "test_scores"):
-        report(tmp_path, [_result("one", picture=picture)], "method", {}, name=name)
+        report(tmp_path, [_result("one", pictures=picture)], "method", {}, name=name)
     for name in ("problems.json", "eval_environment.json"):
         (tmp_path / name).touch()
     clear_report(tmp_path)
@@ -254,9 +254,12 @@ def test_sheet_shows_each_image_once():
 
     def picture(position):
         shown.append(position)
-        return None, np.ones((9, 5), bool), np.full((9, 5), 200, np.uint8)
+        return [np.full((9, 5, 3), 255, np.uint8), np.full((9, 5, 3), 200, np.uint8)]
 
     for count, expected in ((1, [0]), (5, [0, 1, 2, 4, 3]), (30, [*range(12), *range(29, 17, -1)])):
         shown.clear()
         extremes_sheet([(i / count, i, f"größe{i}" * 9) for i in range(count)], picture)
+        assert shown == expected
+        shown.clear()  # less is better
+        extremes_sheet([(-i / count, i, f"größe{i}") for i in range(count)], picture, "RMSE", falling=True)
         assert shown == expected

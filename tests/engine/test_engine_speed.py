@@ -286,8 +286,8 @@ def test_training_that_runs_out_of_memory_says_what_fits(tmp_path, monkeypatch):
 def test_the_python_api_works_without_hydra():
     code = (
         "import sys; sys.modules['hydra'] = sys.modules['omegaconf'] = None\n"
-        "import torch, e2net.engine, e2net.predict, e2net.profile\n"
-        "from e2net.engine import user_errors\n"
+        "import torch, e2net.training, e2net.predict, e2net.profile\n"
+        "from e2net.runs import user_errors\n"
         "try:\n    with user_errors():\n        raise ValueError('x')\n"
         "except SystemExit as error:\n    assert error.code == 2\n"
     )
