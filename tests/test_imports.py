@@ -29,8 +29,8 @@ ALLOWED = {
     "engine": {"drawing", "files", "formats", "lock", "structures", "metrics", "encoders", "decoders", "losses"}
     | {"tasks", "datasets", "model"},
     "profile": {"arguments", "flops", "structures", "datasets", "engine"},
-    "predict": {"arguments", "formats", "datasets", "model", "engine"},
-    "compare": {"arguments", "flops", "formats", "lock", "metrics", "datasets", "model", "engine"},
+    "predict": {"arguments", "drawing", "files", "formats", "tasks", "datasets", "model", "engine"},
+    "compare": {"arguments", "drawing", "flops", "formats", "lock", "tasks", "datasets", "model", "engine"},
 }
 # Only these may import a plotting, logging, template or configuration framework.
 FRAMEWORKS = {

@@ -176,11 +176,11 @@ class FolderPairs:
         """
         image_path, mask_path = self._pairs[index]
         mask = self.task.read_target(mask_path)
-        height, width = mask.shape
+        height, width = mask.shape[:2]
         spare = 1.0 if at_least is None else min(height / at_least[0], width / at_least[1])
         factor = next(factor for factor in (8, 4, 2, 1) if factor <= max(1.0, spare))
         image = read_image(image_path, factor)
-        if image.shape[:2] not in (mask.shape, (-(-height // factor), -(-width // factor))):
+        if image.shape[:2] not in ((height, width), (-(-height // factor), -(-width // factor))):
             raise ValueError(_size_fault(self.task, image_path, verify_image(image_path), mask_path, mask.shape))
         return image, mask
 
@@ -298,7 +298,7 @@ def _fault(task: Task, pair: tuple[Path, Path]) -> str | None:
     image_path, mask_path = pair
     try:
         image_size = verify_image(image_path)
-        mask_size = task.read_target(mask_path).shape
+        mask_size = task.read_target(mask_path).shape[:2]
     except (ValueError, OSError) as error:
         return str(error)
     return None if image_size == mask_size else _size_fault(task, image_path, image_size, mask_path, mask_size)

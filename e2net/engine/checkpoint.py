@@ -21,6 +21,11 @@ _PARTS = ("encoder", "neck", "decoder", "tuning")
 _FIRST_TASK = {"_target_": "e2net.tasks.Camouflage"}
 
 
+def with_task(config: dict[str, Any]) -> dict[str, Any]:
+    """A run's config, with the task that it is about where it is of before there were several."""
+    return {"task": _FIRST_TASK, **config}
+
+
 def checkpoint_entry(model: DenseModel, config: dict[str, Any]) -> dict[str, Any]:
     """What a checkpoint holds of ours, beside the tensors: see :func:`read_checkpoint`."""
     return {
@@ -153,7 +158,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     fault = _not_plain(entry["config"])
     if fault is not None:
         raise ValueError(f"{file}: expected plain values in its config, found {fault}")
-    config = {"task": _FIRST_TASK, **entry["config"]}
+    config = with_task(entry["config"])
     return {
         **content,
         KEY: {"backbone": None, "encoder_fingerprint": None, **entry, "config": config, "format": version},
