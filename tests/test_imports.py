@@ -34,8 +34,8 @@ ALLOWED = {
         "evaluation": "drawing files formats structures metrics tasks datasets model speed runs",
         "training": "files formats structures encoders decoders losses tasks datasets model speed runs evaluation",
         "profile": "arguments flops structures datasets speed runs evaluation training",
-        "predict": "arguments files formats datasets model runs evaluation training",
-        "compare": "arguments files flops formats lock metrics datasets model runs evaluation training",
+        "predict": "arguments drawing files formats tasks datasets model runs evaluation training",
+        "compare": "arguments drawing files flops formats lock tasks datasets model runs evaluation training",
     }.items()
 }
 # Only these may import a plotting, logging, template or configuration framework.

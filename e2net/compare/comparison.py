@@ -23,7 +23,7 @@ from e2net.runs.checkpoint import find_checkpoint
 from e2net.runs.outputs import check_free, claim
 
 FILES = ("comparison.json", "report.md", "report.html")
-# A data set's score is a mean over its images if it equals theirs; Fmax and Emax, of mean curves, are not.
+# A data set's score is a mean over its images if it equals theirs.
 _SAME = 1e-6
 
 
@@ -32,7 +32,7 @@ def compare(
     output: str | Path,
     *,
     names: Sequence[str] | None = None,
-    score: str = "S",
+    score: str | None = None,
     images: int = 12,
     cost: bool = True,
     device: str = "auto",
@@ -47,7 +47,7 @@ def compare(
         runs: run folders, at least two.
         output: folder for the report.
         names: of the variants, in the order in which their runs come first; None: from what differs.
-        score: the one that charts and pictures are about.
+        score: the one that charts and pictures are about; None: the one that chooses checkpoints.
         images: how many pictures of each test set and pair; 0 leaves the gallery out.
         cost: measure time, memory and operations on this machine.
         device: ``auto`` (a GPU if there is one) or ``cpu``.
@@ -90,13 +90,15 @@ def compare_variants(
     variants, about_seeds = common_seeds(variants)
     first = variants[0].runs[0]
     scores = list(first.document["scores"][first.sets[0]])
-    if settings.score not in scores:
-        raise ValueError(f"score={settings.score}: expected one of {', '.join(scores)}")
+    score = first.task.monitor if settings.score is None else settings.score
+    if score not in scores:
+        raise ValueError(f"score={score}: expected one of {', '.join(scores)}")
     found = Comparison(
         variants=list(variants),
         sets=first.sets,
         scores=scores,
-        score=settings.score,
+        score=score,
+        task=first.task,
         differing=diff([variant.config for variant in variants]),
         differences=_differences(variants, settings.resamples, settings.bootstrap_seed),
         resamples=settings.resamples,
@@ -136,6 +138,8 @@ def _differences(variants: Sequence[Variant], resamples: int, seed: int) -> dict
 
 
 def _is_mean(run: Run, name: str, score: str) -> bool:
+    if score in run.task.set_scores_only:
+        return False
     values = [image[score] for image in run.images[name].values()]
     return abs(float(np.mean(values)) - run.document["scores"][name][score]) < _SAME
 

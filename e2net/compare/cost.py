@@ -138,12 +138,12 @@ class _Workload:
         generator = torch.Generator().manual_seed(0)
         shape = (self.batch, 3, *self.size)
         self.image = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(self.device)
-        self.mask = (torch.rand(self.batch, 1, *self.size, generator=generator) > 0.8).float().to(self.device)
+        self.target = self.model.task.random_targets(self.batch, self.size, self.device)
 
     def rest(self) -> None:
         """Gives the device's memory back."""
         self.model.zero_grad(set_to_none=True)
-        del self.image, self.mask, self.trial
+        del self.image, self.target, self.trial
         self.model.to("cpu")
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -168,12 +168,12 @@ class _Workload:
         """Maps of one batch."""
         self.model.eval()
         with torch.inference_mode(), self.precision.forward_context():
-            self.model(self.image.float() / 255).prediction.float().sigmoid()
+            self.model.task.activate(self.model(self.image.float() / 255).prediction)
 
     def train(self) -> None:
         """One step: forward, loss, backward, clipping, AdamW, as in training."""
         self.model.train()
-        self.trial.step(self.image.float() / 255, self.mask)
+        self.trial.step(self.image.float() / 255, self.target)
 
 
 def _trained(model: DenseModel) -> list[torch.nn.Parameter]:

@@ -1,4 +1,4 @@
-"""Pictures of the images on which two variants disagree most: image, mask, and each one's map, as data URIs."""
+"""Pictures of the images on which two variants disagree most: image, target, and each one's result, as data URIs."""
 
 import base64
 import hashlib
@@ -11,16 +11,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from e2net.compare.runs import Run, Variant
-from e2net.compare.statistics import sign
+from e2net.compare.runs import Run, Variant, sign
 from e2net.compare.sweep import evaluation_config
 from e2net.datasets import DenseData, Source
 from e2net.datasets.pairs import PartOf, read_pair
 from e2net.evaluation import EvaluationJob, prepare_evaluation
 from e2net.evaluation.data import DataModule
-from e2net.formats import read_map
 from e2net.runs.checkpoint import find_checkpoint
-from e2net.runs.config import build_data, build_task
+from e2net.runs.config import build_data
 from e2net.runs.outputs import claim
 
 _SIDES = (320, 256, 208, 160, 128, 96)  # of a picture's longer side: the first at which all fit into _BYTES
@@ -46,7 +44,7 @@ class Example:
         first, second: positions of the two variants.
         scores: of the first's and of the second's map as shown.
         means: the same, averaged over seeds.
-        pictures: image, mask, map of the first, map of the second.
+        pictures: image, target, result of the first, result of the second.
     """
 
     test_set: str
@@ -73,7 +71,7 @@ def choose(variants: Sequence[Variant], sets: Sequence[str], score: str, count: 
         means = [variant.per_image(name, score, stems) for variant in variants]
         shown = [[variant.runs[0].images[name][stem][score] for stem in stems] for variant in variants]
         for other in range(1, len(variants)):
-            change = sign(score) * (means[other] - means[0])
+            change = sign(variants[0].runs[0].task, score) * (means[other] - means[0])
             order = np.argsort(-change, kind="stable")
             gains = [i for i in order if change[i] > 0]
             losses = [i for i in order[::-1] if change[i] < 0]
@@ -98,14 +96,15 @@ def draw(examples: Sequence[Example], variants: Sequence[Variant], output: Path,
             if position in (example.first, example.second) and example.stem not in wanted.get(example.test_set, []):
                 wanted.setdefault(example.test_set, []).append(example.stem)
         maps[position] = _write_maps(variant.runs[0], wanted, output / "maps", device)
-    data = build_data(variants[0].config["data"], build_task(variants[0].config))
+    task = variants[0].runs[0].task
+    data = build_data(variants[0].config["data"], task)
     sources = {name: data.test_source(name) for name in dict.fromkeys(e.test_set for e in examples)}
     positions = {name: {s.name(i): i for i in range(len(s))} for name, s in sources.items()}
     loaded = []
     for e in examples:
-        image, mask = read_pair(sources[e.test_set], positions[e.test_set][e.stem])
-        both = [read_map(maps[i] / e.test_set / f"{e.stem}.png") for i in (e.first, e.second)]
-        loaded.append((image[..., ::-1], mask.astype(np.uint8) * 255, *both))
+        image, target = read_pair(sources[e.test_set], positions[e.test_set][e.stem], task=task)
+        both = [task.read_result(maps[i] / e.test_set / f"{e.stem}.png") for i in (e.first, e.second)]
+        loaded.append([image, *(task.shown(values) for values in (target, *both))])
     for side in _SIDES:
         pictures = [tuple(_encode(values, side) for values in one) for one in loaded]
         if sum(len(p.uri) for one in pictures for p in one) <= _BYTES:
@@ -154,7 +153,8 @@ def _encode(values: NDArray[Any], side: int) -> Picture:
     scale = min(1.0, side / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     small = cv2.resize(values, size, interpolation=cv2.INTER_AREA) if scale < 1 else values
-    done, data = cv2.imencode(".jpg", np.ascontiguousarray(small), [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
+    coded = small[..., ::-1] if small.ndim == 3 else small
+    done, data = cv2.imencode(".jpg", np.ascontiguousarray(coded), [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
     if not done:
         raise ValueError("OpenCV could not encode a picture as JPEG")
     return Picture("data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode(), *size)

@@ -1,5 +1,6 @@
 """The report as one HTML file: nothing in it is fetched from anywhere. The HTML is in ``template/``."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ def _pair(found: Comparison, name: str, other: int) -> dict[str, Any]:
         "table": tables.difference_table(found, name, other, pictures),
         "words": f"{second.name} has the higher {found.score} on {above} of {len(stems)} images.",
         "chart": charts.differences(
-            list(zip(map(float, change), stems, strict=True)),
+            [(float(one), stem) for one, stem in zip(change, stems, strict=True) if not math.isnan(one)],
             (0, other),
             f"{found.score} difference",
             f"{found.score} of {second.name} minus {first.name} for each of {len(stems)} images of {name}, sorted",
@@ -129,10 +130,11 @@ def _gallery(found: Comparison) -> dict[str, list[dict[str, Any]]]:
 
 
 def _shot(found: Comparison, example: Example) -> dict[str, Any]:
-    image, mask, *maps = example.pictures
+    image, target, *maps = example.pictures
+    what = found.task.target_name
     shown = [
         {"picture": image, "alt": f"image {example.stem}", "caption": "image", "colour": ""},
-        {"picture": mask, "alt": f"mask of {example.stem}", "caption": "mask", "colour": ""},
+        {"picture": target, "alt": f"{what} of {example.stem}", "caption": what, "colour": ""},
     ]
     for i, picture, score in zip((example.first, example.second), maps, example.scores, strict=True):
         name = found.variants[i].name

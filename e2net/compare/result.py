@@ -6,8 +6,9 @@ from typing import Any
 
 from e2net.compare.cost import Cost
 from e2net.compare.gallery import Example
-from e2net.compare.runs import Variant
+from e2net.compare.runs import Variant, sign
 from e2net.compare.statistics import Difference
+from e2net.tasks.base import Task
 
 
 @dataclass
@@ -19,6 +20,7 @@ class Comparison:
         sets: names of the test sets.
         scores: names of the scores.
         score: the one that charts and pictures are about.
+        task: of all variants.
         differing: flattened key of the configs to each variant's value.
         differences: {test set: {position of a variant: {score: difference to the first}}}; only scores that are means
             over images.
@@ -35,6 +37,7 @@ class Comparison:
     sets: list[str]
     scores: list[str]
     score: str
+    task: Task
     differing: dict[str, list[Any]]
     differences: dict[str, dict[int, dict[str, Difference]]]
     resamples: int
@@ -45,6 +48,10 @@ class Comparison:
     warnings: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     written: str = field(default_factory=lambda: datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
+
+    def sign(self, score: str) -> int:
+        """1 if more of a score is better, -1 if less is."""
+        return sign(self.task, score)
 
     def images(self, name: str) -> list[str]:
         """Stems of a test set's scored images."""

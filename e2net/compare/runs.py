@@ -14,9 +14,11 @@ import yaml
 from numpy.typing import NDArray
 
 from e2net.formats import some
-from e2net.runs.config import flatten
+from e2net.runs.checkpoint import with_task
+from e2net.runs.config import build_task, flatten
 from e2net.runs.folder import CHECKPOINTS, METRICS
 from e2net.runs.provenance import config_hash, file_hash
+from e2net.tasks.base import Task
 
 SCORES, PER_IMAGE = "test_scores.json", "test_per_image.csv"
 # Says where a run is, not what it is; the last three change nothing about a result.
@@ -39,6 +41,15 @@ class Run:
     def seed(self) -> int:
         """Of weights and data order."""
         return self.config["seed"]
+
+    @cached_property
+    def task(self) -> Task:
+        """What it was trained for.
+
+        Raises:
+            ValueError: the config names no task that is known here.
+        """
+        return build_task(with_task(self.config))
 
     @property
     def sets(self) -> list[str]:
@@ -95,6 +106,11 @@ class Variant:
     def per_image(self, name: str, score: str, stems: Sequence[str]) -> NDArray[np.float64]:
         """A score of each image, averaged over the runs."""
         return np.mean([[run.images[name][stem][score] for stem in stems] for run in self.runs], axis=0)
+
+
+def sign(task: Task, score: str) -> int:
+    """1 if more of a score is better, -1 if less is."""
+    return -1 if task.directions.get(score) == "min" else 1
 
 
 def read_run(folder: str | Path) -> Run:
@@ -273,6 +289,8 @@ def check_comparable(variants: Sequence[Variant]) -> None:
     first, *others = [run for variant in variants for run in variant.runs]
     for run in others:
         pair = f"runs {first.folder} and {run.folder} cannot be compared"
+        if run.task.name != first.task.name:
+            raise ValueError(f"{pair}: task={first.task.name} against task={run.task.name}; give runs of one task")
         remedy = "train or test them on the same sets"
         if set(run.sets) != set(first.sets):
             raise ValueError(f"{pair}: test sets {', '.join(first.sets)} against {', '.join(run.sets)}; {remedy}")
@@ -282,7 +300,7 @@ def check_comparable(variants: Sequence[Variant]) -> None:
                 both = [(k, v, other["protocol"].get(k)) for k, v in one["protocol"].items()]
                 what = [f"{k}: {a} against {b}" for k, a, b in both if a != b]
                 raise ValueError(f"{pair}: they were scored by different protocols ({'; '.join(what)}); {remedy}")
-            for key, about in (("file_list_sha256", "images"), ("masks_sha256", "masks")):
+            for key, about in (("file_list_sha256", "images"), ("masks_sha256", f"{first.task.target_name}s")):
                 if None not in (one[key], other[key]) and one[key] != other[key]:
                     raise ValueError(f"{pair}: the {about} of test set {name} are not the same; {remedy}")
             if run.images[name].keys() != first.images[name].keys():

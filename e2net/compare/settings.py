@@ -41,7 +41,9 @@ class CompareSettings:
     tokens: Annotated[int | list | None, "patches a side, or [rows,columns]: sets size to tokens x patch for each"] = (
         None
     )
-    score: Annotated[str, "the score that charts and pictures are about"] = "S"
+    score: Annotated[
+        str | None, "the score that charts and pictures are about; null: the one that chooses checkpoints"
+    ] = None
     images: Annotated[int, "pictures of each test set on which two variants disagree most; 0: none"] = 12
     cost: Annotated[bool, "measure parameters, GFLOPs, time and memory on this machine"] = True
     device: Annotated[str, "for measurements and pictures: auto (a GPU if there is one) or cpu"] = "auto"

@@ -6,8 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 LEVEL = 0.95
-# Scores of which less is better.
-LOWER = frozenset({"MAE", "BER", "bMAE"})
 _BLOCK = 500  # draws at a time bound the memory
 
 
@@ -59,8 +57,3 @@ def paired_bootstrap(
 def mean_and_deviation(values: list[float]) -> tuple[float, float | None]:
     """Mean and sample standard deviation (n - 1); no deviation of a single value."""
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
-
-
-def sign(score: str) -> int:
-    """1 if more of a score is better, -1 if less is."""
-    return -1 if score in LOWER else 1

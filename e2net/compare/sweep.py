@@ -30,16 +30,25 @@ from e2net.arguments import nearest_key
 from e2net.compare.runs import SCORES, check_names, config_key, unique
 from e2net.compare.settings import CompareSettings
 from e2net.lock import alone
-from e2net.metrics import DEFAULT_SCORES
 from e2net.runs import build, build_model, inherit, resolve
 from e2net.runs.checkpoint import read_checkpoint
-from e2net.runs.config import build_data, build_task, check_part, check_training, conf_folder, hydra_message
+from e2net.runs.config import (
+    build_data,
+    build_task,
+    check_part,
+    check_training,
+    conf_folder,
+    hydra_message,
+    resolve_task,
+)
 from e2net.runs.folder import BEST, CHECKPOINTS, LAST, LOCK
 from e2net.training.memory import AUTO
 
 ROOT = Path(e2net.__file__).parent.parent
 # Set by the user: hydra/launcher=..., hydra.launcher.n_jobs=..., and alike.
 _TO_HYDRA = ("hydra/", "hydra.", "+hydra.", "~hydra")
+# But for where config files of one's own lie, which is of the composing.
+_SEARCHPATH = "hydra.searchpath="
 _INTERRUPTED = (130, -2)
 # How long an interrupted multirun may take to end by itself: a checkpoint may be half written.
 _GRACE = 30
@@ -96,21 +105,20 @@ def make_plan(settings: CompareSettings) -> Plan:
     Raises:
         ValueError, FileNotFoundError: an override is wrong, a model cannot be built, or data are missing.
     """
-    passed = [o for o in settings.overrides if o.startswith(_TO_HYDRA)]
-    parsed = _parse([o for o in settings.overrides if o not in passed])
+    places = [o for o in settings.overrides if o.startswith(_SEARCHPATH)]
+    passed = [o for o in settings.overrides if o.startswith(_TO_HYDRA) and o not in places]
+    parsed = _parse([o for o in settings.overrides if o not in (*passed, *places)])
     seeds = [o for o in parsed if o.key_or_group == "seed"]
     if len(seeds) > 1:
         raise ValueError("seed is given twice; expected all seeds in one list, such as seed=0,1,2")
     swept = [o for o in parsed if o.is_sweep_override() and o not in seeds]
-    plain = [str(o.input_line) for o in parsed if o not in swept and o not in seeds]
+    plain = places + [str(o.input_line) for o in parsed if o not in swept and o not in seeds]
     choices = [_expand(o) for o in swept]
     if not swept:
         raise ValueError(
             "nothing to compare: expected an override besides seed with several values, such as "
             "encoder=dinov2_b,dinov3_b; to compare seeds, train them (python train.py -m seed=0,1) and give runs=[...]"
         )
-    if settings.score not in DEFAULT_SCORES:  # now, not when all has been trained
-        raise ValueError(f"score={settings.score}: expected one of {', '.join(DEFAULT_SCORES)}")
     variants = list(itertools.product(*choices))
     plan = Plan(_variant_names(variants, settings.names), [], passed)
     sized = [_with_tokens([*plain, *variant], settings.tokens) for variant in variants]
@@ -123,11 +131,18 @@ def make_plan(settings: CompareSettings) -> Plan:
                 check_training({**config, "resume": None, "run_dir": "unused"})
             except ValueError as error:
                 raise ValueError(f"{plan.names[position]}: {error}") from error
+            if position == len(tested) == 0:
+                _check_score(config, settings.score)  # now, not when all has been trained
             if len(tested) == position:
                 tested.append(_check(plan.names[position], config))
             key = config_key(config)
             folder = _folder(Path(settings.store).expanduser(), f"{plan.names[position]}_seed{config['seed']}", key)
             plan.jobs.append(Job(position, config, folder))
+        if tested[position][0] != tested[0][0]:
+            raise ValueError(
+                f"{plan.names[0]} is of task={tested[0][0]} and {plan.names[position]} of task={tested[position][0]}; "
+                "expected one task for all, as their scores could not be compared"
+            )
         if tested[position] != tested[0]:
             raise ValueError(
                 f"{plan.names[0]} and {plan.names[position]} have different test images or protocols; expected the "
@@ -220,17 +235,25 @@ def _be_fair(plan: Plan, sized: list[Any], tokens: Any, size_given: bool) -> Non
         plan.warnings.append(f"Not the same number of patch tokens ({each}); tokens=... makes them equal.")
 
 
-def _check(name: str, config: dict[str, Any]) -> tuple[Any, dict[str, list[str]]]:
+def _check_score(config: dict[str, Any], score: str | None) -> None:
+    task = build_task(resolve_task(config))
+    if score not in (None, *task.scores):
+        raise ValueError(f"score={score}: expected one of {', '.join(task.scores)}")
+
+
+def _check(name: str, config: dict[str, Any]) -> tuple[str, Any, dict[str, list[str]]]:
     """Builds everything but the trainer, so that a wrong setting shows before any run starts.
 
     Returns:
-        What has to be the same for all: the protocol, and the names of each test set's images.
+        What has to be the same for all: the task, its protocol, and the names of each test set's images.
     """
     settings = config["data"]
     if settings.get("batch_size") == AUTO:  # each run tries it out, on the machine that trains it
         settings = {**settings, "batch_size": 1}
     try:
-        build_model(config).encoder.check_size(*(data := build_data(settings, build_task(config))).size)
+        config = resolve_task(config)
+        task = build_task(config)
+        build_model(config).encoder.check_size(*(data := build_data(settings, task)).size)
         for key in ("loss", "optim"):
             build(config[key])
         data.setup(None)
@@ -239,7 +262,11 @@ def _check(name: str, config: dict[str, Any]) -> tuple[Any, dict[str, list[str]]
         raise ValueError(f"{name}: {error}") from error
     if not sources:
         raise ValueError(f"{name}: data.test names no test set; expected one at least, to compare scores on")
-    return config["protocol"], {k: [source.name(i) for i in range(len(source))] for k, source in sources.items()}
+    return (
+        task.name,
+        config["protocol"],
+        {k: [source.name(i) for i in range(len(source))] for k, source in sources.items()},
+    )
 
 
 def _folder(store: Path, name: str, key: str) -> Path:

@@ -7,7 +7,7 @@ from typing import Any
 from markupsafe import Markup
 
 from e2net.compare.result import Comparison
-from e2net.compare.statistics import LOWER, Difference, mean_and_deviation, sign
+from e2net.compare.statistics import Difference, mean_and_deviation
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ class Table:
     numeric: bool = True
 
 
-def arrow(score: str) -> str:
+def arrow(score: str, sign: int) -> str:
     """The score's name with the direction of better."""
-    return f"{score}\N{NO-BREAK SPACE}{'↓' if score in LOWER else '↑'}"
+    return f"{score}\N{NO-BREAK SPACE}{'↓' if sign < 0 else '↑'}"
 
 
 def fraction(value: float) -> str:
@@ -84,14 +84,14 @@ def _setting(value: Any) -> str:
 def score_table(found: Comparison, name: str) -> Table:
     """A row a variant, a column a score."""
     n = len(found.images(name))
-    table = Table(name, ["variant", *(arrow(s) for s in found.scores)], note=f"{n} images.")
+    table = Table(name, ["variant", *(arrow(s, found.sign(s)) for s in found.scores)], note=f"{n} images.")
     rows = [[mean_and_deviation(v.values(name, s)) for s in found.scores] for v in found.variants]
-    best = [max(row[i][0] * sign(s) for row in rows) for i, s in enumerate(found.scores)]
+    best = [max(row[i][0] * found.sign(s) for row in rows) for i, s in enumerate(found.scores)]
     for position, (variant, row) in enumerate(zip(found.variants, rows, strict=True)):
         cells = [Cell(variant.name, variant=position)]
         for i, (score, (mean, deviation)) in enumerate(zip(found.scores, row, strict=True)):
             minor = "" if deviation is None else f"± {fraction(deviation)}"
-            cells.append(Cell(fraction(mean), mean, best=mean * sign(score) == best[i], minor=minor))
+            cells.append(Cell(fraction(mean), mean, best=mean * found.sign(score) == best[i], minor=minor))
         table.rows.append(cells)
     if any(len(v.runs) > 1 for v in found.variants):
         table.note += " Mean ± standard deviation over seeds; bold: best of the column."
@@ -110,7 +110,7 @@ def difference_table(found: Comparison, name: str, other: int, pictures: Mapping
         picture = [Cell("", d.mean, picture=pictures[score])] if pictures else []
         table.rows.append(
             [
-                Cell(arrow(score)),
+                Cell(arrow(score, found.sign(score))),
                 *(Cell(fraction(m), m) for m in means),
                 Cell(signed(d.mean), d.mean, best=is_significant(d)),
                 Cell(f"{signed(d.low)} to {signed(d.high)}", d.low),
@@ -121,7 +121,7 @@ def difference_table(found: Comparison, name: str, other: int, pictures: Mapping
     left_out = [s for s in found.scores if s not in found.differences[name][other]]
     if left_out:
         what = " and ".join(filter(None, (", ".join(left_out[:-1]), left_out[-1])))
-        table.note = f"{what}: no mean over images (a maximum over mean curves), so not in this table."
+        table.note = f"{what}: no mean over images, so not in this table."
     return table
 
 
@@ -139,7 +139,7 @@ def verdict(found: Comparison, name: str, other: int) -> tuple[str, str]:
     numbers = f"95 % interval {signed(d.low)} to {signed(d.high)}, p {_equals(p_value(d.p, found.resamples))}"
     if not is_significant(d):
         return f"No difference between {second} and {first} can be told on these images ({numbers}).", "even"
-    won = d.mean * sign(found.score) > 0
+    won = d.mean * found.sign(found.score) > 0
     return f"{second} is {'better' if won else 'worse'} than {first} ({numbers}).", "better" if won else "worse"
 
 
@@ -199,7 +199,12 @@ def _bytes(count: int | None) -> str:
 
 def run_table(found: Comparison) -> Table:
     """A row a run: where it lies and what it scored."""
-    head = ["variant", "seed", *(f"{name} {arrow(found.score)}" for name in found.sets), "folder"]
+    head = [
+        "variant",
+        "seed",
+        *(f"{name} {arrow(found.score, found.sign(found.score))}" for name in found.sets),
+        "folder",
+    ]
     table = Table("", head)
     for position, variant in enumerate(found.variants):
         for run in variant.runs:

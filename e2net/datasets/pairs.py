@@ -176,11 +176,11 @@ class FolderPairs:
         """
         image_path, mask_path = self._pairs[index]
         mask = self.task.read_target(mask_path)
-        height, width = mask.shape
+        height, width = mask.shape[:2]
         spare = 1.0 if at_least is None else min(height / at_least[0], width / at_least[1])
         factor = next(factor for factor in (8, 4, 2, 1) if factor <= max(1.0, spare))
         image = read_image(image_path, factor)
-        if image.shape[:2] not in (mask.shape, (-(-height // factor), -(-width // factor))):
+        if image.shape[:2] not in ((height, width), (-(-height // factor), -(-width // factor))):
             raise ValueError(_size_fault(self.task, image_path, verify_image(image_path), mask_path, mask.shape))
         return image, mask
 
@@ -309,6 +309,6 @@ def _fault(task: Task, pair: tuple[Path, Path]) -> tuple[str | None, bool]:
         target = task.read_target(mask_path)
     except (ValueError, OSError) as error:
         return str(error), False
-    if image_size != target.shape:
-        return _size_fault(task, image_path, image_size, mask_path, target.shape), False
+    if image_size != target.shape[:2]:
+        return _size_fault(task, image_path, image_size, mask_path, target.shape[:2]), False
     return None, task.says_anything(target)

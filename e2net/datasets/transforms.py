@@ -75,6 +75,10 @@ class Resize:
         """
         return self._fit(image), self.task.resample(target, self._fit)
 
+    def image(self, image: np.ndarray) -> np.ndarray:
+        """An image (h, w, 3) uint8 alone, resized."""
+        return self._fit(image)
+
     def _fit(self, image: np.ndarray, nearest: bool = False) -> np.ndarray:
         if nearest:
             return cv2.resize(image, self.size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
@@ -181,7 +185,7 @@ class Augment:
         else:
             matrix, factor = self._keeping(mask, size, flipped, moving, rng)
         moved = task.resample(target, lambda array, nearest: _warp(array, matrix, size, factor, frame, nearest))
-        return _warp(image, matrix, size, factor, frame), moved
+        return _warp(image, matrix, size, factor, frame), task.turned(moved, matrix[:, :2])
 
     def _keeping(
         self, mask: np.ndarray, size: Size, flipped: bool, moving: bool, rng: np.random.Generator

@@ -80,7 +80,7 @@ class Predictor:
             scaled = image if same else resize(image, size)
             prob = self._windows(forward, scaled)
             if self.flip:
-                prob = (prob + self._windows(forward, scaled.flip(-1)).flip(-1)) / 2
+                prob = (prob + model.task.mirrored(self._windows(forward, scaled.flip(-1)))) / 2
             passes.append(prob if same else resize(prob, (image.shape[-2], image.shape[-1])))
         return passes[0] if len(passes) == 1 else torch.stack(passes).mean(0)
 
@@ -96,7 +96,7 @@ class Predictor:
             model.task.activate(model.decode([f[:, view].float() for f in features], size).prediction)
             for view in range(1 + self.flip)
         ]
-        return (probs[0] + probs[1].flip(-1)) / 2 if self.flip else probs[0]
+        return (probs[0] + model.task.mirrored(probs[1])) / 2 if self.flip else probs[0]
 
     def _windows(self, forward: Forward, image: Tensor) -> Tensor:
         """(B, 3, H, W) float -> (B, C, H, W), window by window where windows are asked for and smaller than the image.

@@ -93,7 +93,7 @@ class EvaluationModule(L.LightningModule):
         size = batch.target.shape[-2:]
         probs = self.predictor.from_features(self.model, batch.features, size) if batch.features else self(batch.image)
         for position, name, prob, target in zip(batch.positions, batch.names, probs, batch.native_targets, strict=True):
-            result = self.task.finish(prob, target.shape)
+            result = self.task.finish(prob, target.shape[:2])
             image = None if read_image is None else partial(read_image, position)
             self._pending.append((position, name, self._pool.submit(scores.score, result, target, position, image)))
             if len(self._pending) > _WAITING:

@@ -151,7 +151,7 @@ class MapFolder:
         """The image, where it is at hand, target and result of one position, for a contact sheet."""
         path, image = self.maps[position], self.targets.image(position)
         assert path is not None
-        shown = self.task.shown(self.targets.target(position), self.task.read_result(path))
+        shown = self.task.beside(self.targets.target(position), self.task.read_result(path))
         return shown if image is None else [image, *shown]
 
 
@@ -213,7 +213,7 @@ def _score_one(work: _Work, position: int) -> _Scored:
         values = None if path is None else found.task.read_result(path)
         wanted = values is not None and set(found.task.scores) & set(found.task.image_scores)
         image = found.image(position) if wanted else None
-        if image is not None and image.shape[:2] != target.shape:
+        if image is not None and image.shape[:2] != target.shape[:2]:
             raise ValueError(
                 f"{found.name}: expected the image of {found.task.target_name} {found.targets.name(position)} at its"
                 f" size {target.shape[1]}x{target.shape[0]}, found {image.shape[1]}x{image.shape[0]}; export both at"
@@ -224,7 +224,7 @@ def _score_one(work: _Work, position: int) -> _Scored:
     digest = found.task.digest(target)
     if values is None or path is None:
         return _Scored([], digest)
-    scores = [task.score(task.fit(values, target.shape), target, image) for task in work.tasks]
+    scores = [task.score(task.fit(values, target.shape[:2]), target, image) for task in work.tasks]
     return _Scored(scores, digest, tuple(found.task.oddities(path, values, target)))
 
 

@@ -130,6 +130,15 @@ class Job:
             settings.precision,
             settings.threshold,
         )
+        task = self.model.model.task
+        if not task.objects:
+            for key, asked in (
+                ("cutouts=true", settings.cutouts),
+                ("rle=true", settings.rle),
+                ("min_area", settings.min_area > 1),
+            ):
+                if asked:
+                    raise ValueError(f"{key}: {checkpoint} is of task={task.name}, which has no objects; leave it out")
         self._about = {
             "e2net": e2net.__version__,
             "checkpoint": str(checkpoint),
@@ -217,7 +226,7 @@ class Job:
         self, item: Item, frame: int, result: Prediction, films: dict[Kind, FilmWriter], cutouts: FrameFolder
     ) -> _Written:
         start = time.perf_counter()
-        films["map"].write(cv2.cvtColor(result.map, cv2.COLOR_GRAY2RGB))
+        films["map"].write(result.shown())
         if "overlay" in films:
             films["overlay"].write(result.overlay())
         if "cutout" in self._kinds:
@@ -225,7 +234,7 @@ class Job:
         return self._entries(result, {"file_name": shown(item.relative), "frame": frame}, start)
 
     def _entries(self, result: Prediction, picture: dict[str, Any], start: float) -> _Written:
-        height, width = result.prob.shape
+        height, width = result.image.shape[:2]
         objects = result.objects(self.settings.min_area) if self.settings.rle else []
         return _Written({**picture, "height": height, "width": width}, objects, time.perf_counter() - start)
 

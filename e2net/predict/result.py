@@ -1,4 +1,4 @@
-"""What a model says about one picture, in the forms that people use."""
+"""What a model says about one picture, in the forms that people use; what these are, the task knows."""
 
 import os
 from dataclasses import dataclass
@@ -10,31 +10,44 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from e2net.evaluation.report import write_atomically
-from e2net.formats import write_map
+from e2net.drawing import GREEN, as_rgb, tinted
+from e2net.files import write_atomically
 from e2net.predict.rle import find_objects
+from e2net.tasks.base import Task
 
 Kind = Literal["map", "overlay", "cutout"]
-COLOUR = (60, 220, 90)
-# Of the tint; the outline is opaque.
-OPACITY = 0.4
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """A picture and the probability of each of its pixels to belong to the object.
+    """A picture and what a model says about it. Of objects, where the task has such, there are further forms.
 
     Attributes:
         image: (h, w, 3) uint8, RGB, turned as EXIF says.
-        prob: (h, w) float32 in [0, 1].
-        threshold: above it a pixel belongs to the object.
+        task: what the result means.
+        result: what the task's ``soft`` gave.
+        threshold: where the task has objects, above it a pixel belongs to one.
         source: the picture's file, if it came from one.
     """
 
     image: NDArray[np.uint8]
-    prob: NDArray[np.float32]
+    task: Task
+    result: Any
     threshold: float = 0.5
     source: Path | None = None
+
+    @property
+    def prob(self) -> NDArray[np.float32]:
+        """(h, w) in [0, 1], how certain each pixel is of an object.
+
+        Raises:
+            ValueError: the task knows no objects, here as in all that follows from them.
+        """
+        if not self.task.objects:
+            raise ValueError(
+                f"task={self.task.name} has no objects, so neither prob nor mask, cutout or objects: see map"
+            )
+        return self.result.numpy()
 
     @cached_property
     def mask(self) -> NDArray[np.bool_]:
@@ -42,22 +55,24 @@ class Prediction:
         return self.prob > self.threshold
 
     @cached_property
-    def map(self) -> NDArray[np.uint8]:
-        """(h, w) uint8, the probability times 255, rounded half to even: as evaluation writes and scores it."""
-        return np.rint(self.prob * np.float32(255)).astype(np.uint8)
+    def map(self) -> NDArray[Any]:
+        """(h, w) or (h, w, C), the result as in a file, as evaluation writes it.
 
-    def overlay(self, colour: tuple[int, int, int] = COLOUR) -> NDArray[np.uint8]:
-        """The picture with the object tinted and outlined, (h, w, 3) uint8 RGB."""
-        flat = np.full_like(self.image, colour)
-        tinted = cv2.addWeighted(self.image, 1 - OPACITY, flat, OPACITY, 0)
-        picture = np.where(self.mask[..., None], tinted, self.image)
-        outlines, _ = cv2.findContours(self.mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-        thickness = max(1, round(max(self.mask.shape) / 300))
-        cv2.drawContours(picture, outlines, -1, colour, thickness, cv2.LINE_AA)
-        return picture
+        With objects uint8, the probability times 255, rounded half to even.
+        """
+        return self.task.to_file(self.result)
+
+    def shown(self) -> NDArray[np.uint8]:
+        """The map as a picture, (h, w, 3) uint8 RGB."""
+        return as_rgb(self.task.shown(self.map))
+
+    def overlay(self, colour: tuple[int, int, int] = GREEN) -> NDArray[np.uint8]:
+        """The picture with the result drawn over it, (h, w, 3) uint8 RGB; ``colour`` is that of objects."""
+        return tinted(self.image, self.mask, colour) if self.task.objects else self.task.overlay(self.image, self.map)
 
     def cutout(self) -> NDArray[np.uint8]:
         """The picture with the map as its alpha, (h, w, 4) uint8 RGBA; black where it is fully transparent."""
+        _ = self.prob
         return np.dstack([np.where(self.map[..., None] > 0, self.image, 0), self.map])
 
     def objects(self, min_area: int = 1) -> list[dict[str, Any]]:
@@ -84,7 +99,7 @@ class Prediction:
         if self.source is not None and path.exists() and path.samefile(self.source):
             raise ValueError(f"{path} is the picture itself; choose another name")
         if kind == "map":
-            write_map(path, self.map)
+            self.task.write(path, self.map)
             return
         picture = self.overlay()[..., ::-1] if kind == "overlay" else cv2.cvtColor(self.cutout(), cv2.COLOR_RGBA2BGRA)
         done, data = cv2.imencode(path.suffix.lower(), picture)

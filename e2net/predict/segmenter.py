@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from e2net.datasets import Resize
 from e2net.evaluation.inference import Predictor
@@ -23,15 +22,13 @@ from e2net.evaluation.test import choose_precision
 from e2net.model import DenseModel
 from e2net.predict.pictures import FAULTS, Picture, check_many, decode, is_picture, take
 from e2net.predict.result import Prediction
-from e2net.predict.settings import LARGEST, check_value
+from e2net.predict.settings import LARGEST, THRESHOLD, check_value
 from e2net.runs import load_model
 
 _AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 # How many batches later a picture of a rare shape no longer waits for others of its shape: until it is predicted,
 # the results behind it are kept.
 _WAITING = 4
-# Resize takes a mask along, which there is none of.
-_NO_MASK = np.zeros((1, 1), bool)
 
 
 @dataclass(frozen=True)
@@ -93,7 +90,7 @@ class _Results(Iterator[Prediction]):
 
 
 class Segmenter:
-    """A segmentation model with all that lies between a picture and its map. Threads may share one.
+    """A model with all that lies between a picture and its map. Threads may share one.
 
     Args:
         model: the network; moved to ``device`` and set to eval mode.
@@ -101,10 +98,11 @@ class Segmenter:
         device: where it runs.
         predictor: mirror images, scales and windows; None: in one pass.
         precision: ``auto``, ``32-true``, ``bf16-mixed`` or ``16-mixed``, as in training.
-        threshold: the probability above which a pixel belongs to the object.
+        threshold: the probability above which a pixel belongs to the object, where the task has objects.
 
     Raises:
-        ValueError: the size does not suit the encoder, or the device or precision is not to be had.
+        ValueError: the size does not suit the encoder, the device or precision is not to be had, or the task has no
+            threshold.
     """
 
     def __init__(
@@ -114,10 +112,14 @@ class Segmenter:
         device: str = "auto",
         predictor: Predictor | None = None,
         precision: str = "auto",
-        threshold: float = 0.5,
+        threshold: float = THRESHOLD,
     ) -> None:
         for key, value in (("size", size), ("device", device), ("precision", precision), ("threshold", threshold)):
             check_value(key, value)
+        if threshold != THRESHOLD and not model.task.objects:
+            raise ValueError(
+                f"threshold={threshold:g}: task={model.task.name} has no objects to tell from a background"
+            )
         sides = _pair(size)
         model.encoder.check_size(*sides)
         self.predictor = predictor or Predictor()
@@ -276,8 +278,7 @@ class Segmenter:
         source = picture if isinstance(picture, Path) else None
         image = decode(picture)
         size = self._input_size(image.shape[0], image.shape[1]) if keep_aspect else self.size
-        pixels, _ = Resize(size)(image, _NO_MASK)
-        return _Loaded(index, source, image, pixels, time.perf_counter() - start)
+        return _Loaded(index, source, image, Resize(size).image(image), time.perf_counter() - start)
 
     def _input_size(self, height: int, width: int) -> tuple[int, int]:
         """The size nearest to a picture's proportions: the longer side as the model's, both legal for the encoder."""
@@ -291,18 +292,15 @@ class Segmenter:
     @torch.inference_mode()
     def _run(self, batch: list[_Loaded]) -> list[Prediction]:
         pixels = torch.from_numpy(np.stack([item.pixels for item in batch])).to(self.device)
-        prob = self.probabilities(pixels.permute(0, 3, 1, 2).contiguous())
-        results = []
-        for item, one in zip(batch, prob, strict=True):
-            # At the device, as evaluation does it: the same rounding.
-            native = F.interpolate(one[None], size=item.image.shape[:2], mode="bilinear", align_corners=False)
-            # A sum of weights may end a rounding error above 1.
-            values = native[0, 0].clamp(0, 1).cpu().numpy()
-            results.append(Prediction(item.image, values, self.threshold, item.source))
-        return results
+        activated = self.activated(pixels.permute(0, 3, 1, 2).contiguous())
+        task = self.model.task
+        return [
+            Prediction(item.image, task, task.soft(one, item.image.shape[:2]), self.threshold, item.source)
+            for item, one in zip(batch, activated, strict=True)
+        ]
 
-    def probabilities(self, image: Tensor) -> Tensor:
-        """Probabilities (B, 1, H, W) in [0, 1], float32, for uint8 RGB images (B, 3, H, W) at a legal size."""
+    def activated(self, image: Tensor) -> Tensor:
+        """The task's activated prediction (B, C, H, W), float32, for uint8 RGB images (B, 3, H, W) at a legal size."""
         dtype = _AUTOCAST[self.precision]
         with nullcontext() if dtype is None else torch.autocast(self.device.type, dtype):
             return self.predictor(self.model, image)
@@ -317,7 +315,7 @@ def load(
     scales: Sequence[float] | None = None,
     window: int | Sequence[int] | None = None,
     precision: str = "auto",
-    threshold: float = 0.5,
+    threshold: float = THRESHOLD,
 ) -> Segmenter:
     """A trained model, ready to predict.
 
@@ -331,7 +329,7 @@ def load(
         window: look at windows of this size one by one, for a ``size`` much larger than that of training; see
             :class:`~e2net.evaluation.inference.Predictor`.
         precision: ``auto`` takes bf16 on a GPU that has it, fp16 on one that has not, fp32 on a CPU.
-        threshold: the probability above which a pixel belongs to the object.
+        threshold: the probability above which a pixel belongs to the object, where the task has objects.
 
     Raises:
         FileNotFoundError: no checkpoint there, or the encoder's files are missing.

@@ -6,7 +6,7 @@ from typing import Annotated, Any, get_type_hints
 from e2net.arguments import is_a, type_names
 
 USAGE = """\
-Predicts a map for every picture and every frame of every film; no masks needed.
+Predicts a map for every picture and every frame of every film; what it means, the model's task says.
 
   python -m e2net.predict ckpt=RUN input=PHOTOS output=OUT
   python -m e2net.predict ckpt=RUN input=frog.jpg output=OUT cutouts=true
@@ -14,11 +14,13 @@ Predicts a map for every picture and every frame of every film; no masks needed.
   python -m e2net.predict ckpt=RUN input=film.mp4 output=OUT
 
 Writes, with the folders of the input kept:
-  OUT/maps/NAME.png       8-bit grey at the picture's own size, 255 where the object is certain
-  OUT/overlays/NAME.jpg   the picture with the object tinted and outlined
+  OUT/maps/NAME.png       the task's result at the picture's own size; of objects 8-bit grey, 255 where one is certain
+  OUT/overlays/NAME.jpg   the picture with the result drawn over it; objects are tinted and outlined
+and where the task is one of objects
   OUT/cutouts/NAME.png    the object alone, the map as its alpha (cutouts=true)
   OUT/objects.json        COCO format: box, RLE and score of each connected object (rle=true)
-Of a film, maps and overlays are films (.mp4, no sound) of the same mean frame rate, cutouts one file a frame.
+Of a film, maps (as pictures) and overlays are films (.mp4, no sound) of the same mean frame rate, cutouts a file a
+frame.
 
 Results replace files of the same names there; nothing else in OUT is touched. Of the input nothing is.
 
@@ -27,6 +29,8 @@ Exit status: 0 everything was written, 1 some files failed (they are listed), 2 
 
 # The longest side of a network's input, pixels; beyond it a wrong digit is more likely than a plan.
 LARGEST = 32768
+# The probability above which a pixel belongs to an object.
+THRESHOLD = 0.5
 # Smallest and largest value of the settings that are whole numbers.
 _RANGES = {"batch_size": (1, 65536), "threads": (1, 256), "min_area": (1, 2**62), "size": (1, LARGEST)}
 _RANGES["window"] = _RANGES["size"]
@@ -47,7 +51,7 @@ class PredictSettings:
     cutouts: Annotated[bool, "write cut-outs"] = False
     rle: Annotated[bool, "write objects.json"] = False
     min_area: Annotated[int, "objects of fewer pixels are left out of objects.json"] = 1
-    threshold: Annotated[float, "the probability above which a pixel belongs to the object"] = 0.5
+    threshold: Annotated[float, "the probability above which a pixel belongs to the object"] = THRESHOLD
     size: Annotated[
         int | list | None, "pixels a side or [height,width] of the network's input; null: as in training"
     ] = None

@@ -41,7 +41,8 @@ class ProfileSettings:
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        refuse_overrides(self.overrides, ("run_dir", "hydra"), "a profile writes no run and has no sweep")
+        others = [o for o in self.overrides if not o.startswith("hydra.searchpath=")]  # where one's own configs lie
+        refuse_overrides(others, ("run_dir", "hydra"), "a profile writes no run and has no sweep")
         if self.steps < 1:
             raise ValueError(f"steps={self.steps}: expected a number of at least 1")
 

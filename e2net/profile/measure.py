@@ -150,8 +150,8 @@ class _Loop:
         assert self.module.criterion is not None
         with self.precision.forward_context():
             with watch.part("encoder"):
-                inputs, mask = self.module.inputs(batch, 0, self.count)
-            loss = step(self.module.model, inputs, mask, self.module.criterion, 0.5, watch.part)["loss"]
+                inputs, target = self.module.inputs(batch, 0, self.count)
+            loss = step(self.module.model, inputs, target, self.module.criterion, 0.5, watch.part)["loss"]
         with watch.part("backward"):
             self.update.backward(loss)
 
@@ -170,7 +170,7 @@ class _Loop:
     def validation(self) -> float:
         """Seconds of a whole validation, network and scores, from some of its batches; 0 without a validation part.
 
-        Of a later one: the first validation of a run also computes what depends on the masks alone.
+        Of a later one: the first validation of a run also computes what depends on the targets alone.
         """
         loader = self.job.data.val_dataloader()
         if not isinstance(loader, DataLoader):

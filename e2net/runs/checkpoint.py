@@ -23,6 +23,11 @@ _FIRST_TASK = {"_target_": "e2net.tasks.Camouflage"}
 _MOVED = {f"e2net.engine.{name}.": f"e2net.training.{name}." for name in ("optim", "schedules", "cache")}
 
 
+def with_task(config: dict[str, Any]) -> dict[str, Any]:
+    """A run's config, with the task that it is about where it is of before there were several."""
+    return {"task": _FIRST_TASK, **config}
+
+
 def checkpoint_entry(model: DenseModel, config: dict[str, Any]) -> dict[str, Any]:
     """What a checkpoint holds of ours, beside the tensors: see :func:`read_checkpoint`."""
     return {
@@ -155,7 +160,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     fault = _not_plain(entry["config"])
     if fault is not None:
         raise ValueError(f"{file}: expected plain values in its config, found {fault}")
-    config = _moved({"task": _FIRST_TASK, **entry["config"]})
+    config = _moved(with_task(entry["config"]))
     return {
         **content,
         KEY: {"backbone": None, "encoder_fingerprint": None, **entry, "config": config, "format": version},

@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, Self
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from e2net.drawing import as_rgb
 from e2net.formats import EXTENSIONS
 from e2net.losses.base import DenseLoss
 from e2net.metrics.protocol import ResultProtocol
@@ -56,8 +58,9 @@ class SetScores(Protocol):
 class Task(ABC):
     """One kind of dense prediction; all that training, evaluation, prediction and comparison know of it.
 
-    A target is what a file holds, at its own size, in one canonical form; a result is what is scored, shown and
-    written, at the target's size.
+    A target is what a file holds, at its own size, in one canonical form, (h, w) or with channels (h, w, C); a result
+    is what is scored, shown and written, at the target's size, of such a shape as well. In a batch targets are
+    (B, 1, H, W), or with channels (B, C, H, W).
 
     Attributes:
         protocol: how a result is prepared before it is scored.
@@ -90,6 +93,11 @@ class Task(ABC):
     problems: ClassVar[Mapping[str, str]] = {"resized": "not of the target's size, resized"}
     # Scores that look at the image.
     image_scores: ClassVar[tuple[str, ...]] = ()
+    # Scores of a set that are no mean of its images' scores, and so in no bootstrap of their differences.
+    set_scores_only: ClassVar[tuple[str, ...]] = ()
+    # Whether a result is of objects before a background, ``soft`` being how certain each pixel is of an object, (h, w)
+    # in [0, 1]: then there are masks by a threshold, cut-outs, and lists of objects.
+    objects: ClassVar[bool] = False
 
     protocol: ResultProtocol
     out_channels: int
@@ -121,6 +129,19 @@ class Task(ABC):
     def resize_batch(self, target: Tensor, size: Sequence[int]) -> Tensor:
         """Targets (B, 1, H, W) of a batch at another size."""
 
+    def turned(self, target: Array, linear: Array) -> Array:
+        """A target that ``resample`` has moved, where its values themselves are directions in the image.
+
+        Args:
+            target: moved.
+            linear: (2, 2), by which (x, y) in the moved target becomes (x, y) in the original.
+        """
+        return target
+
+    def mirrored(self, values: Tensor) -> Tensor:
+        """Targets or activated predictions (B, C, H, W) as those of the mirror images."""
+        return values.flip(-1)
+
     @abstractmethod
     def to_tensor(self, target: Array) -> Tensor:
         """(H, W) canonical -> (1, H, W), what the loss takes."""
@@ -142,9 +163,9 @@ class Task(ABC):
         return target.cpu().contiguous().numpy().reshape(len(target), -1).view(np.uint8)
 
     def unpack(self, packed: NDArray[np.uint8], size: Sequence[int]) -> Tensor:
-        """What ``pack`` made of one target, (1, H, W)."""
+        """What ``pack`` made of one target, (1, H, W), or with channels (C, H, W)."""
         like = self.to_tensor(self.blank((1, 1)))
-        return torch.from_numpy(np.array(packed)).view(like.dtype).view(1, *size)
+        return torch.from_numpy(np.array(packed)).view(like.dtype).view(len(like), *size)
 
     def digest(self, target: Array) -> str:
         """SHA-256 of a target: its size and its values, whatever its file's format."""
@@ -196,6 +217,10 @@ class Task(ABC):
     def finish(self, activated: Tensor, size: Sequence[int]) -> Any:
         """The result of one image: (C, H, W) on any device -> what is scored, (h, w) on the CPU."""
 
+    def soft(self, activated: Tensor, size: Sequence[int]) -> Any:
+        """The same for people, before any rounding or threshold that is for scoring only; ``to_file`` takes it too."""
+        return self.finish(activated, size)
+
     @abstractmethod
     def to_file(self, result: Any) -> Array:
         """A result as it stands in a file, (h, w)."""
@@ -218,15 +243,23 @@ class Task(ABC):
 
     def oddities(self, path: Path, values: Array, target: Array) -> list[str]:
         """Which of ``problems`` a result on disk has."""
-        return ["resized"] if values.shape != target.shape else []
-
-    @abstractmethod
-    def shown(self, target: Array, values: Array) -> list[Array]:
-        """Target (h, w) and result (as in a file, or as read) as pictures, (h, w, 3) uint8 RGB of their own sizes."""
+        return ["resized"] if values.shape[:2] != target.shape[:2] else []
 
     @abstractmethod
     def panel(self, image: Array, target: Array, values: Array) -> Array:
         """Image (H, W, 3) uint8 RGB, target and result (as in a file) side by side, (PANEL, w, 3) uint8 RGB."""
+
+    def shown(self, values: Array) -> Array:
+        """A target, or a result as in a file, as a picture: (h, w) or (h, w, 3) uint8 RGB."""
+        return values.astype(np.uint8) * 255 if values.dtype == np.bool_ else values
+
+    def beside(self, target: Array, values: Array) -> list[Array]:
+        """Target and result (as in a file, or as read) as pictures to compare, (h, w, 3) uint8 RGB, each of its size."""
+        return [as_rgb(self.shown(target)), as_rgb(self.shown(values))]
+
+    def overlay(self, image: Array, values: Array) -> Array:
+        """Image (h, w, 3) uint8 RGB with a result, as in a file and of the same size, drawn over it; RGB as well."""
+        return cv2.addWeighted(image, 0.5, as_rgb(self.shown(values)), 0.5, 0)
 
     # Scores
 

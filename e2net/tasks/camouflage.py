@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from e2net.drawing import GREEN, RED, panel_size
+from e2net.drawing import GREEN, RED, panel_size, tinted
 from e2net.formats import is_jpeg, read_map, read_mask, write_map
 from e2net.metrics.protocol import Protocol, to_map
 from e2net.metrics.scoring import (
@@ -66,6 +66,9 @@ class Camouflage(Task):
         "dark": "no value above 1 of 255: saved as 0/1 instead of 0 to 255?",
     }
     image_scores = IMAGE_SCORES
+    # Maxima over mean curves.
+    set_scores_only = ("Fmax", "Emax", "FmaxPR")
+    objects = True
 
     def read_target(self, path: Path) -> NDArray[np.bool_]:
         return read_mask(path)
@@ -114,6 +117,12 @@ class Camouflage(Task):
     def finish(self, activated: Tensor, size: Sequence[int]) -> Tensor:
         return self.protocol.resize_map(activated[0], (size[0], size[1])).cpu()
 
+    def soft(self, activated: Tensor, size: Sequence[int]) -> Tensor:
+        # At the device, as evaluation does it: the same rounding.
+        native = F.interpolate(activated[None], size=tuple(size), mode="bilinear", align_corners=False)
+        # A sum of weights may end a rounding error above 1.
+        return native[0, 0].clamp(0, 1).cpu()
+
     def to_file(self, result: Tensor) -> NDArray[np.uint8]:
         return (result if result.dtype == torch.uint8 else to_map(result, (result.shape[0], result.shape[1]))).numpy()
 
@@ -132,9 +141,6 @@ class Camouflage(Task):
         found = super().oddities(path, values, target)
         return found + ["lossy"] * is_jpeg(path) + ["dark"] * (int(values.max()) == 1)
 
-    def shown(self, target: Array, values: Array) -> list[Array]:
-        return [cv2.cvtColor(x, cv2.COLOR_GRAY2RGB) for x in (target.astype(np.uint8) * 255, values)]
-
     def panel(self, image: Array, target: Array, values: Array) -> Array:
         """Image, mask, map and overlay: what is predicted is green, and what the mask has outside of it red."""
         size = panel_size(target.shape)
@@ -147,6 +153,9 @@ class Camouflage(Task):
             overlay[where] = (0.5 * overlay[where] + 0.5 * np.array(colour)).astype(np.uint8)
         grey = [cv2.cvtColor(x, cv2.COLOR_GRAY2RGB) for x in (truth, predicted)]
         return cv2.hconcat([picture, *grey, overlay])
+
+    def overlay(self, image: Array, values: Array) -> Array:
+        return tinted(image, values > 127)
 
     def score(self, result: Any, target: Array, image: Array | None = None) -> ImageScores:
         return score_map(result, target, protocol=self.protocol, scores=self.scores, image=image)

@@ -192,7 +192,11 @@ class Depth(Task):
     def oddities(self, path: Path, values: Array, target: Array) -> list[str]:
         return super().oddities(path, values, target) + ["holes"] * bool((values <= 0).any())
 
-    def shown(self, target: Array, values: Array) -> list[Array]:
+    def shown(self, values: Array) -> Array:
+        metres = self._metres(values)
+        return coloured(metres, *_range(metres, metres))
+
+    def beside(self, target: Array, values: Array) -> list[Array]:
         metres = self._metres(values)
         low, high = _range(target, metres)
         return [coloured(x, low, high) for x in (target, metres)]

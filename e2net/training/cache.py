@@ -107,7 +107,7 @@ class FeatureCache:
                     for flip in range(1 + twice):
                         with torch.no_grad(), autocast():
                             features = encoder(image.flip(-1) if flip else image)
-                        targets = batch.target.flip(-1) if flip else batch.target
+                        targets = data.task.mirrored(batch.target) if flip else batch.target
                         store.write([e + flip for e in entry], features, targets)
                         bar.update(len(entry))
         data.read_features(store, self.views, first_val, mirrored)

@@ -8,6 +8,7 @@ import sys
 import cv2
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
 from PIL import Image
@@ -23,6 +24,7 @@ from e2net.predict.result import Prediction
 from e2net.predict.segmenter import Failure, Timing
 from e2net.runs import resolve
 from e2net.runs.overrides import inherit
+from e2net.tasks import Camouflage
 from e2net.training import prepare_training
 
 PAIRS = ProceduralPairs(11, 0, 0.2, "test")
@@ -412,7 +414,8 @@ def test_overlay_and_cutout_show_the_object():
     image = np.full((40, 60, 3), 100, np.uint8)
     prob = np.zeros((40, 60), np.float32)
     prob[10:30, 20:50] = 0.8
-    result = Prediction(image, prob)
+    task, certain = Camouflage(), torch.from_numpy(prob)
+    result = Prediction(image, task, certain)
     overlay = result.overlay((255, 0, 0))
     assert (overlay[:8] == 100).all() and (overlay[:, :17] == 100).all()
     assert tuple(overlay[20, 35]) == (162, 60, 60)
@@ -420,7 +423,7 @@ def test_overlay_and_cutout_show_the_object():
     assert (image == 100).all()
     cutout = result.cutout()
     assert tuple(cutout[20, 35]) == (100, 100, 100, 204) and not cutout[0].any()
-    assert not Prediction(image, prob, threshold=0.9).mask.any()
+    assert not Prediction(image, task, certain, threshold=0.9).mask.any()
 
 
 def test_import_is_cheap_and_unknown_names_are_errors():
