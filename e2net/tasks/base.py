@@ -254,7 +254,7 @@ class Task(ABC):
         return values.astype(np.uint8) * 255 if values.dtype == np.bool_ else values
 
     def beside(self, target: Array, values: Array) -> list[Array]:
-        """Target and result (as in a file, or as read) as pictures to compare, (h, w, 3) uint8 RGB, each of its size."""
+        """Target and result (as in a file, or as read) as pictures to compare, (h, w, 3) uint8 RGB of any size."""
         return [as_rgb(self.shown(target)), as_rgb(self.shown(values))]
 
     def overlay(self, image: Array, values: Array) -> Array:
