@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from e2net.drawing import contact_sheet
 
-# Image (h, w, 3) uint8 RGB or None, mask (h, w) bool, map (h, w) uint8.
-Picture = tuple[NDArray[np.uint8] | None, NDArray[np.bool_], NDArray[np.uint8]]
+# Image (h, w, 3) uint8 RGB or None; target and result, each (h, w) bool or uint8, or (h, w, 3) uint8 RGB.
+Picture = tuple[NDArray[np.uint8] | None, NDArray[Any], NDArray[Any]]
 
 EXTREMES = 12
 # Every picture of a sheet is fitted into a box of this size, pixels.
@@ -53,15 +53,19 @@ def curve_figure(curves: Mapping[str, Mapping[str, NDArray[np.float64]]]) -> byt
     return file.getvalue()
 
 
-def extremes_sheet(scored: Sequence[tuple[float, int, str]], picture: Callable[[int], Picture]) -> bytes:
+def extremes_sheet(
+    scored: Sequence[tuple[float, int, str]], picture: Callable[[int], Picture], score: str = "S", sign: int = 1
+) -> bytes:
     """The 12 worst images of a set, worst first, and below them the 12 best, best first.
 
-    Each with its image (where there is one), mask and map, and its name and score above. A set of fewer than 24
+    Each with its image (where there is one), target and result, and its name and score above. A set of fewer than 24
     images is halved.
 
     Args:
-        scored: score, position and name of each image; at least one.
+        scored: score, more being better, position and name of each image; at least one.
         picture: reads what to show of an image, by its position.
+        score: its name.
+        sign: by which it was multiplied.
 
     Returns:
         A PNG file.
@@ -70,9 +74,11 @@ def extremes_sheet(scored: Sequence[tuple[float, int, str]], picture: Callable[[
     worst = order[: min(EXTREMES, (len(order) + 1) // 2)]
     best = order[: len(worst) - 1 : -1][:EXTREMES]
     parts = []
-    for title, chosen in ((f"{len(worst)} worst by S", worst), (f"{len(best)} best by S", best)):
+    for title, chosen in ((f"{len(worst)} worst by {score}", worst), (f"{len(best)} best by {score}", best)):
         if chosen:
-            cells = [_cell(f"{name}  S {score:.3f}", picture(position)) for score, position, name in chosen]
+            cells = [
+                _cell(f"{name}  {score} {sign * value:.3f}", picture(position)) for value, position, name in chosen
+            ]
             sheet = contact_sheet(cells, _COLUMNS)
             parts += [_text(title, sheet.shape[1], 28, 0.6), sheet]
     width = max(part.shape[1] for part in parts)
@@ -84,10 +90,8 @@ def extremes_sheet(scored: Sequence[tuple[float, int, str]], picture: Callable[[
 
 
 def _cell(caption: str, picture: Picture) -> NDArray[Any]:
-    image, mask, prediction = picture
-    grey = [mask.astype(np.uint8) * 255, prediction]
-    shown = [cv2.cvtColor(x, cv2.COLOR_GRAY2RGB) for x in grey]
-    boxes = [_fit(x) for x in ([image] if image is not None else []) + shown]
+    levels = [x.astype(np.uint8) * 255 if x.dtype == np.bool_ else x for x in picture if x is not None]
+    boxes = [_fit(cv2.cvtColor(x, cv2.COLOR_GRAY2RGB) if x.ndim == 2 else x) for x in levels]
     line = cv2.hconcat(boxes)
     return cv2.vconcat([_text(caption, line.shape[1], _CAPTION, 0.42), line])
 

@@ -1,4 +1,5 @@
 from .base import Task
 from .camouflage import Camouflage
+from .semantic import Semantic
 
-__all__ = ["Camouflage", "Task"]
+__all__ = ["Camouflage", "Semantic", "Task"]
