@@ -7,6 +7,7 @@ Here files become arrays of one form, on which all other code relies: images (h,
 the bytes 0 and 1, maps (h, w) uint8; C-contiguous, and free to be written to.
 """
 
+import io
 import logging
 import stat
 import uuid
@@ -156,7 +157,13 @@ class _FileError(ValueError):
     """What is wrong with a file, said already."""
 
 
-_WANTED = {"picture": "8-bit RGB", "mask": "8-bit grey", "map": "8-bit grey", "depth map": "16-bit grey PNG, or .npy"}
+_WANTED = {
+    "picture": "8-bit RGB",
+    "mask": "8-bit grey",
+    "map": "8-bit grey",
+    "label map": "8-bit grey",
+    "depth map": "16-bit grey PNG, or .npy",
+}
 
 
 @contextmanager
@@ -413,6 +420,41 @@ def read_mask(path: str | Path) -> np.ndarray:
     return np.ascontiguousarray(values != 0)
 
 
+# PNGs of 2 and 4 bits a pixel, which Pillow stretches to 8: by how much.
+_STRETCHED = {"L;2": 85, "L;4": 17}
+
+
+def read_labels(path: str | Path) -> np.ndarray:
+    """Read a label map: a number a pixel, as the file has it.
+
+    Of a palette the indices count, not the colours. Numbers may have 1 to 16 bits.
+
+    Args:
+        path: a grey or palette file of at most twice ``PIL.Image.MAX_IMAGE_PIXELS`` pixels (178 million).
+
+    Returns:
+        (h, w) uint16, EXIF orientation applied.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file cannot be decoded, or is no label map: a picture, a JPEG, floats, or numbers beyond 16
+            bits.
+    """
+    path = Path(path)
+    remedy = "Save the number of each pixel's class as an 8- or 16-bit grey PNG, or one with a palette."
+    with _opened(path, "label map") as file:
+        if file.format in ("JPEG", "MPO"):
+            raise _FileError(f"{path}: expected a label map, found a JPEG, whose compression changes labels. {remedy}")
+        if file.mode not in ("1", "L", "P") and not file.mode.startswith("I"):
+            kind = "floats" if file.mode == "F" else f"a picture in {file.mode}"
+            raise _FileError(f"{path}: expected a label map, found {kind}. {remedy}")
+        stretched = _STRETCHED.get(str(file.tile[0][3]), 1) if file.format == "PNG" else 1
+        values = np.asarray(ImageOps.exif_transpose(file))
+    if values.dtype.kind == "i" and (values.min() < 0 or values.max() > 65535):
+        raise ValueError(f"{path}: expected labels from 0 to 65535, found {values.min()} to {values.max()}. {remedy}")
+    return values.astype(np.uint16, order="C") // np.uint16(stretched)
+
+
 def is_jpeg(path: str | Path) -> bool:
     """Whether a file is a JPEG, whatever its name says."""
     with Path(path).open("rb") as file:
@@ -558,10 +600,32 @@ def write_map(path: str | Path, values: np.ndarray) -> None:
     done, data = cv2.imencode(".png", values)
     if not done:
         raise ValueError(f"{path}: OpenCV could not encode a map of shape {tuple(values.shape)} as PNG")
+    _write(path, data.tobytes())
+
+
+def write_labels(path: str | Path, values: np.ndarray, palette: Sequence[Sequence[int]]) -> None:
+    """Write a label map as a PNG, whole or not at all: with its palette where 256 colours suffice, else 16-bit grey.
+
+    Args:
+        path: where to; ends in ``.png``.
+        values: (h, w) uint16.
+        palette: (red, green, blue) of every label from 0 on, 0 to 255.
+    """
+    file = io.BytesIO()
+    if len(palette) > 256:
+        Image.fromarray(values).save(file, "PNG")
+    else:
+        picture = Image.fromarray(values.astype(np.uint8))
+        picture.putpalette([level for colour in palette for level in colour])  # of grey levels it makes indices
+        picture.save(file, "PNG")
+    _write(Path(path), file.getvalue())
+
+
+def _write(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{uuid.uuid4().hex}.part")
     try:
-        temporary.write_bytes(data.tobytes())
+        temporary.write_bytes(data)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -7,6 +7,9 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
+# In label maps, uint16: a pixel that is not scored and not learned from.
+IGNORED = 65535
+
 
 def plain(array: np.ndarray) -> np.ndarray:
     """The same, C-contiguous, writable, strides positive: what torch takes without an error or a warning."""

@@ -12,7 +12,7 @@ from hydra.errors import HydraException
 from hydra.utils import get_object
 
 from e2net.runs import build, build_model, resolve
-from e2net.runs.config import build_trainer
+from e2net.runs.config import build_trainer, resolve_task
 
 CONF = ROOT / "conf"
 OPTIONS = sorted(f"{f.parent.name}={f.stem}" for f in CONF.glob("*/*.yaml"))
@@ -49,7 +49,9 @@ def _targets(node, path=""):
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_option_matches_its_constructor_and_builds(option):
-    config = _compose(option)
+    group, name = option.split("=")
+    of_task = group in ("loss", "protocol") and f"task={name}" in OPTIONS
+    config = resolve_task(_compose(option, *([f"task={name}"] if of_task else [])))
     for path, node in _targets(config):
         target = get_object(node["_target_"])
         parameters = inspect.signature(target).parameters

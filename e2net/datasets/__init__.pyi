@@ -7,6 +7,7 @@ from .datamodule import (
     collate,
     in_validation,
 )
+from .layouts import SemanticData
 from .pairs import FolderPairs, FolderTargets, Source
 from .procedural import ProceduralPairs
 from .transforms import Augment, Resize
@@ -21,6 +22,7 @@ __all__ = [
     "ProceduralData",
     "ProceduralPairs",
     "Resize",
+    "SemanticData",
     "Source",
     "TrainSet",
     "collate",

@@ -11,11 +11,12 @@ import cv2
 import numpy as np
 import torch
 import torch.distributed
+import yaml
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from e2net.datasets.cached import CachedEvalSet, CachedTrainSet, FeatureStore, ViewSet
 from e2net.datasets.pairs import FolderPairs, PartOf, Source, read_pair
-from e2net.datasets.procedural import ProceduralPairs
+from e2net.datasets.procedural import SURROUNDINGS, ProceduralPairs
 from e2net.datasets.transforms import Augment, Resize, Size
 from e2net.formats import some
 from e2net.structures import Batch, Sample
@@ -24,6 +25,8 @@ from e2net.tasks.camouflage import Camouflage
 
 # A test set that is no folder: the images held out of the training set.
 VALIDATION = "validation"
+# In a data folder: the names of classes, where its targets are label maps.
+CLASSES = "classes.yaml"
 
 _STAGES = (None, "fit", "validate", "test", "predict")
 
@@ -239,6 +242,15 @@ class DenseData:
         self._checked: set[tuple[str, str]] = set()
         self._cache: _Cache | None = None
 
+    @classmethod
+    def about(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """What such data say of their targets, such as {"classes": [...]}; see :meth:`~e2net.tasks.Task.resolve`.
+
+        Args:
+            settings: the ``data`` group of a resolved config.
+        """
+        return {}
+
     def train_source(self) -> Source:
         """The pairs that training and validation share."""
         raise NotImplementedError
@@ -375,7 +387,7 @@ class DenseData:
     def view_key(self, views: int) -> list[Any]:
         """What the pixels of :meth:`view_loader` and of the validation part depend on, for JSON."""
         drawn = [vars(self.augment), self.seed] if views > 1 and self.augment is not None else None
-        return [self.task.name, self._source("train").identity(), self.train_names(), self.val_names(), views, drawn]
+        return [self.task.key(), self._source("train").identity(), self.train_names(), self.val_names(), views, drawn]
 
     def read_features(self, store: FeatureStore, views: int, first_val: int, mirrored: bool) -> None:
         """From now on training and validation batches hold features from a store.
@@ -429,7 +441,7 @@ class FolderData(DenseData):
     ) -> None:
         super().__init__(size, batch_size, num_workers, val_fraction, augment, seed, task)
         self.root, self.train, self.test_folder = Path(root), train, test_folder
-        self.val = _listed(self.root / val) if isinstance(val, str) else val
+        self.val = listed(self.root / val) if isinstance(val, str) else val
         self._test_paths: dict[str, str] | None = None
         if test == VALIDATION:
             if not self.validated:
@@ -455,6 +467,19 @@ class FolderData(DenseData):
                 " {NAME: FOLDER, OTHER: FOLDER}."
             )
         self._test_paths = dict(pairs)
+
+    @classmethod
+    def about(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """See the base class: names of classes from ``classes.yaml`` in the root, a list or with colours a mapping."""
+        file = Path(settings.get("root", "")) / CLASSES
+        if not file.is_file():
+            return {}
+        try:
+            return {"classes": yaml.safe_load(file.read_text(encoding="utf-8"))}
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(
+                f"{file}: expected YAML, found what cannot be read ({' '.join(str(error).split())})"
+            ) from error
 
     @property
     def validated(self) -> bool:
@@ -497,7 +522,7 @@ class FolderData(DenseData):
         return self.root / self.test_folder / self._test_paths[name]
 
 
-def _listed(file: Path) -> list[str]:
+def listed(file: Path) -> list[str]:
     """The stems in a text file, one a line."""
     if not file.is_file():
         raise FileNotFoundError(
@@ -552,6 +577,11 @@ class ProceduralData(DenseData):
             name: ProceduralPairs(n_test, data_seed, value, "test", (low, high), kind)
             for name, value in self._test.items()
         }
+
+    @classmethod
+    def about(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """See the base class: the surroundings, and the object."""
+        return {"classes": [*SURROUNDINGS, "object"]}
 
     def train_source(self) -> Source:
         """See the base class."""

@@ -113,6 +113,16 @@ def _check_any(folder: Path, found: dict[str, Path], allowed: Sequence[str] = EX
         raise ValueError(f"{folder}: no file ends in {extensions}; found {seen}.")
 
 
+def _chosen(folder: Path, found: dict[str, Path], stems: Sequence[str]) -> dict[str, Path]:
+    missing = [stem for stem in stems if stem not in found]
+    if missing or not stems:
+        raise ValueError(
+            f"{folder}: expected a file of each of the {len(stems)} stems listed, found none of {len(missing)}"
+            f" ({some(missing)})"
+        )
+    return {stem: found[stem] for stem in stems}
+
+
 class FolderPairs:
     """Images and targets in two folders under one root, paired by stem.
 
@@ -122,21 +132,34 @@ class FolderPairs:
     Args:
         root: the folder that holds both folders.
         task: what the targets mean; None: camouflage.
+        folders: of images and of targets under root, where they have other names.
+        stems: of the pairs; others that lie there too are left out. None: all.
 
     Raises:
         FileNotFoundError: the root or one of the two folders is missing.
         ValueError: no image at all, an image without target or a target without image, or a stem used twice.
     """
 
-    def __init__(self, root: str | Path, task: Task | None = None) -> None:
+    def __init__(
+        self,
+        root: str | Path,
+        task: Task | None = None,
+        folders: tuple[str, str] | None = None,
+        stems: Sequence[str] | None = None,
+    ) -> None:
         self.root, self.task = Path(root), task or Camouflage()
         what = self.task.target_name
-        _check_root(self.root, self.task.target_folders)
-        image_folder = _find_folder(self.root, IMAGE_FOLDERS, "images")
-        mask_folder = _find_folder(self.root, self.task.target_folders, f"{what}s")
+        _check_root(self.root, self.task.target_folders if folders is None else folders[1:])
+        if folders is None:
+            image_folder = _find_folder(self.root, IMAGE_FOLDERS, "images")
+            mask_folder = _find_folder(self.root, self.task.target_folders, f"{what}s")
+        else:
+            image_folder, mask_folder = (self.root / folder for folder in folders)
         images, masks = find_by_stem(image_folder), find_by_stem(mask_folder, self.task.extensions)
         _check_any(image_folder, images)
         _check_any(mask_folder, masks, self.task.extensions)
+        if stems is not None:
+            images, masks = _chosen(image_folder, images, stems), _chosen(mask_folder, masks, stems)
         no_mask = [path.name for stem, path in images.items() if stem not in masks]
         no_image = [path.name for stem, path in masks.items() if stem not in images]
         if no_mask or no_image:

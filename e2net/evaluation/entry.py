@@ -8,7 +8,7 @@ Lightning and the model are imported for a checkpoint only: scoring maps begins 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
-from e2net.evaluation.predictions import PredictionJob, check_task, evaluation_files, prepare_predictions
+from e2net.evaluation.predictions import PredictionJob, check_task, evaluation_files, prepare_predictions, scored_task
 from e2net.evaluation.report import Scores, clear_report, report
 from e2net.runs.config import check_evaluation
 from e2net.runs.outputs import check_free, claim
@@ -31,7 +31,8 @@ def prepare_evaluation(config: dict[str, Any]) -> Union["EvaluationJob", Predict
     """
     check_task(config)
     check_evaluation(config)
-    check_free("output", Path(config["output"]), evaluation_files(maps=config["predictions"] is None))
+    task = scored_task(config)
+    check_free("output", Path(config["output"]), evaluation_files(config["predictions"] is None, task.extra_files))
     if config["predictions"] is not None:
         return prepare_predictions(config)
     from e2net.evaluation.test import prepare_test
@@ -50,10 +51,11 @@ def evaluate(job: Union["EvaluationJob", PredictionJob]) -> Scores:
     Raises:
         UnusableMapsError: a map on disk cannot be read.
     """
-    claim(job.output, evaluation_files(maps=not isinstance(job, PredictionJob)))
+    task = job.task if isinstance(job, PredictionJob) else job.module.task
+    claim(job.output, evaluation_files(not isinstance(job, PredictionJob), task.extra_files))
     if isinstance(job, PredictionJob):
         write_environment(job.output / _ENVIRONMENT, "cpu")
-        clear_report(job.output)
+        clear_report(job.output, extra=task.extra_files)
         about = {"predictions": str(job.folder)}
         return report(job.output, job.score(), job.method, about, job.options.bootstrap_seed)
     from e2net.evaluation.test import test

@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -349,22 +349,23 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _refuse(output: Path, faults: dict[str, Any], message: Callable[[str], str]) -> None:
+def _refuse(output: Path, task: Task, faults: dict[str, Any], message: Callable[[str], str]) -> None:
     """Writes all faults to ``<output>/problems.json``, removes an older score file, and raises."""
-    claim(output, evaluation_files(maps=False))
-    clear_report(output)
+    claim(output, evaluation_files(maps=False, extra=task.extra_files))
+    clear_report(output, extra=task.extra_files)
     file = output / "problems.json"
     write_atomically(file, json.dumps(faults, indent=2, ensure_ascii=False) + "\n")
     raise UnusableMapsError(message(str(file)))
 
 
-def evaluation_files(maps: bool) -> list[str]:
+def evaluation_files(maps: bool, extra: Iterable[str] = ()) -> list[str]:
     """Patterns of what an evaluation leaves in its folder.
 
     Args:
         maps: whether it computes them, and pictures, itself.
+        extra: the task's own, its ``extra_files``.
     """
-    return [*FILES, "problems.json", "eval_environment.json", *(("maps", "samples") if maps else ())]
+    return [*FILES, *extra, "problems.json", "eval_environment.json", *(("maps", "samples") if maps else ())]
 
 
 def check_task(config: Any) -> None:
@@ -474,6 +475,7 @@ class PredictionJob:
             flat = [fault for wrong in faults.values() for fault in wrong]
             _refuse(
                 self.output,
+                self.task,
                 faults,
                 lambda file: (
                     f"{len(flat)} files cannot be used, so nothing is reported. {' '.join(flat[:3])}"
@@ -510,6 +512,7 @@ def prepare_predictions(config: dict[str, Any]) -> PredictionJob:
         counts = "; ".join(_mismatch(found) for found in incomplete)
         _refuse(
             output,
+            task,
             {found.name: found.problems for found in incomplete},
             lambda file: (
                 f"{counts}. Expected a map of every {task.target_name} in {folder}/<set>, with its stem and one of the"

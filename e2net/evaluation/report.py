@@ -199,14 +199,19 @@ def _paper_rows(method: str, results: Sequence[SetResult]) -> list[tuple[str, li
     return rows
 
 
-def clear_report(folder: Path, name: str = "scores") -> None:
+def clear_report(folder: Path, name: str = "scores", extra: Iterable[str] = ()) -> None:
     """Removes the report of an earlier evaluation (see ``write_report``), and its list of problems.
 
     Called where scoring begins. As ``<name>.json`` is written last, its presence means that all others are of the
     same, finished evaluation.
+
+    Args:
+        folder: where it lies.
+        name: see ``write_report``.
+        extra: patterns of the task's own files, its ``extra_files``.
     """
     prefix = name.removesuffix("scores")
-    for pattern in reversed(("problems.json", *(prefix + file for file in FILES))):
+    for pattern in reversed(("problems.json", *(prefix + file for file in (*extra, *FILES)))):
         for old in folder.glob(pattern):
             old.unlink(missing_ok=True)
 
@@ -222,8 +227,8 @@ def write_report(
     """Writes all files of a report, each of them whole or not at all, ``<name>.json`` last.
 
     ``<name>.csv`` (a row a set), ``intervals.csv``, ``per_image.csv``, ``curves.csv``, ``curves.png``, ``table.tex``,
-    ``table.md``, and ``worst_best_<set>.png`` where maps are at hand; what stands before "scores" in ``name`` stands
-    before theirs too. A picture that cannot be drawn is a problem in the report, not the end of it.
+    ``table.md``, ``worst_best_<set>.png`` where maps are at hand, and the task's own; what stands before "scores" in
+    ``name`` stands before theirs too. A picture that cannot be drawn is a problem in the report, not the end of it.
 
     Args:
         folder: where to.
@@ -275,7 +280,7 @@ def write_report(
     write("table.md", markdown_rows(method, results))
 
     problems = {r.label: {k: list(v) for k, v in r.problems.items()} for r in results}
-    pictures: list[tuple[str, str, Callable[[], bytes]]] = []
+    pictures: list[tuple[str, str, Callable[[], str | bytes]]] = []
     if any(curves.values()):
         pictures.append((results[0].label, "curves.png", lambda: curve_figure(curves)))
     for result in results:
@@ -286,6 +291,8 @@ def write_report(
             if scored:
                 sheet = _Sheet(scored, result.pictures, by, result.task.directions[by] == "min")
                 pictures.append((result.label, f"worst_best_{result.name}.png", sheet))
+    own = results[0].task.report_files({r.label: r.scores for r in results}, about.get("bootstrap", {}).get("seed", 0))
+    pictures += [(results[0].label, file, draw) for file, draw in own.items()]
     for label, file, draw in pictures:
         try:
             write(file, draw())

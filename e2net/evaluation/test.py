@@ -113,7 +113,7 @@ def test(job: EvaluationJob, name: str = TEST_SCORES) -> Scores:
     """
     log.info("testing %s", job.checkpoint)
     if job.trainer.is_global_zero:
-        clear_report(job.output, name)
+        clear_report(job.output, name, job.module.task.extra_files)
     results = _results(job)
     if not job.trainer.is_global_zero:
         return {r.label: r.values() for r in results}

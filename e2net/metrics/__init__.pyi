@@ -46,6 +46,8 @@ from .scoring import (
     score_map,
     score_maps_of,
 )
+from .semantic import LabelProtocol, LabelTable
+from .semantic_modular import LabelScores
 from .table import ScoreTable
 
 __all__ = [
@@ -69,6 +71,9 @@ __all__ = [
     "GeometryCache",
     "ImageScores",
     "IoU",
+    "LabelProtocol",
+    "LabelScores",
+    "LabelTable",
     "MapAbsoluteError",
     "MapScores",
     "MapStatistics",

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
 
+from e2net.metrics.collect import Collector
 from e2net.metrics.context import camouflage_degree, check_weights, context_of
 from e2net.metrics.functional import (
     Prepared,
@@ -29,9 +30,6 @@ from e2net.metrics.table import ScoreTable
 Array = NDArray[Any]
 Maps = Tensor | Array | Sequence[Tensor | Array]
 Reduction = Literal["max", "mean", "adaptive"]
-
-# The longest file name that common file systems allow, in bytes.
-_NAME_BYTES = 255
 
 
 def _one_by_one(pred: Maps, mask: Maps) -> list[tuple[Tensor | Array, Tensor | Array]]:
@@ -360,7 +358,7 @@ class EMeasure(_OverThresholds):
         return np.append(*e_from(statistics_of(prepared, geometry)))
 
 
-class MapScores(Metric):
+class MapScores(Collector):
     """All scores of a data set, with a row per image.
 
     An image is identified by its index in the data set. Images that several processes have scored, as
@@ -380,12 +378,6 @@ class MapScores(Metric):
         ValueError: if a score is unknown.
     """
 
-    is_differentiable = False
-    full_state_update = False
-    rows: list[Tensor]
-    curves: list[Tensor]
-    labels: list[Tensor]
-
     def __init__(
         self,
         protocol: Protocol | None = None,
@@ -393,24 +385,13 @@ class MapScores(Metric):
         cache_bytes: int = 0,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        names = check_scores(scores)
+        # Index, then scores. Curves one after the other.
+        widths = {"rows": (1 + len(names), torch.float64), "curves": (len(CURVES) * 256, torch.float64)}
+        super().__init__(widths, **kwargs)
         self.protocol = protocol or Protocol()
-        self.scores = check_scores(scores)
+        self.scores = names
         self._geometries = GeometryCache(cache_bytes) if cache_bytes else None
-        self._numbered: bool | None = None
-        self._table: ScoreTable | None = None
-        # (n, 1 + scores): index, then scores. (n, 4 * 256). (n, 1 + 255): length and bytes of the UTF-8 name.
-        self.add_state("rows", [], dist_reduce_fx="cat")
-        self.add_state("curves", [], dist_reduce_fx="cat")
-        self.add_state("labels", [], dist_reduce_fx="cat")
-
-    @property
-    def _widths(self) -> dict[str, tuple[int, torch.dtype]]:
-        return {
-            "rows": (1 + len(self.scores), torch.float64),
-            "curves": (len(CURVES) * 256, torch.float64),
-            "labels": (1 + _NAME_BYTES, torch.uint8),
-        }
 
     def update(
         self,
@@ -495,75 +476,14 @@ class MapScores(Metric):
         missing = [s for s in self.scores if s not in scored.values]
         if missing:
             raise ValueError(f"scored: {missing} missing; ask score_map for scores={self.scores}")
-        if self._numbered not in (None, index is None):
-            raise ValueError("index: give it for every image or for none")
-        if index is None:
-            index = sum(part.shape[0] for part in self.rows)
-            numbered = True
-        else:
-            numbered = False
-        if index < 0:
-            raise ValueError(f"index: expected at least 0, got {index}")
-        encoded = (name or "").encode("utf-8", "surrogateescape")  # a file name that is no UTF-8 keeps its bytes
-        if len(encoded) > _NAME_BYTES:
-            raise ValueError(f"name: expected at most {_NAME_BYTES} bytes, got {len(encoded)}")
-        label = np.zeros(1 + _NAME_BYTES, dtype=np.uint8)
-        label[0] = len(encoded)
-        label[1 : 1 + len(encoded)] = np.frombuffer(encoded, dtype=np.uint8)
+        place = self._place(index)
+        row = np.array([place, *(scored.values[s] for s in self.scores)], dtype=np.float64)
+        self._append(name, index is None, rows=row[None], curves=scored.curves.reshape(1, -1))
 
-        self._numbered = numbered
-        row = np.array([index, *(scored.values[s] for s in self.scores)], dtype=np.float64)
-        # MPS has no float64; it has no distributed training either, so the states can stay behind.
-        device = torch.device("cpu") if self.device.type == "mps" else self.device
-        self.rows.append(torch.from_numpy(row)[None].to(device))
-        self.curves.append(torch.from_numpy(scored.curves.reshape(1, -1)).to(device))
-        self.labels.append(torch.from_numpy(label)[None].to(device))
-        self._computed = None
-        self._table = None
-        self._update_count += 1
-
-    def _sync_dist(self, *args: Any, **kwargs: Any) -> None:
-        if self._numbered:
-            raise ValueError("MapScores in several processes needs every image's index, to tell repeats apart")
-        # A process without images must still offer tensors of the others' type and number of dimensions.
-        for name, (width, dtype) in self._widths.items():
-            if not getattr(self, name):
-                setattr(self, name, [torch.zeros((0, width), dtype=dtype, device=self.device)])
-        super()._sync_dist(*args, **kwargs)
-
-    def reset(self) -> None:
-        """Forget all images. Cached geometries stay."""
-        super().reset()
-        self._numbered = None
-        self._table = None
-
-    def compute(self) -> dict[str, Tensor]:
-        """Scores of the data set; in several processes a collective call with the same result in each.
-
-        Returns:
-            () float64 CPU tensor per score, see ``ScoreTable.values``.
-
-        Raises:
-            ValueError: if no image was scored.
-        """
-        self._table = self._merge()
-        return {name: torch.tensor(value, dtype=torch.float64) for name, value in self._table.values().items()}
-
-    def _merge(self) -> ScoreTable:
-        states = [getattr(self, name) for name in self._widths]
-        rows, curves, labels = (torch.cat(x).cpu() if isinstance(x, list) and x else x for x in states)
-        if len(rows) == 0:
-            raise ValueError("MapScores: no image was scored; call update or add first")
-        rows, curves, labels = rows.cpu(), curves.cpu(), labels.cpu().numpy()
-        indices, first = np.unique(rows[:, 0].numpy(), return_index=True)
+    def _tabulate(self, indices: list[int], names: list[str | None], first: Array, states: dict[str, Tensor]) -> Any:
         keep = torch.from_numpy(first)
-        return ScoreTable(
-            self.scores,
-            indices.astype(int).tolist(),
-            [bytes(x[1 : 1 + x[0]]).decode("utf-8", "surrogateescape") or None for x in labels[first]],
-            rows[keep, 1:],
-            curves[keep].reshape(-1, len(CURVES), 256),
-        )
+        curves = states["curves"][keep].reshape(-1, len(CURVES), 256)
+        return ScoreTable(self.scores, indices, names, states["rows"][keep, 1:], curves)
 
     def table(self) -> ScoreTable:
         """All rows, ordered by index; in several processes a collective call.
@@ -571,11 +491,8 @@ class MapScores(Metric):
         Raises:
             ValueError: if no image was scored.
         """
-        if self._table is None:
-            self._computed = None
-            self.compute()
-        assert self._table is not None
-        return self._table
+        table: ScoreTable = super().table()
+        return table
 
     def per_image(self) -> list[dict[str, Any]]:
         """See ``ScoreTable.per_image``; in several processes a collective call."""

@@ -9,7 +9,9 @@ which counts in mIoU; its accuracy is 0 / 0, and left out of mAcc. Pixels with t
 is predicted there included.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple, Self
 
 import cv2
 import numpy as np
@@ -17,6 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from e2net.metrics.geometry import to_numpy
+from e2net.metrics.protocol import ResultProtocol
+from e2net.structures import IGNORED
 
 Labels = Tensor | NDArray[Any]
 Counts = NDArray[np.int64]
@@ -54,6 +58,145 @@ class Intervals(NamedTuple):
     classes: dict[str, Float64]
 
 
+@dataclass(frozen=True)
+class LabelProtocol(ResultProtocol):
+    """How label maps are scored.
+
+    Args:
+        boundary: the bands of bIoU are so wide, as a share of an image's diagonal.
+
+    Raises:
+        ValueError: the share is not above 0 and below 1.
+    """
+
+    boundary: float = 0.02
+
+    def __post_init__(self) -> None:
+        if not 0 < self.boundary < 1:
+            raise ValueError(f"protocol.boundary: expected a share of the diagonal, such as 0.02, got {self.boundary}")
+
+    def describe(self) -> dict[str, Any]:
+        """Plain values for a score file."""
+        return {
+            **asdict(self),
+            "resize": "probabilities, bilinear, align_corners=False, to the target's own size; the likeliest class",
+            "mIoU": "intersections and unions summed over the set, then the mean over classes that occur",
+        }
+
+
+class LabelCounts(NamedTuple):
+    """All that is known of one scored image.
+
+    Attributes:
+        counts: (5, K) int64, see ``image_counts``.
+        cells: (m, 2) int64, of its confusion matrix the cells with pixels: row * K + column, and how many.
+    """
+
+    counts: Counts
+    cells: Counts
+
+
+def score_labels(prediction: Labels, labels: Labels, classes: int, protocol: LabelProtocol) -> LabelCounts:
+    """Counts of one image, pixels that are ``IGNORED`` in ``labels`` left out; for the rest see ``image_counts``."""
+    flat = confusion(prediction, labels, classes, IGNORED).ravel()
+    cells = np.flatnonzero(flat)
+    counts = image_counts(prediction, labels, classes, IGNORED, protocol.boundary)
+    return LabelCounts(counts, np.stack([cells, flat[cells]], axis=1))
+
+
+@dataclass(frozen=True)
+class LabelTable:
+    """Counts of the images of one set, ordered by index; a ``SetTable``.
+
+    Attributes:
+        indices: (n,) of the images in their set, ascending, each once.
+        names: of the images, or None.
+        counts: (n, 5, K) int64, see ``image_counts``.
+        matrix: (K, K) int64, the set's confusion matrix: rows are the target's class.
+    """
+
+    indices: list[int]
+    names: list[str | None]
+    counts: Counts = field(repr=False)
+    matrix: Counts = field(repr=False)
+
+    @classmethod
+    def of(cls, classes: int, images: Iterable[tuple[int, str | None, LabelCounts]]) -> Self:
+        """Collects images that were scored one by one: index, name and counts of each, in any order."""
+        ordered = sorted(images, key=lambda image: image[0])
+        counts = np.array([scored.counts for _, _, scored in ordered], np.int64)
+        cells = np.concatenate([np.zeros((0, 2), np.int64), *(scored.cells for _, _, scored in ordered)])
+        return cls(
+            [index for index, _, _ in ordered],
+            [name for _, name, _ in ordered],
+            counts.reshape(-1, len(COUNTS), classes),
+            matrix_of(cells, classes),
+        )
+
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """Names of the scores."""
+        return tuple(HIGHER_IS_BETTER)
+
+    def __len__(self) -> int:
+        """How many images there are."""
+        return len(self.indices)
+
+    def values(self) -> dict[str, float]:
+        """Scores of the set, fractions; see ``scores_from``.
+
+        Raises:
+            ValueError: there is no image.
+        """
+        if not self.indices:
+            raise ValueError("expected scores of at least one image, found none: nothing was scored")
+        return scores_from(self.counts.sum(0))
+
+    def per_image(self) -> list[dict[str, Any]]:
+        """A row an image: "index", "name", then the scores of its own counts; NaN where no pixel counts."""
+        return [
+            {"index": index, "name": name, **scores_from(one)}
+            for index, name, one in zip(self.indices, self.names, self.counts, strict=True)
+        ]
+
+    def intervals(self, seed: int = 0) -> dict[str, tuple[float, float]]:
+        """See ``bootstrap_intervals``."""
+        return bootstrap_intervals(self.counts, seed).scores
+
+    def mean_curves(self) -> dict[str, Tensor]:
+        """There are none."""
+        return {}
+
+    def per_class(self, names: Sequence[str], seed: int = 0) -> list[dict[str, Any]]:
+        """A row a class: its name, pixels, and each of ``CLASS_SCORES`` with the ends of its interval."""
+        total = self.counts.sum(0)
+        found, intervals = class_scores(total), bootstrap_intervals(self.counts, seed).classes
+        return [
+            {
+                "class": name,
+                "pixels": int(total[1, k]),
+                "predicted": int(total[2, k]),
+                **{
+                    f"{score}{end}": float(value)
+                    for score in CLASS_SCORES
+                    for end, value in (
+                        ("", found[score][k]),
+                        ("_low", intervals[score][0, k]),
+                        ("_high", intervals[score][1, k]),
+                    )
+                },
+            }
+            for k, name in enumerate(names)
+        ]
+
+
+def matrix_of(cells: Counts, classes: int) -> Counts:
+    """(K, K) int64 from the ``cells`` (m, 2) of any number of images."""
+    matrix = np.zeros(classes**2, np.int64)
+    np.add.at(matrix, cells[:, 0], cells[:, 1])
+    return matrix.reshape(classes, classes)
+
+
 def confusion(prediction: Labels, labels: Labels, classes: int, ignore: int = _IGNORE) -> Counts:
     """How many pixels of each class were taken for each class.
 
@@ -75,7 +218,9 @@ def confusion(prediction: Labels, labels: Labels, classes: int, ignore: int = _I
     return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
 
 
-def image_counts(prediction: Labels, labels: Labels, classes: int, ignore: int = _IGNORE) -> Counts:
+def image_counts(
+    prediction: Labels, labels: Labels, classes: int, ignore: int = _IGNORE, boundary: float = 0.02
+) -> Counts:
     """Counts of one image, on which all scores of a set depend through their sum.
 
     The bands of bIoU are those of Cheng et al. 2021: pixels of a class at most d pixels along either axis or both from
@@ -84,6 +229,7 @@ def image_counts(prediction: Labels, labels: Labels, classes: int, ignore: int =
 
     Args:
         prediction, labels, classes, ignore: as for ``confusion``.
+        boundary: d as a share of the diagonal.
 
     Returns:
         (5, K) int64, rows as in ``COUNTS``.
@@ -94,7 +240,7 @@ def image_counts(prediction: Labels, labels: Labels, classes: int, ignore: int =
     predicted, target, counted = _pair(prediction, labels, classes, ignore)
     if classes > _MOST:
         raise ValueError(f"expected at most {_MOST} classes, found {classes}")
-    reach = max(1, round(0.02 * float(np.hypot(*target.shape))))
+    reach = max(1, round(boundary * float(np.hypot(*target.shape))))
     near_target = _band(target, counted, reach)
     near_predicted = _band(predicted, counted, reach)
     right = counted & (predicted == target)

@@ -16,6 +16,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Union, cast, get_args, get_origin
 
@@ -589,11 +590,11 @@ def resolve_task(config: dict[str, Any]) -> dict[str, Any]:
     """The same config with what the task leaves to the data filled in, such as the names of classes.
 
     Raises:
-        ValueError: the data do not say it, or ``task`` names no task.
+        ValueError: the data say nothing that can be used, or ``task`` names no task.
     """
     check_part(config, "task")
-    made = _find(config["task"]["_target_"], "task._target_")
-    return {**config, "task": _built(made).resolve(config["task"], config["data"])}  # type: ignore[attr-defined]
+    kinds: list[Any] = [_built(_find(config[key]["_target_"], f"{key}._target_")) for key in ("task", "data")]
+    return {**config, "task": kinds[0].resolve(config["task"], partial(kinds[1].about, config["data"]))}
 
 
 def build_data(settings: dict[str, Any], task: "Task") -> "DenseData":

@@ -25,6 +25,10 @@ Direction = Literal["max", "min"]
 Sampler = Callable[[Array, bool], Array]
 
 
+# What is said of the targets beside the data, such as {"classes": [...]}; read when it is called.
+About = Callable[[], Mapping[str, Any]]
+
+
 class SetScores(Protocol):
     """Collects the scores of one set's images, in one process or several; a torchmetrics class."""
 
@@ -91,6 +95,8 @@ class Task(ABC):
     protocol_fields: ClassVar[tuple[str, ...]] = ()
     # What can be odd about a result on disk without stopping the evaluation: kind, in words.
     problems: ClassVar[Mapping[str, str]] = {"resized": "not of the target's size, resized"}
+    # Of what ``report_files`` writes, patterns of the names.
+    extra_files: ClassVar[tuple[str, ...]] = ()
     # Scores that look at the image.
     image_scores: ClassVar[tuple[str, ...]] = ()
     # Scores of a set that are no mean of its images' scores, and so in no bootstrap of their differences.
@@ -175,6 +181,10 @@ class Task(ABC):
         """Whether a target (h, w) holds anything to learn or to score; a set in which none does is refused."""
         return True
 
+    def key(self) -> Any:
+        """What the canonical targets depend on beside their files, for JSON."""
+        return self.name
+
     # The network
 
     def convert(self, maps: Tensor) -> Tensor:
@@ -186,15 +196,15 @@ class Task(ABC):
         """The prediction (B, K, H, W) as what may be averaged over scales, windows and mirror images, (B, C, H, W)."""
 
     @classmethod
-    def resolve(cls, settings: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    def resolve(cls, settings: Mapping[str, Any], about: About) -> dict[str, Any]:
         """A task's settings with what they leave to the data filled in, as a checkpoint stores them.
 
         Args:
             settings: the ``task`` group of a resolved config.
-            data: its ``data`` group.
+            about: gives what the data say of their targets.
 
         Raises:
-            ValueError: the data do not say it.
+            ValueError: the data say something else than such a task asks.
         """
         return dict(settings)
 
@@ -278,6 +288,15 @@ class Task(ABC):
         Args:
             cache_bytes: memory for what depends on targets alone, which come again in every validation.
         """
+
+    def report_files(self, tables: Mapping[str, SetTable], seed: int) -> dict[str, Callable[[], str | bytes]]:
+        """What a report has beside what every task's has: file names, of ``extra_files``, and what makes their content.
+
+        Args:
+            tables: of all sets, by name.
+            seed: of intervals.
+        """
+        return {}
 
     def with_scores(self, extra: Sequence[str]) -> Self:
         """The same task with more scores.

@@ -49,6 +49,7 @@ from e2net.runs.outputs import check_free, claim
 from e2net.runs.provenance import file_hash, weights_hash, write_environment
 from e2net.runs.resume import check_same_images, check_same_run, images_hash
 from e2net.speed import compile_model
+from e2net.tasks.base import Task
 from e2net.training.averaging import WeightAverage
 from e2net.training.cache import FeatureCache
 from e2net.training.callbacks import CheckpointFile, ResumeState
@@ -58,11 +59,13 @@ from e2net.training.records import MetricsFile, WholeCheckpoints
 
 log = logging.getLogger(__name__)
 
-# What a run leaves in its folder, beside its log.
-_LOGS = ("tensorboard", "wandb", "mlruns")
-RUN_FILES = (CONFIG, ENVIRONMENT, METRICS, CHECKPOINTS, SAMPLES, *_LOGS, *(f"test_{file}" for file in FILES))
-
 T = TypeVar("T")
+
+
+def run_files(task: Task) -> tuple[str, ...]:
+    """Patterns of what a run leaves in its folder, beside its log."""
+    tested = (f"test_{file}" for file in (*FILES, *task.extra_files))
+    return (CONFIG, ENVIRONMENT, METRICS, CHECKPOINTS, SAMPLES, "tensorboard", "wandb", "mlruns", *tested)
 
 
 @dataclasses.dataclass
@@ -86,14 +89,14 @@ def prepare_training(config: dict[str, Any]) -> TrainingJob:
     config = resolve_task(config)
     L.seed_everything(config["seed"], workers=True, verbose=False)
     output = Path(config["run_dir"])
-    resume, content = _resumed(config)
+    task = build_task(config)
+    resume, content = _resumed(config, task)
     auto = config["data"]["batch_size"] == AUTO
     if auto:  # until the model is there to be tried; a resumed run keeps what was found
         found = 1 if content is None else content[KEY]["config"]["data"]["batch_size"]
         config = {**config, "data": {**config["data"], "batch_size": found}}
     if content is not None:
         check_same_run(content[KEY]["config"], config)
-    task = build_task(config)
     data = build_data(config["data"], task)
     criterion, optim = (build(config[key]) for key in ("loss", "optim"))
     predictor = Predictor(config["flip_test"], config["test_scales"])
@@ -134,12 +137,12 @@ def prepare_training(config: dict[str, Any]) -> TrainingJob:
     return TrainingJob(module, data, trainer, output, resume, cache=cache)
 
 
-def _resumed(config: dict[str, Any]) -> tuple[Path | None, dict[str, Any] | None]:
+def _resumed(config: dict[str, Any], task: Task) -> tuple[Path | None, dict[str, Any] | None]:
     """The checkpoint to go on from and its content, if there is one; refuses a folder with another run."""
     resume = None if config["resume"] is None else find_checkpoint(config["resume"], prefer=LAST)
     if is_first_process():
         check_unused(Path(config["run_dir"]), resume)
-        check_free("run_dir", Path(config["run_dir"]), RUN_FILES)
+        check_free("run_dir", Path(config["run_dir"]), run_files(task))
     return resume, None if resume is None else read_checkpoint(resume)
 
 
@@ -274,8 +277,8 @@ def parameter_counts(model: DenseModel) -> str:
 
 def _begin(job: TrainingJob) -> None:
     """Makes the run folder one of this run alone: no scores of an earlier state of it, its config, its history."""
-    claim(job.output, RUN_FILES)
-    clear_report(job.output, TEST_SCORES)
+    claim(job.output, run_files(job.module.task))
+    clear_report(job.output, TEST_SCORES, job.module.task.extra_files)
     for old in (job.output / SAMPLES).glob("test_*.png"):
         old.unlink()
     remove_parts(job.output)
