@@ -139,7 +139,7 @@ class _ChosenData(DenseData):
     """Some images of each test set of other data."""
 
     def __init__(self, data: DenseData, chosen: dict[str, list[str]]) -> None:
-        super().__init__(data.size, data.batch_size, num_workers=0)
+        super().__init__(data.size, data.batch_size, num_workers=0, task=data.task)
         self.test_names = data.test_names
         self._data, self._chosen = data, chosen
 
