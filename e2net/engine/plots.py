@@ -8,10 +8,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from e2net.drawing import contact_sheet
+from e2net.drawing import as_rgb, contact_sheet
 
-# Image (h, w, 3) uint8 RGB or None, mask (h, w) bool, map (h, w) uint8.
-Picture = tuple[NDArray[np.uint8] | None, NDArray[np.bool_], NDArray[np.uint8]]
+# The image, where there is one, target and result, each (h, w, 3) uint8 RGB, or (h, w) grey or bool.
+Picture = Sequence[NDArray[Any] | None]
 
 EXTREMES = 12
 # Every picture of a sheet is fitted into a box of this size, pixels.
@@ -56,7 +56,7 @@ def curve_figure(curves: Mapping[str, Mapping[str, NDArray[np.float64]]]) -> byt
 def extremes_sheet(scored: Sequence[tuple[float, int, str]], picture: Callable[[int], Picture]) -> bytes:
     """The 12 worst images of a set, worst first, and below them the 12 best, best first.
 
-    Each with its image (where there is one), mask and map, and its name and score above. A set of fewer than 24
+    Each with its image (where there is one), target and result, and its name and score above. A set of fewer than 24
     images is halved.
 
     Args:
@@ -84,11 +84,7 @@ def extremes_sheet(scored: Sequence[tuple[float, int, str]], picture: Callable[[
 
 
 def _cell(caption: str, picture: Picture) -> NDArray[Any]:
-    image, mask, prediction = picture
-    grey = [mask.astype(np.uint8) * 255, prediction]
-    shown = [cv2.cvtColor(x, cv2.COLOR_GRAY2RGB) for x in grey]
-    boxes = [_fit(x) for x in ([image] if image is not None else []) + shown]
-    line = cv2.hconcat(boxes)
+    line = cv2.hconcat([_fit(as_rgb(one)) for one in picture if one is not None])
     return cv2.vconcat([_text(caption, line.shape[1], _CAPTION, 0.42), line])
 
 

@@ -151,7 +151,8 @@ class MapFolder:
         """Image, target and result of one position, for a contact sheet."""
         path = self.maps[position]
         assert path is not None
-        return self.targets.image(position), self.targets.target(position), self.task.read_result(path)
+        pair = self.task.side_by_side(self.targets.target(position), self.task.read_result(path))
+        return [self.targets.image(position), *pair]
 
 
 def find_maps(folder: Path, name: str, targets: Targets, task: Task) -> MapFolder:

@@ -58,9 +58,10 @@ def data(tmp_path_factory):
 def overrides(data, request):
     return [
         f"hydra.searchpath=[file://{request.path.parent / 'toy'}]", "experiment=normals", f"data.root={data}",
-        "size=32", "decoder.width=16", "data.batch_size=4", "data.num_workers=0", "data.val_fraction=0.3", "optim.lr=0.003",
+        "size=32", "decoder.width=16", "data.batch_size=4", "data.num_workers=0", "data.val_fraction=0.3",
         "trainer.accelerator=cpu", "trainer.max_epochs=8", "trainer.check_val_every_n_epoch=4", "num_samples=1",
         "encoder.config.hidden_size=24", "encoder.config.intermediate_size=32", "encoder.config.num_hidden_layers=4",
+        "optim.lr=0.003",
     ]  # fmt: skip
 
 
