@@ -21,7 +21,8 @@ def panel_size(shape: Sequence[int]) -> tuple[int, int]:
 
 
 def as_rgb(picture: np.ndarray) -> NDArray[np.uint8]:
-    """A picture (h, w), grey, or (h, w, 3), RGB, as the latter."""
+    """A picture (h, w), uint8 grey or bool, or (h, w, 3) uint8 RGB, as the latter."""
+    picture = picture.astype(np.uint8) * 255 if picture.dtype == np.bool_ else picture
     return cv2.cvtColor(picture, cv2.COLOR_GRAY2RGB) if picture.ndim == 2 else picture  # type: ignore[return-value]
 
 

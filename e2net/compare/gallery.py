@@ -104,7 +104,7 @@ def draw(examples: Sequence[Example], variants: Sequence[Variant], output: Path,
     for e in examples:
         image, target = read_pair(sources[e.test_set], positions[e.test_set][e.stem], task=task)
         both = [task.read_result(maps[i] / e.test_set / f"{e.stem}.png") for i in (e.first, e.second)]
-        loaded.append([image, *(task.shown(values) for values in (target, *both))])
+        loaded.append([image, *task.side_by_side(target, *both)])
     for side in _SIDES:
         pictures = [tuple(_encode(values, side) for values in one) for one in loaded]
         if sum(len(p.uri) for one in pictures for p in one) <= _BYTES:
@@ -139,7 +139,7 @@ class _ChosenData(DenseData):
     """Some images of each test set of other data."""
 
     def __init__(self, data: DenseData, chosen: dict[str, list[str]]) -> None:
-        super().__init__(data.size, data.batch_size, num_workers=0)
+        super().__init__(data.size, data.batch_size, num_workers=0, task=data.task)
         self.test_names = data.test_names
         self._data, self._chosen = data, chosen
 
@@ -153,7 +153,8 @@ def _encode(values: NDArray[Any], side: int) -> Picture:
     scale = min(1.0, side / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     small = cv2.resize(values, size, interpolation=cv2.INTER_AREA) if scale < 1 else values
-    coded = small[..., ::-1] if small.ndim == 3 else small
+    grey = np.ptp(small, axis=2).max() == 0  # a smaller file as such
+    coded = small[..., 0] if grey else small[..., ::-1]
     done, data = cv2.imencode(".jpg", np.ascontiguousarray(coded), [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
     if not done:
         raise ValueError("OpenCV could not encode a picture as JPEG")

@@ -151,7 +151,7 @@ class MapFolder:
         """The image, where it is at hand, target and result of one position, for a contact sheet."""
         path, image = self.maps[position], self.targets.image(position)
         assert path is not None
-        shown = self.task.beside(self.targets.target(position), self.task.read_result(path))
+        shown = self.task.side_by_side(self.targets.target(position), self.task.read_result(path))
         return shown if image is None else [image, *shown]
 
 

@@ -260,12 +260,12 @@ class Task(ABC):
         """Image (H, W, 3) uint8 RGB, target and result (as in a file) side by side, (PANEL, w, 3) uint8 RGB."""
 
     def shown(self, values: Array) -> Array:
-        """A target, or a result as in a file, as a picture: (h, w) or (h, w, 3) uint8 RGB."""
-        return values.astype(np.uint8) * 255 if values.dtype == np.bool_ else values
+        """A target, or a result as in a file, as a picture: (h, w) bool or uint8, or (h, w, 3) uint8 RGB."""
+        return values
 
-    def beside(self, target: Array, values: Array) -> list[Array]:
-        """Target and result (as in a file, or as read) as pictures to compare, (h, w, 3) uint8 RGB of any size."""
-        return [as_rgb(self.shown(target)), as_rgb(self.shown(values))]
+    def side_by_side(self, target: Array, *results: Array) -> list[Array]:
+        """A target and results, as in files, as pictures (h, w, 3) uint8 RGB in which equal colours mean the same."""
+        return [as_rgb(self.shown(values)) for values in (target, *results)]
 
     def overlay(self, image: Array, values: Array) -> Array:
         """Image (h, w, 3) uint8 RGB with a result, as in a file and of the same size, drawn over it; RGB as well."""

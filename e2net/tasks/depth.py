@@ -196,10 +196,11 @@ class Depth(Task):
         metres = self._metres(values)
         return coloured(metres, *_range(metres, metres))
 
-    def beside(self, target: Array, values: Array) -> list[Array]:
-        metres = self._metres(values)
-        low, high = _range(target, metres)
-        return [coloured(x, low, high) for x in (target, metres)]
+    def side_by_side(self, target: Array, *results: Array) -> list[Array]:
+        """In the colours of one scale, that of the target."""
+        metres = [self._metres(values) for values in results]
+        low, high = _range(target, metres[0])
+        return [coloured(x, low, high) for x in (target, *metres)]
 
     def panel(self, image: Array, target: Array, values: Array) -> Array:
         """Image, target and result in the colours of one scale, which stands beside them; unknown depth is black."""

@@ -143,3 +143,10 @@ def test_report_of_runs_without_checkpoints_says_what_it_lacks(tmp_path):
     assert document["differing"] == {"decoder.width": [1, 2, 3]}
     # Every variant is compared to the first.
     assert set(document["differences"]["<b>set"]) == {"two", "<!--BODY-->"}
+
+
+def test_the_task_says_which_scores_have_no_bootstrap(tmp_path):
+    """With one image a maximum over mean curves is the image's own, and says as little about other images."""
+    runs = [fake_run(tmp_path / str(w), {"a": (0.1 * w, 0.2)}, width=w, scores=("S", "Fmax")) for w in (1, 2)]
+    found = compare(runs, tmp_path / "out", cost=False, images=0)
+    assert found.score == "S" and list(found.differences["test"][1]) == ["S"]

@@ -55,6 +55,6 @@ def test_runs_that_yaml_takes_for_something_else(capsys):
 def test_help_lists_every_setting(capsys):
     assert main(["--help"]) == 0 and main([]) == 2
     shown = capsys.readouterr().out
-    for key in ("runs", "output", "tokens", "resamples", "hydra/launcher", "score=S"):
+    for key in ("runs", "output", "tokens", "resamples", "hydra/launcher", "score=null"):
         assert key in shown
     assert max(map(len, help_text(CompareSettings, USAGE).splitlines())) <= 120

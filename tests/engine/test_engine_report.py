@@ -148,7 +148,7 @@ def test_all_files(tmp_path, monkeypatch):
     image, mask = np.full((20, 24, 3), 99, np.uint8), _image(0)[1]
 
     def picture(position):
-        return [image] * (position > 0) + Camouflage().beside(mask, _image(position)[0])
+        return [image] * (position > 0) + Camouflage().side_by_side(mask, _image(position)[0])
 
     results = [_result("one", pictures=picture), _result("two", count=1, seed=7, problems={"extra": ["x.png"]})]
     scores = report(tmp_path, results, "method", {"predictions": "maps"})
@@ -224,7 +224,7 @@ def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
 def test_clear_report_leaves_nothing_of_an_earlier_report(tmp_path):
     def picture(position):
-        return Camouflage().beside(_image(0)[1], _image(position)[0])
+        return Camouflage().side_by_side(_image(0)[1], _image(position)[0])
 
     for name in ("scores", "test_scores"):
         report(tmp_path, [_result("one", pictures=picture)], "method", {}, name=name)

@@ -347,8 +347,8 @@ def test_proportions_are_kept_on_request(model):
     shapes = [(60, 120), (120, 60)] * 9 + [(200, 10)] + [(60, 120)] * 30
     images = [cv2.resize(PAIRS.read(0)[0], (w, h)) for h, w in shapes]
     seen = []
-    plain = type(model).probabilities
-    model.probabilities = lambda image: seen.append(tuple(image.shape)) or plain(model, image)
+    plain = type(model).activated
+    model.activated = lambda image: seen.append(tuple(image.shape)) or plain(model, image)
     try:
         results = list(model.predict(images, batch_size=4, keep_aspect=True))
         assert [r.prob.shape for r in results] == shapes
@@ -357,7 +357,7 @@ def test_proportions_are_kept_on_request(model):
         for i in (0, 1, 18, 19, len(images) - 1):
             assert np.allclose(results[i].prob, model.predict(images[i], keep_aspect=True).prob, atol=1e-5)
     finally:
-        del model.probabilities
+        del model.activated
 
 
 def test_a_rare_shape_does_not_hold_back_the_others(model):

@@ -317,8 +317,8 @@ def test_every_setting_changes_something(run, photos, tmp_path, monkeypatch, cap
     elif key == "output":
         assert _predict(run, photos, tmp_path / "elsewhere") == 0 and (tmp_path / "elsewhere" / "maps").is_dir()
     elif key == "batch_size":
-        seen, real = [], segmenter.Segmenter.probabilities
-        monkeypatch.setattr(segmenter.Segmenter, "probabilities", lambda s, x: seen.append(len(x)) or real(s, x))
+        seen, real = [], segmenter.Segmenter.activated
+        monkeypatch.setattr(segmenter.Segmenter, "activated", lambda s, x: seen.append(len(x)) or real(s, x))
         assert _predict(run, photos, tmp_path / "out", "batch_size=2") == 0 and seen == [2, 1]
     else:
         assert key == "threads"
@@ -376,7 +376,7 @@ def test_memory_that_does_not_suffice_is_said_on_one_line(run, photos, tmp_path,
     def full(self, image):
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: not enough memory: you tried ...")
 
-    monkeypatch.setattr(segmenter.Segmenter, "probabilities", full)
+    monkeypatch.setattr(segmenter.Segmenter, "activated", full)
     assert _predict(run, photos, tmp_path / "out") == 2
     assert capsys.readouterr().err.strip().endswith("error: the memory does not suffice; try batch_size=4")
 
