@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from e2net.tasks import Camouflage, Depth, Semantic
+
 # Each of them takes a second or more to import.
 HEAVY = {"torch", "lightning", "torchmetrics", "transformers", "timm", "peft", "torchvision"}
 PACKAGE = Path(__file__).parent.parent / "e2net"
@@ -73,6 +75,18 @@ def test_layers_import_only_what_is_below_them():
             if parts[0] in FRAMEWORKS:
                 assert str(relative) in FRAMEWORKS[parts[0]], f"{relative} imports {name}"
     assert seen == set(ALLOWED)
+
+
+def test_no_program_knows_one_task():
+    """Neither a score's name, nor an activation, nor a task's own modules: they ask ``tasks.base``."""
+    scores = {name for task in (Camouflage, Depth, Semantic) for name in task.directions if len(name) > 1}
+    for room in ("training", "evaluation", "predict", "compare", "profile"):
+        for file in (PACKAGE / room).rglob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text())):
+                assert not (isinstance(node, ast.Constant) and node.value in scores), f"{file} names {node.value}"
+                assert not (isinstance(node, ast.Attribute) and node.attr == "sigmoid"), f"{file} has a sigmoid"
+            own = {name for name in _imports(file) if name.startswith(("e2net.tasks", "e2net.metrics", "e2net.losses"))}
+            assert own <= {"e2net.tasks.base", "e2net.metrics.table", "e2net.losses"}, f"{file} imports {own}"
 
 
 def test_importing_the_package_has_no_side_effects():

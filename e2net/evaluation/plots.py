@@ -54,7 +54,7 @@ def curve_figure(curves: Mapping[str, Mapping[str, NDArray[np.float64]]]) -> byt
 
 
 def extremes_sheet(
-    scored: Sequence[tuple[float, int, str]], pictures: Callable[[int], Pictures], by: str = "S", falling: bool = False
+    scored: Sequence[tuple[float, int, str]], pictures: Callable[[int], Pictures], by: str, falling: bool = False
 ) -> bytes:
     """The 12 worst images of a set, worst first, and below them the 12 best, best first.
 

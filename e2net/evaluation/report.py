@@ -239,14 +239,51 @@ def write_report(
         name: of the score files; ends in "scores".
     """
     prefix = name.removesuffix("scores")
-    values = {r.label: r.values() for r in results}
-    columns = list(next(iter(values.values())))
-    images = {r.label: r.scores.per_image() for r in results}
-    curves = {r.label: {k: v.numpy() for k, v in r.scores.mean_curves().items()} for r in results}
 
     def write(file: str, content: str | bytes) -> None:
         write_atomically(folder / (prefix + file), content)
 
+    for file, lines in _tables(results, intervals).items():
+        text = io.StringIO()
+        csv.writer(text).writerows(lines)
+        write(file, text.getvalue())
+    write("table.tex", latex_rows(method, results))
+    write("table.md", markdown_rows(method, results))
+    problems = {r.label: {k: list(v) for k, v in r.problems.items()} for r in results}
+    for label, file, draw in _pictures(results, about.get("bootstrap", {}).get("seed", 0)):
+        try:
+            write(file, draw())
+        except Exception as error:  # the scores are worth more than a picture of them
+            log.warning("%s%s could not be drawn: %s", prefix, file, error)
+            problems[label].setdefault("pictures", []).append(f"{file}: {error}")
+    document = {
+        "e2net": e2net.__version__,
+        "method": method,
+        **about,
+        "protocol": results[0].protocol,
+        "scores": {r.label: r.values() for r in results},
+        "intervals": intervals,
+        "sets": {
+            r.label: {
+                "data_set": r.name,
+                "maps": len(r.scores),
+                "masks": len(r.stems),
+                "file_list_sha256": stems_hash(r.stems),
+                "masks_sha256": r.masks_sha256,
+                "protocol": r.protocol,
+                "problems": problems[r.label],
+            }
+            for r in results
+        },
+    }
+    write("scores.json", json.dumps(_plain(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _tables(results: Sequence[SetResult], intervals: dict[str, dict[str, Interval]]) -> dict[str, list[list[Any]]]:
+    """The lines of each CSV file."""
+    values = {r.label: r.values() for r in results}
+    columns = list(next(iter(values.values())))
+    images = {r.label: r.scores.per_image() for r in results}
     tables: dict[str, list[list[Any]]] = {
         "scores.csv": [
             ["test_set", *columns, "maps", "masks", *results[0].task.protocol_fields, "file_list_sha256"],
@@ -266,61 +303,36 @@ def write_report(
             *([label, row["name"], *(row[k] for k in columns)] for label, rows in images.items() for row in rows),
         ],
     }
+    curves = _curves(results)
     if any(curves.values()):
         names = list(next(iter(curves.values())))
         tables["curves.csv"] = [
             ["test_set", "threshold", *names],
             *([label, t, *(c[k][t] for k in names)] for label, c in curves.items() for t in range(256)),
         ]
-    for file, lines in tables.items():
-        text = io.StringIO()
-        csv.writer(text).writerows(lines)
-        write(file, text.getvalue())
-    write("table.tex", latex_rows(method, results))
-    write("table.md", markdown_rows(method, results))
+    return tables
 
-    problems = {r.label: {k: list(v) for k, v in r.problems.items()} for r in results}
-    pictures: list[tuple[str, str, Callable[[], str | bytes]]] = []
+
+def _curves(results: Sequence[SetResult]) -> dict[str, dict[str, Any]]:
+    return {r.label: {k: v.numpy() for k, v in r.scores.mean_curves().items()} for r in results}
+
+
+def _pictures(results: Sequence[SetResult], seed: int) -> list[tuple[str, str, Callable[[], str | bytes]]]:
+    """Whose problem it is if it fails, the file's name, and what draws it: pictures, and the task's own files."""
+    curves = _curves(results)
+    found: list[tuple[str, str, Callable[[], str | bytes]]] = []
     if any(curves.values()):
-        pictures.append((results[0].label, "curves.png", lambda: curve_figure(curves)))
+        found.append((results[0].label, "curves.png", lambda: curve_figure(curves)))
     for result in results:
         if result.pictures is not None:
             by = result.task.monitor
-            rows = [row for row in images[result.label] if not math.isnan(row.get(by, math.nan))]
+            rows = [row for row in result.scores.per_image() if not math.isnan(row.get(by, math.nan))]
             scored = [(row[by], row["index"], printable(row["name"])) for row in rows]
             if scored:
                 sheet = _Sheet(scored, result.pictures, by, result.task.directions[by] == "min")
-                pictures.append((result.label, f"worst_best_{result.name}.png", sheet))
-    own = results[0].task.report_files({r.label: r.scores for r in results}, about.get("bootstrap", {}).get("seed", 0))
-    pictures += [(results[0].label, file, draw) for file, draw in own.items()]
-    for label, file, draw in pictures:
-        try:
-            write(file, draw())
-        except Exception as error:  # the scores are worth more than a picture of them
-            log.warning("%s%s could not be drawn: %s", prefix, file, error)
-            problems[label].setdefault("pictures", []).append(f"{file}: {error}")
-
-    document = {
-        "e2net": e2net.__version__,
-        "method": method,
-        **about,
-        "protocol": results[0].protocol,
-        "scores": values,
-        "intervals": intervals,
-        "sets": {
-            r.label: {
-                "data_set": r.name,
-                "maps": len(images[r.label]),
-                "masks": len(r.stems),
-                "file_list_sha256": stems_hash(r.stems),
-                "masks_sha256": r.masks_sha256,
-                "protocol": r.protocol,
-                "problems": problems[r.label],
-            }
-            for r in results
-        },
-    }
-    write("scores.json", json.dumps(_plain(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+                found.append((result.label, f"worst_best_{result.name}.png", sheet))
+    own = results[0].task.report_files({r.label: r.scores for r in results}, seed)
+    return [*found, *((results[0].label, file, draw) for file, draw in own.items())]
 
 
 def _plain(value: Any) -> Any:

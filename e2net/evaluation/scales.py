@@ -10,7 +10,6 @@ from torch import Tensor
 
 from e2net.datasets.transforms import Size
 from e2net.tasks.base import Task
-from e2net.tasks.camouflage import Camouflage
 
 # Tells these draws from the augmentation's, which come from (seed, epoch, position).
 _STREAM = 1
@@ -71,7 +70,7 @@ class RandomScale:
         return self.scales[int(rng.integers(len(self.scales)))]
 
     def __call__(
-        self, image: Tensor, target: Tensor, multiple: int, epoch: int, batch: int, task: Task | None = None
+        self, image: Tensor, target: Tensor, multiple: int, epoch: int, batch: int, task: Task
     ) -> tuple[Tensor, Tensor]:
         """Resizes one batch, bilinearly with antialiasing.
 
@@ -80,7 +79,7 @@ class RandomScale:
             target: (B, 1, H, W), what the loss takes.
             multiple: the new height and width are multiples of it, pixels.
             epoch, batch: which batch this is.
-            task: whose targets these are; None: camouflage.
+            task: whose targets these are.
 
         Returns:
             Image (B, 3, H', W') and target (B, 1, H', W').
@@ -89,7 +88,7 @@ class RandomScale:
         if size == tuple(image.shape[-2:]):
             return image, target
         with torch.autocast(image.device.type, enabled=False):
-            return resize(image, size), (task or Camouflage()).resize_batch(target, size)
+            return resize(image, size), task.resize_batch(target, size)
 
 
 def resize(image: Tensor, size: Size) -> Tensor:

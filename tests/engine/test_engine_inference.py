@@ -154,11 +154,11 @@ def test_training_batches_are_resized():
     image = torch.rand(2, 3, 64, 96)
     mask = torch.zeros(2, 1, 64, 96)
     mask[..., :32, 48:] = 1
-    small, small_mask = RandomScale((0.5,))(image, mask, 16, 0, 0)
+    small, small_mask = RandomScale((0.5,))(image, mask, 16, 0, 0, Camouflage())
     assert small.shape == (2, 3, 32, 48) and small_mask.shape == (2, 1, 32, 48)
     assert torch.equal(small_mask, mask[..., ::2, ::2])  # edges lie between pixels at both sizes
     assert torch.allclose(small.mean((-2, -1)), image.mean((-2, -1)), atol=0.02)
-    same, same_mask = RandomScale()(image, mask, 16, 0, 0)
+    same, same_mask = RandomScale()(image, mask, 16, 0, 0, Camouflage())
     assert same is image and same_mask is mask
     with pytest.raises(ValueError, match="train_scales"):
         RandomScale((-1.0,))

@@ -258,7 +258,7 @@ def test_sheet_shows_each_image_once():
 
     for count, expected in ((1, [0]), (5, [0, 1, 2, 4, 3]), (30, [*range(12), *range(29, 17, -1)])):
         shown.clear()
-        extremes_sheet([(i / count, i, f"größe{i}" * 9) for i in range(count)], picture)
+        extremes_sheet([(i / count, i, f"größe{i}" * 9) for i in range(count)], picture, "S")
         assert shown == expected
         shown.clear()  # less is better
         extremes_sheet([(-i / count, i, f"größe{i}") for i in range(count)], picture, "RMSE", falling=True)

@@ -20,6 +20,7 @@ from e2net.evaluation.scales import RandomScale
 from e2net.losses import Criterion
 from e2net.model import DenseModel
 from e2net.runs import build
+from e2net.tasks import Camouflage
 from e2net.training.step import leave_out_unused, step
 
 META = torch.device("meta")
@@ -131,7 +132,7 @@ def test_every_encoder_under_every_tuning(groups):
 
 def test_batches_are_resized_where_they_are():
     image, mask = RandomScale((0.5,))(torch.rand(2, 3, 64, 64, device=META), torch.ones(2, 1, 64, 64, device=META), 16,
-                                      0, 0)  # fmt: skip
+                                      0, 0, Camouflage())  # fmt: skip
     assert image.device == mask.device == META and image.shape[-1] == 32
 
 
