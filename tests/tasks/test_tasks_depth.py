@@ -1,6 +1,7 @@
 """Depth through the whole program, on generated pictures; and what depth files may and may not hold."""
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import torch
 from conftest import ROOT
 from engine.tiny import TINY, rows_of, tiny_job
 from hydra import compose, initialize_config_dir
+from torch import distributed as dist
 
 from e2net.datasets import Augment, FolderPairs, ProceduralPairs, Resize
 from e2net.evaluation import evaluate, prepare_evaluation
@@ -342,25 +344,26 @@ def test_table_leaves_out_images_without_a_valid_pixel():
         DepthTable.of([]).values()
 
 
-PROCESS = """
-import sys, numpy as np, torch.distributed as dist
-from e2net.metrics import DepthSetScores
-rank, store = int(sys.argv[1]), sys.argv[2]
-dist.init_process_group("gloo", init_method="file://" + store, rank=rank, world_size=2)
-scores = DepthSetScores()
-for index in ([0, 1, 2] if rank == 0 else [2]):  # the last one is a sampler's padding
-    scores.update(np.full((3, 4), 1.0 + index), np.full((3, 4), 1.0), index, f"image{index}")
-found = {k: float(v) for k, v in scores.compute().items()}
-assert [row["name"] for row in scores.table().per_image()] == ["image0", "image1", "image2"]
-assert abs(found["RMSE"] - 1) < 1e-12, found
-dist.destroy_process_group()
-"""
+def _score_in_process(rank, store):
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    scores = DepthSetScores()
+    for index in [0, 1, 2] if rank == 0 else [2]:  # the last one is a sampler's padding
+        scores.update(np.full((3, 4), 1.0 + index), np.full((3, 4), 1.0), index, f"image{index}")
+    found = {name: float(value) for name, value in scores.compute().items()}
+    assert [row["name"] for row in scores.table().per_image()] == ["image0", "image1", "image2"]
+    assert found["RMSE"] == pytest.approx(1, abs=1e-12)
+    dist.destroy_process_group()
 
 
 def test_two_processes_count_each_image_once(tmp_path):
-    command = [sys.executable, "-c", PROCESS]
-    started = [subprocess.Popen([*command, str(rank), str(tmp_path / "store")], cwd=ROOT) for rank in range(2)]
-    assert [process.wait(120) for process in started] == [0, 0]
+    # Forked: to import torch anew would take most of the time.
+    context = multiprocessing.get_context("fork")
+    started = [context.Process(target=_score_in_process, args=(rank, tmp_path / "store")) for rank in range(2)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(120)
+    assert [process.exitcode for process in started] == [0, 0]
     scores = DepthSetScores()
     with pytest.raises(ValueError, match="no image was scored"):
         scores.compute()
