@@ -244,8 +244,10 @@ def test_no_list_or_table_takes_what_is_no_number(value):
 class Buggy(LinearDecoder):
     """Somebody's new decoder."""
 
-    def __init__(self, channels, strides, kind: str = "type", out_channels: int = 1):
-        super().__init__(channels, strides, out_channels)
+    def __init__(
+        self, channels, strides, kind: str = "type", out_channels: int = 1, last_only: bool = False, dropout: float = 0
+    ):
+        super().__init__(channels, strides, out_channels, last_only, dropout)
         if kind == "type":
             len(5)
         elif kind == "attribute":

@@ -84,7 +84,7 @@ def test_training_learns_and_evaluation_scores_what_is_written(run, tmp_path):
     assert cv2.imread(str(tmp_path / "eval" / "worst_best_procedural.png")).std() > 5
     assert json.loads((tmp_path / "eval" / "scores.json").read_text())["sets"]["procedural"]["problems"] == {}
 
-    # The same maps against the same depth, as files: to the last bit, as targets are of whole millimetres below.
+    # The same maps against the same depth, as files: up to the millimetre, as targets are of whole millimetres below.
     pairs = _write_set(tmp_path / "data" / "procedural")
     given = ["task=depth", f"data.root={tmp_path / 'data'}", "data.test=[procedural]", "num_workers=0"]
     of_files = _evaluate(*given, f"predictions={tmp_path / 'eval' / 'maps'}", f"output={tmp_path / 'files'}")
