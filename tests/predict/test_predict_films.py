@@ -58,7 +58,7 @@ def test_a_full_disk_leaves_no_film_no_picture_and_no_annotation(run, tmp_path, 
 def test_objects_that_do_not_fit_are_a_failure_too(run, tmp_path, capsys):
     for i in range(30):
         cv2.imwrite(str(tmp_path / f"{i}.png"), NOISE[:8, :8])
-    with _files_of_at_most(2500):
+    with _files_of_at_most(1000):
         assert _predict(run, f"{tmp_path}/*.png", tmp_path / "out", "rle=true", "overlays=false") == 1
     error = capsys.readouterr().err
     assert "objects.json: " in error and "File too large" in error and "1 of 30 files failed" in error
