@@ -24,6 +24,10 @@ TINY = {
 
 
 def _compose(*overrides, name="train"):
+    for one in overrides:  # what belongs to another task than the default
+        group, _, option = one.partition("=")
+        if group in ("loss", "protocol") and (CONF / "task" / f"{option}.yaml").is_file():
+            overrides = (f"task={option}", *overrides)
     required = ["run_dir=unused"] if name == "train" else ["ckpt=unused", "output=unused"]
     if not any(o.startswith("data=procedural") for o in overrides) and any(o.startswith("data=") for o in overrides):
         required.append("data.root=unused")
@@ -45,9 +49,7 @@ def _targets(node, path=""):
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_option_matches_its_constructor_and_builds(option):
-    group, name = option.split("=")
-    of_task = group in ("loss", "protocol") and f"task={name}" in OPTIONS
-    config = resolve_task(_compose(option, *([f"task={name}"] if of_task else [])))
+    config = resolve_task(_compose(option))
     for path, node in _targets(config):
         target = get_object(node["_target_"])
         parameters = inspect.signature(target).parameters
