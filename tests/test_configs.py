@@ -49,9 +49,7 @@ def _targets(node, path=""):
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_option_matches_its_constructor_and_builds(option):
-    group, name = option.split("=")
-    of_task = group in ("loss", "protocol") and f"task={name}" in OPTIONS
-    config = resolve_task(_compose(option, *([f"task={name}"] if of_task else [])))
+    config = resolve_task(_compose(option))
     for path, node in _targets(config):
         target = get_object(node["_target_"])
         parameters = inspect.signature(target).parameters
