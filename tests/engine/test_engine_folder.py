@@ -170,10 +170,13 @@ def test_every_setting_of_a_resumed_run_is_the_same_or_may_differ():
     """A walk over all keys of configs that together have every group's option."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         configs = [compose("train", ["run_dir=x", "resume=y"])]
+        tasks = {file.stem for file in (ROOT / "conf" / "task").glob("*.yaml")}
         for group in sorted(p for p in (ROOT / "conf").iterdir() if p.is_dir() and p.name not in ("experiment",)):
             for file in sorted(group.glob("*.yaml")):
                 needed = ["encoder.path=p"] if file.stem in ("local", "timm", "timm_convnext") else []
                 needed += ["data.root=r"] if group.name == "data" and "root: ???" in file.read_text() else []
+                # A task's own loss and protocol look at its settings.
+                needed += [f"task={file.stem}"] if group.name in ("loss", "protocol") and file.stem in tasks else []
                 configs.append(compose("train", ["run_dir=x", "resume=y", f"{group.name}={file.stem}", *needed]))
         configs = [resolve(config) for config in configs]
     seen = set()
