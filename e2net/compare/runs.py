@@ -23,6 +23,8 @@ from e2net.tasks.base import Task
 SCORES, PER_IMAGE = "test_scores.json", "test_per_image.csv"
 # Says where a run is, not what it is; the last three change nothing about a result.
 _PLACES = {"run_dir", "resume", "num_samples", "data.num_workers", "trainer.log_every_n_steps"}
+# Neither does what these groups begin with: where curves go, and what is shown meanwhile.
+_SHOWN = ("logger.", "callbacks.progress.", "callbacks.learning_rate.")
 _SEEDS = {"seed", "data.seed"}
 # What a variant is named after first, if it differs.
 _TELLING = ("encoder", "tuning", "neck", "decoder", "loss", "optim", "data")
@@ -161,7 +163,7 @@ def read_run(folder: str | Path) -> Run:
 def identity(config: dict[str, Any], seeds: bool = False) -> dict[str, Any]:
     """What a result depends on: the flattened config without places and, unless asked for, without seeds."""
     left_out = _PLACES if seeds else _PLACES | _SEEDS
-    return {k: v for k, v in flatten(config).items() if k not in left_out}
+    return {k: v for k, v in flatten(config).items() if k not in left_out and not k.startswith(_SHOWN)}
 
 
 def config_key(config: dict[str, Any]) -> str:

@@ -63,6 +63,9 @@ def test_diff_shows_what_is_not_there():
 def test_key_depends_on_what_the_result_does():
     config = {"seed": 0, "lr": 0.1, "data": {"num_workers": 4}}
     assert config_key(config) == config_key({**config, "data": {"num_workers": 0}, "run_dir": "x", "resume": "y"})
+    shown = {"logger": {"_target_": "a", "project": "b"}, "callbacks": {"progress": {"_target_": "c"}}}
+    assert config_key(config) == config_key({**config, **shown})
+    assert config_key(config) != config_key({**config, "callbacks": {"early_stopping": {"patience": 3}}})
     assert len({config_key(config), config_key({**config, "seed": 1}), config_key({**config, "lr": 0.2})}) == 3
 
 
