@@ -19,7 +19,8 @@ _SPLIT = ("train", "val_fraction", "val")
 def inherit(config: DictConfig, given: Sequence[str]) -> DictConfig:
     """Fills an evaluation config from its checkpoint: ``size`` where null, ``data`` unless its group or root is given.
 
-    Without those ``data`` is that of training, with what was given of it.
+    Without those ``data`` is that of training, with what was given of it. With them too, ``data.test=validation`` means
+    what was held out in training.
 
     Args:
         config: a composed ``conf/eval.yaml``, with ``ckpt`` or ``predictions``.
@@ -40,9 +41,13 @@ def inherit(config: DictConfig, given: Sequence[str]) -> DictConfig:
     resized = config.size is not None
     if not resized:
         config.size = trained.get("size")
-    if "data" in keys or "data.root" in keys:
-        return config
     data: Any = dict(trained.get("data") or {})
+    if "data" in keys or "data.root" in keys:
+        if config.data.get("test") == VALIDATION:  # the images that were held out in training, not some others
+            for key in _SPLIT:
+                if key in data and key in config.data and f"data.{key}" not in keys:
+                    config.data[key] = data[key]
+        return config
     asked: Any = OmegaConf.to_container(config.data)
     if resized:
         data["size"] = "${size}"

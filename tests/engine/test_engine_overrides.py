@@ -179,6 +179,20 @@ def test_a_data_group_or_root_starts_from_its_own_defaults(trained):
         assert _facts(_prepare(trained, "data=procedural", override)) != before, override
 
 
+def test_what_was_held_out_in_training_is_what_is_held_out_wherever_the_data_lie(trained, tmp_path):
+    """By the defaults of a new root, images that were trained on would be scored as validation."""
+    moved = [f"data.root={trained}/data", "data.test=validation"]
+    with pytest.raises(ValueError, match="no images are held out"):
+        _prepare(trained, *moved)
+    content = torch.load(trained / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    content[KEY]["config"]["data"] |= {"val": ["1", "3"], "train": "a"}
+    torch.save(content, tmp_path / "other.ckpt")
+    for more in ([], ["data=folder"]):
+        data = _prepare(trained, f"ckpt={tmp_path}/other.ckpt", *more, *moved).data
+        assert data.val_names() == ["1", "3"] and data.train == "a"
+    assert _prepare(trained, f"ckpt={tmp_path}/other.ckpt", *moved, "data.val=['2']").data.val_names() == ["2"]
+
+
 def test_maps_on_disk_use_or_refuse_every_key(trained, tmp_path):
     for name in ("test", "a"):
         for i in range(4):
