@@ -34,10 +34,10 @@ def prepare_evaluation(config: dict[str, Any]) -> Union["EvaluationJob", Predict
     task = scored_task(config)
     check_free("output", Path(config["output"]), evaluation_files(config["predictions"] is None, task.extra_files))
     if config["predictions"] is not None:
-        return prepare_predictions(config)
+        return prepare_predictions(config, task)
     from e2net.evaluation.test import prepare_test
 
-    return prepare_test(config)
+    return prepare_test(config, task)
 
 
 def evaluate(job: Union["EvaluationJob", PredictionJob]) -> Scores:

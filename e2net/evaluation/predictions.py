@@ -485,17 +485,18 @@ class PredictionJob:
         return results
 
 
-def prepare_predictions(config: dict[str, Any]) -> PredictionJob:
+def prepare_predictions(config: dict[str, Any], task: Task) -> PredictionJob:
     """Finds the map of every mask of the test sets.
 
     Args:
         config: a resolved ``conf/eval.yaml`` with ``predictions``.
+        task: by which they are scored, see :func:`scored_task`.
 
     Raises:
         FileNotFoundError, ValueError: a setting or a folder is wrong.
         UnusableMapsError: maps are missing and ``allow_missing`` is not set.
     """
-    task, options = scored_task(config), ReportOptions.of(config)
+    options = ReportOptions.of(config)
     options.variants(task)  # while it costs nothing
     if not isinstance(config["allow_missing"], bool):
         raise ValueError(f"expected allow_missing as true or false, found {config['allow_missing']!r}")

@@ -20,7 +20,6 @@ from e2net.evaluation.predictions import (
     ReportOptions,
     find_maps,
     score_maps,
-    scored_task,
     targets_of,
 )
 from e2net.evaluation.report import Scores, SetResult, clear_report, report
@@ -35,6 +34,7 @@ from e2net.runs.folder import (
     TEST_SCORES,
 )
 from e2net.runs.provenance import config_hash, file_hash
+from e2net.tasks.base import Task
 
 log = logging.getLogger(__name__)
 
@@ -53,16 +53,17 @@ class EvaluationJob:
     checkpoint_sha256: str | None = None
 
 
-def prepare_test(config: dict[str, Any]) -> EvaluationJob:
+def prepare_test(config: dict[str, Any], task: Task) -> EvaluationJob:
     """Rebuilds the model of a checkpoint and checks the test sets.
 
     Args:
         config: a resolved ``conf/eval.yaml`` with ``ckpt``, see :func:`~e2net.runs.overrides.inherit`.
+        task: by which its test sets are scored, see :func:`~e2net.evaluation.predictions.scored_task`.
 
     Raises:
-        ValueError, FileNotFoundError: see :func:`prepare_training`.
+        ValueError, FileNotFoundError: a setting, a file or the data is wrong.
     """
-    task, options = scored_task(config), ReportOptions.of(config)
+    options = ReportOptions.of(config)
     options.variants(task)  # while it costs nothing
     checkpoint = find_checkpoint(config["ckpt"])
     digest = file_hash(checkpoint)
