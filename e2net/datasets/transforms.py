@@ -184,8 +184,9 @@ class Augment:
             matrix, factor = self._draw(*frame[::-1], size, flipped, False, None, rng)
         else:
             matrix, factor = self._keeping(mask, size, flipped, moving, rng)
-        moved = task.resample(target, lambda array, nearest: _warp(array, matrix, size, factor, frame, nearest))
-        return _warp(image, matrix, size, factor, frame), task.turned(moved, matrix[:, :2])
+        warped = task.resample(target, lambda array, nearest: _warp(array, matrix, size, factor, frame, nearest))
+        part = size[0] * size[1] * abs(float(np.linalg.det(matrix[:, :2]))) / (frame[0] * frame[1])  # of the image
+        return _warp(image, matrix, size, factor, frame), task.moved(warped, matrix[:, :2], part**-0.5)
 
     def _keeping(
         self, mask: np.ndarray, size: Size, flipped: bool, moving: bool, rng: np.random.Generator

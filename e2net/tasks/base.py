@@ -135,12 +135,13 @@ class Task(ABC):
     def resize_batch(self, target: Tensor, size: Sequence[int]) -> Tensor:
         """Targets (B, 1, H, W) of a batch at another size."""
 
-    def turned(self, target: Array, linear: Array) -> Array:
-        """A target that ``resample`` has moved, where its values themselves are directions in the image.
+    def moved(self, target: Array, linear: Array, zoom: float) -> Array:
+        """A target that ``resample`` has moved, where its values themselves depend on how the image lies.
 
         Args:
             target: moved.
             linear: (2, 2), by which (x, y) in the moved target becomes (x, y) in the original.
+            zoom: how many times larger (a side) things are than in the whole image at the same size.
         """
         return target
 

@@ -41,6 +41,9 @@ class Depth(Task):
         minimum, maximum: metres; the range of predictions. Pixels beyond it are not learned from.
         scale: metres in one unit of target files of whole numbers.
         result_scale: metres in one unit of the result files.
+        fixed_camera: all images, those of the test too, are whole images of one camera. A crop that training enlarges
+            then looks as if taken from nearer, and its depth is divided by the enlargement (the label transform of
+            Metric3D, Yin et al. 2023). Without it a crop keeps its depth.
 
     Raises:
         ValueError: an empty range, an unknown head, or a range that 16 bits cannot hold.
@@ -53,6 +56,7 @@ class Depth(Task):
     maximum: float = 10.0
     scale: float = 0.001
     result_scale: float = 0.001
+    fixed_camera: bool = False
 
     name = "depth"
     target_name = "depth map"
@@ -131,6 +135,12 @@ class Depth(Task):
     def resample(self, target: Array, sample: Sampler) -> NDArray[np.float32]:
         # Between an object and what lies behind it is no depth.
         return sample(target, True)
+
+    def moved(self, target: Array, linear: Array, zoom: float) -> NDArray[np.float32]:
+        return (target / zoom).astype(np.float32) if self.fixed_camera else target
+
+    def key(self) -> list[Any]:
+        return [self.name, self.minimum, self.maximum, self.scale, self.fixed_camera]
 
     def resize_batch(self, target: Tensor, size: Sequence[int]) -> Tensor:
         return resize_nearest(target, size)

@@ -188,6 +188,28 @@ def test_moving_a_target_never_makes_a_new_depth():
     assert torch.equal(task.unpack(packed[0], depth.shape), batch[0])
 
 
+@pytest.mark.parametrize("size", [(32, 40), (96, 20)])
+@pytest.mark.parametrize("part", [1.0, 0.64, 0.25])
+def test_what_a_fixed_camera_sees_enlarged_is_nearer_by_as_much(size, part):
+    image, depth = np.zeros((60, 90, 3), np.uint8), np.full((60, 90), 4, np.float32)
+    depth[:, ::3] = 0  # unknown
+    augment = Augment(flip=0.5, scale=(part, part), rotate=0, colour=0, noise=0)
+    for seed in range(6):
+        for fixed in (False, True):
+            _, moved = augment(image, depth, size, np.random.default_rng(seed), Depth(fixed_camera=fixed))
+            known = moved[moved > 0]
+            assert moved.dtype == np.float32 and known.size, seed
+            np.testing.assert_allclose(known, 4 * part**0.5 if fixed else 4, rtol=1e-6)
+    _, resized = Resize(size, Depth(fixed_camera=True))(image, depth)
+    assert set(np.unique(resized)) == {0, 4}
+
+
+def test_a_cache_of_other_depths_is_another_one():
+    keys = [Depth(**o).key() for o in ({}, {"maximum": 5.0}, {"minimum": 1.0}, {"scale": 1.0}, {"fixed_camera": True})]
+    assert len({json.dumps(key) for key in keys}) == len(keys)
+    assert Depth(head="bins", bins=8).key() == keys[0]
+
+
 def test_files_of_every_kind_hold_the_same_depth(tmp_path):
     metres = np.array([[0.5, 1.25, 0], [9.999, 2, 3]], np.float32)
     units = np.rint(metres * 1000).astype(np.uint16)

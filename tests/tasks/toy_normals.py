@@ -117,7 +117,7 @@ class Normals(Task):
     def resample(self, target, sample):
         return sample(target, True)
 
-    def turned(self, target, linear):
+    def moved(self, target, linear, zoom):
         # Without its scale: a turn, perhaps mirrored.
         left, _, right = np.linalg.svd(linear)
         return np.concatenate([target[..., :2] @ (left @ right).astype(np.float32), target[..., 2:]], axis=2)
