@@ -272,7 +272,7 @@ def check_cache(at: Context) -> str:
     """A frozen encoder with its features on disk."""
     job = at.prepare("tuning=frozen", "cache.views=1", f"cache.folder={at.folder / 'cache'}")
     scores = train(job)["procedural"]
-    features = next(iter(job.data.train_dataloader())).features
+    features = next(iter(job.data.train_dataloader())).image.maps
     expect(len(features) == 4, "no features in a batch")
     return f"S {scores['S']:.3f}, features {features[0].dtype}"
 

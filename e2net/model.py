@@ -8,7 +8,7 @@ from e2net.decoders import Decoder, Pyramid
 from e2net.decoders.necks import Identity
 from e2net.decoders.pyramid import PyramidName
 from e2net.encoders import Encoder, Tuning
-from e2net.structures import Output
+from e2net.structures import Images, Output
 from e2net.tasks.base import Task
 from e2net.tasks.camouflage import Camouflage
 
@@ -51,11 +51,11 @@ class DenseModel(nn.Module):
         """
         return Pyramid(pyramid, self.encoder.strides)(self.encoder(image), image.shape[-2:])
 
-    def forward(self, image: Tensor) -> Output:
+    def forward(self, image: Images) -> Output:
         """The prediction for a batch, before any activation.
 
         Args:
-            image: (B, 3, H, W) float, RGB in [0, 1]; H and W multiples of ``encoder.size_multiple``.
+            image: (B, 3, H, W) float, RGB in [0, 1], or encoded; H and W multiples of ``encoder.size_multiple``.
 
         Raises:
             ValueError: a size that is no such multiple.

@@ -5,6 +5,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 # In label maps, uint16: a pixel that is not scored and not learned from.
@@ -31,45 +32,79 @@ def canonical_mask(mask: np.ndarray) -> np.ndarray:
     return mask if mask.size == 0 or levels.max() <= 1 else levels != 0
 
 
+class Encoded(NamedTuple):
+    """Images of which the encoder's maps are known; stands in for their pixels, up to the encoder's call.
+
+    Attributes:
+        maps: F1..F4, each (B, V, D_i, h_i, w_i), of one image without the B: of the images, and as a second view of
+            their mirror images where both may be asked for.
+        size: (H, W) of the images, pixels.
+        view: which one the encoder is to give.
+        pixels: the images, (B, 3, H, W) uint8, where there are any to show; None in training.
+    """
+
+    maps: tuple[Tensor, ...]
+    size: tuple[int, int]
+    view: int = 0
+    pixels: Tensor | None = None
+
+    @property
+    def shape(self) -> torch.Size:
+        """(B, 3, H, W), of the images."""
+        return torch.Size((len(self.maps[0]), 3, *self.size))
+
+    def flip(self, dim: int) -> "Encoded":
+        """The mirror images, ``dim`` -1."""
+        assert dim == -1, dim
+        return self._replace(view=1 - self.view)
+
+    def chosen(self) -> list[Tensor]:
+        """F1..F4 of the view, float32, (B, D_i, h_i, w_i)."""
+        return [maps[:, self.view].float() for maps in self.maps]
+
+
+Images = Tensor | Encoded
+
+
+def unit_range(image: Images) -> Images:
+    """uint8 images (B, 3, H, W) as float32 in [0, 1]; encoded ones as they are."""
+    return image if isinstance(image, Encoded) else image.float() / 255
+
+
 class Sample(NamedTuple):
     """One image as a data set yields it, resized for the network.
 
     Attributes:
-        image: (3, H, W) uint8, RGB.
+        image: (3, H, W) uint8, RGB; or what the feature cache has in its place.
         target: (1, H, W), what the network is to say there; for masks float32, 0 or 1.
         native_target: (h, w) array at the file's own size, for scoring, such as a bool mask; None in training.
         name: file stem, unique within its set.
         position: index within its set; tells repeats apart when several processes score one set.
-        features: F1..F4 from the feature cache, each (V, D_i, h_i, w_i): of the image, and as a second view of its
-            mirror image where scores average both; empty without a cache. In training the image is then empty too.
     """
 
-    image: Tensor
+    image: Images
     target: Tensor
     native_target: np.ndarray | None
     name: str
     position: int
-    features: tuple[Tensor, ...] = ()
 
 
 class Batch(NamedTuple):
     """Samples stacked for one step.
 
     Attributes:
-        image: (B, 3, H, W) uint8, RGB. The encoder owns mean and std, so nothing here depends on it.
+        image: (B, 3, H, W) uint8, RGB, or encoded. The encoder owns mean and std, so nothing here depends on it.
         target: (B, 1, H, W), see :class:`Sample`.
         native_targets: B arrays (h, w), each at its own size; empty in training.
         names: B file stems.
         positions: B indices within the set.
-        features: F1..F4, each (B, V, D_i, h_i, w_i), see :class:`Sample`; empty without a feature cache.
     """
 
-    image: Tensor
+    image: Images
     target: Tensor
     native_targets: list[np.ndarray]
     names: list[str]
     positions: list[int]
-    features: list[Tensor] = []  # noqa: RUF012 - never changed in place
 
 
 class Output(NamedTuple):

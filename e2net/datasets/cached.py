@@ -10,7 +10,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from e2net.datasets.pairs import Source, read_pair
 from e2net.datasets.transforms import Augment, Resize, Size
 from e2net.lock import lock
-from e2net.structures import Sample
+from e2net.structures import Encoded, Sample
 from e2net.tasks.base import Task
 from e2net.tasks.camouflage import Camouflage
 
@@ -252,19 +252,18 @@ class CachedTrainSet(Dataset[Sample]):
         return len(self.names)
 
     def __getitem__(self, key: tuple[int, int] | int) -> Sample:
-        """The sample of (epoch, position), its features each (1, D_i, h_i, w_i) and its image empty."""
+        """The sample of (epoch, position), its image encoded in one view."""
         epoch, position = key if isinstance(key, tuple) else (0, key)
         rng = np.random.default_rng([self.seed, epoch, position, _STREAM])
         entry = position * self.views + int(rng.integers(self.views))
         if self.flip:
             entry = 2 * entry + int(rng.random() < self.flip)
-        features = tuple(f[None] for f in self.store.features(entry))
-        no_image = torch.empty(3, 0, 0, dtype=torch.uint8)
-        return Sample(no_image, self.store.target(entry), None, self.names[position], position, features)
+        image = Encoded(tuple(f[None] for f in self.store.features(entry)), self.store.size)
+        return Sample(image, self.store.target(entry), None, self.names[position], position)
 
 
 class CachedEvalSet(Dataset[Sample]):
-    """Samples with the features of their images, and of the mirror images where those are averaged.
+    """Samples with their images encoded, and the mirror images too where those are averaged.
 
     Args:
         dataset: the samples.
@@ -281,7 +280,9 @@ class CachedEvalSet(Dataset[Sample]):
         return len(self.dataset)  # type: ignore[arg-type]
 
     def __getitem__(self, at: int) -> Sample:
-        """The sample, its features each (1 or 2, D_i, h_i, w_i)."""
+        """The sample, its image encoded in one view or two."""
         count = 1 + self.mirrored
         records = [self.store.features(self.first + at * count + k) for k in range(count)]
-        return self.dataset[at]._replace(features=tuple(torch.stack(level) for level in zip(*records, strict=True)))
+        maps = tuple(torch.stack(level) for level in zip(*records, strict=True))
+        sample = self.dataset[at]
+        return sample._replace(image=Encoded(maps, self.store.size, pixels=cast(Tensor, sample.image)))

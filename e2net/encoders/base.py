@@ -8,6 +8,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from e2net.structures import Encoded, Images
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -91,8 +93,8 @@ class Encoder(nn.Module):
         """Whether nothing trains; then no autograd graph is built."""
         return not self.trained
 
-    def forward(self, image: Tensor) -> list[Tensor]:
-        """Encodes a batch.
+    def forward(self, image: Images) -> list[Tensor]:
+        """Encodes a batch, unless it is encoded already.
 
         Args:
             image: (B, 3, H, W) float, RGB in [0, 1]; H and W multiples of ``size_multiple``.
@@ -103,6 +105,8 @@ class Encoder(nn.Module):
         Raises:
             ValueError: a size that is no such multiple. (Hugging Face would crop silently.)
         """
+        if isinstance(image, Encoded):
+            return image.chosen()
         self.check_size(*image.shape[-2:])
         # no_grad rather than inference_mode: the decoder's first convolution must save its input for backward.
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):

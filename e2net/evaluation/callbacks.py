@@ -11,7 +11,7 @@ import numpy as np
 from e2net.drawing import contact_sheet
 from e2net.evaluation.report import masks_hash
 from e2net.files import write_atomically
-from e2net.structures import Batch
+from e2net.structures import Batch, Encoded
 from e2net.tasks.base import Task
 
 
@@ -32,7 +32,9 @@ class SamplePictures(L.Callback):
 
     def _add(self, sheet: str, batch: Batch, maps: list[np.ndarray], task: Task) -> None:
         rows = self._rows.setdefault(sheet, [])
-        images = batch.image.cpu().permute(0, 2, 3, 1).numpy()
+        pixels = batch.image.pixels if isinstance(batch.image, Encoded) else batch.image
+        assert pixels is not None
+        images = pixels.cpu().permute(0, 2, 3, 1).numpy()
         for image, target, values in zip(images, batch.native_targets, maps, strict=True):
             if len(rows) < self.count:
                 rows.append(task.panel(image, target, values))

@@ -9,8 +9,9 @@ from torch import Tensor
 from e2net.datasets.transforms import Size
 from e2net.evaluation.scales import check_scales, resize, scaled_size
 from e2net.model import DenseModel
+from e2net.structures import Images, unit_range
 
-Forward = Callable[[Tensor], Tensor]
+Forward = Callable[[Images], Tensor]
 
 
 class Predictor:
@@ -62,15 +63,17 @@ class Predictor:
                 f" {self.window[0]}x{self.window[1]} (height x width)"
             )
 
-    def __call__(self, model: DenseModel, image: Tensor) -> Tensor:
+    def __call__(self, model: DenseModel, image: Images) -> Tensor:
         """The task's activated prediction (B, C, H, W), float32, for uint8 RGB images (B, 3, H, W).
+
+        Encoded images are looked at in one scale and without windows.
 
         Raises:
             ValueError: image or window is of a size that the encoder does not take.
         """
-        image = image.float() / 255
+        image = unit_range(image)
 
-        def forward(pixels: Tensor) -> Tensor:
+        def forward(pixels: Images) -> Tensor:
             return model.task.activate(model(pixels).prediction)
 
         passes = []
@@ -84,21 +87,7 @@ class Predictor:
             passes.append(prob if same else resize(prob, (image.shape[-2], image.shape[-1])))
         return passes[0] if len(passes) == 1 else torch.stack(passes).mean(0)
 
-    def from_features(self, model: DenseModel, features: Sequence[Tensor], size: Sequence[int]) -> Tensor:
-        """The same for images whose features are known: one scale, no windows.
-
-        Args:
-            model: its decoder is called.
-            features: F1..F4, each (B, 1 or 2, D_i, h_i, w_i): of the images and, with ``flip``, of their mirror images.
-            size: (H, W) of the images.
-        """
-        probs = [
-            model.task.activate(model.decode([f[:, view].float() for f in features], size).prediction)
-            for view in range(1 + self.flip)
-        ]
-        return (probs[0] + model.task.mirrored(probs[1])) / 2 if self.flip else probs[0]
-
-    def _windows(self, forward: Forward, image: Tensor) -> Tensor:
+    def _windows(self, forward: Forward, image: Images) -> Tensor:
         """(B, 3, H, W) float -> (B, C, H, W), window by window where windows are asked for and smaller than the image.
 
         Every pixel is the mean over all windows that it lies in, weighted by sin² over the window's sides: windows
@@ -111,6 +100,7 @@ class Predictor:
         corners = [(y, x) for y in starts(height, h, self.overlap) for x in starts(width, w, self.overlap)]
         if len(corners) == 1:
             return forward(image)
+        assert isinstance(image, Tensor)
         weight = _bump(h, image.device)[:, None] * _bump(w, image.device)
         weights = image.new_zeros(height, width)
         crops = [(b, y, x) for y, x in corners for b in range(len(image))]

@@ -13,7 +13,7 @@ from torch import Tensor
 from e2net.evaluation.inference import Predictor
 from e2net.model import DenseModel
 from e2net.speed import halve_frozen
-from e2net.structures import Batch
+from e2net.structures import Batch, Images
 from e2net.tasks.base import SetScores, Task
 
 # Maps that may wait to be scored; where scoring is slower than the network, memory is bounded by this.
@@ -55,7 +55,7 @@ class EvaluationModule(L.LightningModule):
         self._pool = ThreadPoolExecutor(max_workers=1)
         self._pending: list[tuple[int, str, Future]] = []
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Images) -> Tensor:
         """The task's activated prediction (B, C, H, W), float32, for uint8 RGB images (B, 3, H, W)."""
         return self.predictor(self.model, image)
 
@@ -90,8 +90,7 @@ class EvaluationModule(L.LightningModule):
     ) -> dict[str, list[np.ndarray]]:
         """Queues one result per image for scoring, and returns them as ``maps``: (h, w), as in a file."""
         maps = []
-        size = batch.target.shape[-2:]
-        probs = self.predictor.from_features(self.model, batch.features, size) if batch.features else self(batch.image)
+        probs = self(batch.image)
         for position, name, prob, target in zip(batch.positions, batch.names, probs, batch.native_targets, strict=True):
             result = self.task.finish(prob, target.shape[:2])
             image = None if read_image is None else partial(read_image, position)

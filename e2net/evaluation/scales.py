@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from e2net.datasets.transforms import Size
+from e2net.structures import Images
 from e2net.tasks.base import Task
 
 # Tells these draws from the augmentation's, which come from (seed, epoch, position).
@@ -70,12 +71,12 @@ class RandomScale:
         return self.scales[int(rng.integers(len(self.scales)))]
 
     def __call__(
-        self, image: Tensor, target: Tensor, multiple: int, epoch: int, batch: int, task: Task
-    ) -> tuple[Tensor, Tensor]:
+        self, image: Images, target: Tensor, multiple: int, epoch: int, batch: int, task: Task
+    ) -> tuple[Images, Tensor]:
         """Resizes one batch, bilinearly with antialiasing.
 
         Args:
-            image: (B, 3, H, W) float.
+            image: (B, 3, H, W) float; encoded ones can't be resized.
             target: (B, 1, H, W), what the loss takes.
             multiple: the new height and width are multiples of it, pixels.
             epoch, batch: which batch this is.
@@ -87,11 +88,12 @@ class RandomScale:
         size = scaled_size(image.shape[-2:], self.draw(epoch, batch), multiple)
         if size == tuple(image.shape[-2:]):
             return image, target
-        with torch.autocast(image.device.type, enabled=False):
+        with torch.autocast(target.device.type, enabled=False):
             return resize(image, size), task.resize_batch(target, size)
 
 
-def resize(image: Tensor, size: Size) -> Tensor:
+def resize(image: Images, size: Size) -> Tensor:
     """(B, C, H, W) float -> (B, C, *size), bilinear, antialiased where it shrinks; float32 under autocast too."""
+    assert isinstance(image, Tensor)
     with torch.autocast(image.device.type, enabled=False):
         return F.interpolate(image, size=size, mode="bilinear", align_corners=False, antialias=True)

@@ -150,8 +150,8 @@ class _Loop:
         assert self.module.criterion is not None
         with self.precision.forward_context():
             with watch.part("encoder"):
-                inputs, target = self.module.inputs(batch, 0, self.count)
-            loss = step(self.module.model, inputs, target, self.module.criterion, 0.5, watch.part)["loss"]
+                image, target = self.module.resized(batch, 0, self.count)
+            loss = step(self.module.model, image, target, self.module.criterion, 0.5, watch.part)["loss"]
         with watch.part("backward"):
             self.update.backward(loss)
 

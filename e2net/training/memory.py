@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from e2net.losses import DenseLoss
 from e2net.model import DenseModel
 from e2net.speed import halve_frozen
+from e2net.structures import Encoded, Images
 from e2net.training.optim import AdamW
-from e2net.training.step import Inputs, Update, leave_out_unused, renewed, step
+from e2net.training.step import Update, leave_out_unused, renewed, step
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ class Trial:
         device: where.
         precision: of the Trainer, see :func:`~e2net.training.step.precision_of`; its scaler is left alone.
         clip: limit of the gradients' norm; None or 0 is none.
-        cached: start from features, as with the feature cache.
+        cached: start from encoded images, as with the feature cache.
     """
 
     def __init__(
@@ -64,28 +65,30 @@ class Trial:
         leave_out_unused(model, criterion)
         self.precision.convert_module(model.to(device).train())
         halve_frozen(model, str(self.precision.precision), device)
-        self.model, self.criterion, self.size, self.device, self.cached = model, criterion, tuple(size), device, cached
+        self.model, self.criterion, self.device, self.cached = model, criterion, device, cached
+        self.size = (size[0], size[1])
         self.optimizer: torch.optim.Optimizer = optim.build(model, 1000)["optimizer"]
         self.update = Update(self.optimizer, self.precision, clip)
 
-    def batch(self, batch_size: int) -> tuple[Inputs, Tensor]:
-        """Random images (B, 3, H, W) in [0, 1], or their features with ``cached``, and targets (B, 1, H, W)."""
+    def batch(self, batch_size: int) -> tuple[Images, Tensor]:
+        """Random images (B, 3, H, W) in [0, 1], encoded with ``cached``, and targets (B, 1, H, W)."""
         image = torch.rand(batch_size, 3, *self.size, device=self.device)
         target = self.model.task.random_targets(batch_size, self.size, self.device)
         if not self.cached:
             return image, target
         with torch.no_grad(), self.precision.forward_context():
             features = self.model.encoder(image[:1])
-        return [f.float().expand(batch_size, -1, -1, -1).contiguous() for f in features], target
+        maps = tuple(f.float().expand(batch_size, 1, -1, -1, -1).contiguous() for f in features)
+        return Encoded(maps, self.size), target
 
-    def loss(self, inputs: Inputs, target: Tensor) -> Tensor:
+    def loss(self, image: Images, target: Tensor) -> Tensor:
         """The loss of one batch from :meth:`batch`."""
         with self.precision.forward_context():
-            return step(self.model, inputs, target, self.criterion)["loss"]
+            return step(self.model, image, target, self.criterion)["loss"]
 
-    def step(self, inputs: Inputs, target: Tensor) -> None:
+    def step(self, image: Images, target: Tensor) -> None:
         """Forward, backward, clipping, optimiser."""
-        self.update.backward(self.loss(inputs, target))
+        self.update.backward(self.loss(image, target))
         self.update.apply()
 
     def fits(self, batch_size: int) -> bool:

@@ -12,11 +12,11 @@ from e2net.losses import DenseLoss
 from e2net.model import DenseModel
 from e2net.runs.checkpoint import KEY, checkpoint_entry, load_state, saved_state
 from e2net.speed import halve_frozen
-from e2net.structures import Batch
+from e2net.structures import Batch, Images, unit_range
 from e2net.tasks.base import SetScores
 from e2net.training.optim import AdamW
 from e2net.training.schedules import TRAIN_LOSS
-from e2net.training.step import Inputs, clip, leave_out_unused, step
+from e2net.training.step import clip, leave_out_unused, step
 
 # Targets come again in every validation; what depends on them alone is kept up to so many bytes.
 _KEPT_BYTES = 1 << 30
@@ -63,8 +63,8 @@ class DenseModule(EvaluationModule):
         self.val_scores.forget()  # a position may have been another image's
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        inputs, target = self.inputs(batch, self.current_epoch, batch_idx)
-        losses = step(self.model, inputs, target, self.criterion, min(1.0, self.global_step / self._total_steps))
+        image, target = self.resized(batch, self.current_epoch, batch_idx)
+        losses = step(self.model, image, target, self.criterion, min(1.0, self.global_step / self._total_steps))
         size = len(batch.names)
         # A step's curves are the first process's own: to gather them would stop all processes at every step.
         self.log("train/loss", losses["loss"], prog_bar=True, batch_size=size)
@@ -73,12 +73,10 @@ class DenseModule(EvaluationModule):
         self.log_dict({f"train/{k}": v for k, v in losses.items() if k != "loss"}, batch_size=size)
         return losses["loss"]
 
-    def inputs(self, batch: Batch, epoch: int, batch_idx: int) -> tuple[Inputs, Tensor]:
-        """What a step takes of a training batch: images and targets at the size drawn, or features from the cache."""
-        if batch.features:
-            return [f[:, 0].float() for f in batch.features], batch.target
+    def resized(self, batch: Batch, epoch: int, batch_idx: int) -> tuple[Images, Tensor]:
+        """Images in [0, 1] and targets of a training batch, at the size drawn for it."""
         multiple = self.model.encoder.size_multiple
-        return self.rescale(batch.image.float() / 255, batch.target, multiple, epoch, batch_idx, self.model.task)
+        return self.rescale(unit_range(batch.image), batch.target, multiple, epoch, batch_idx, self.model.task)
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None

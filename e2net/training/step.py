@@ -1,6 +1,6 @@
 """One training step, the same for a run, for a trial of memory and for whatever measures: loss, gradient, update."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -12,8 +12,8 @@ from torch.optim import Optimizer
 from e2net.decoders import Decoder
 from e2net.losses import DenseLoss
 from e2net.model import DenseModel
+from e2net.structures import Images
 
-Inputs = Tensor | Sequence[Tensor]
 # Lightning's short names of precisions.
 _SHORT = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 
@@ -24,7 +24,7 @@ def _unwatched(name: str) -> AbstractContextManager[object]:
 
 def step(
     model: DenseModel,
-    inputs: Inputs,
+    image: Images,
     target: Tensor,
     criterion: DenseLoss,
     progress: float = 1.0,
@@ -34,7 +34,7 @@ def step(
 
     Args:
         model: in train mode, and by :func:`leave_out_unused` without what ``criterion`` does not look at.
-        inputs: images (B, 3, H, W) float, RGB in [0, 1]; or their F1..F4, where these are kept.
+        image: (B, 3, H, W) float, RGB in [0, 1], or encoded.
         target: (B, 1, H, W), what the criterion takes.
         criterion: the loss.
         progress: the share of training that is done, in [0, 1].
@@ -44,9 +44,9 @@ def step(
         Scalars by name, ``loss`` the one to minimise; see :meth:`~e2net.losses.Criterion.forward`.
     """
     with part("encoder"):
-        features = model.encoder(inputs) if isinstance(inputs, Tensor) else inputs
+        features = model.encoder(image)
     with part("decoder"):
-        output = model.decode(features, target.shape[-2:])
+        output = model.decode(features, image.shape[-2:])
     with part("loss"):
         return criterion(output, target, progress)
 

@@ -119,9 +119,9 @@ def test_epochs_draw_views_and_mirror_images(tmp_path):
     job = _prepare(tmp_path, "data.test={}", views=3)
     train(job)
     dataset = job.data.train_dataloader().dataset
-    drawn = {dataset[epoch, 0].features[0].sum().item() for epoch in range(40)}
+    drawn = {dataset[epoch, 0].image.maps[0].sum().item() for epoch in range(40)}
     assert len(drawn) == 6
-    assert torch.equal(dataset[7, 3].features[1], dataset[7, 3].features[1])
+    assert torch.equal(dataset[7, 3].image.maps[1], dataset[7, 3].image.maps[1])
 
 
 @pytest.mark.parametrize("change", ["size=48", "data.batch_size=4", "data.val_fraction=0.5", "cache.dtype=bfloat16"])

@@ -21,7 +21,7 @@ from e2net.profile import profile_job
 from e2net.runs.checkpoint import saved_state
 from e2net.runs.provenance import weights_hash
 from e2net.speed import compile_model, halve_frozen
-from e2net.structures import Sample
+from e2net.structures import Encoded, Sample
 from e2net.training import OutOfMemoryError, memory, train
 from e2net.training.memory import Trial, advise, available_bytes, choose_batch_size
 from e2net.training.optim import AdamW, fused_supported
@@ -152,7 +152,7 @@ def test_cost_of_variants_cache_and_prediction(bf16, tmp_path, monkeypatch):
         cache = ["tuning=frozen", "cache.views=1", f"cache.folder={tmp_path / 'cache'}", "trainer.max_epochs=1"]
         job = prepare(tmp_path / "run", *cache)
         assert train(job)["procedural"]["S"] > 0
-        assert job.data.train_dataloader().dataset[0, 0].features[0].dtype == torch.float16
+        assert job.data.train_dataloader().dataset[0, 0].image.maps[0].dtype == torch.float16
         assert cost.choose_device("auto").type == "cuda" and "Pretended GPU" in cost.machine(CUDA)
         checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
         found = cost.measure([checkpoint, checkpoint], CUDA, rounds=1)
@@ -176,12 +176,13 @@ def test_batches_are_pinned_by_a_thread_and_keep_their_type(tmp_path, monkeypatc
         from torch.utils.data._utils.pin_memory import pin_memory  # noqa: PLC0415
 
         mask = np.ones((3, 4), bool)
-        features = (torch.rand(1, 2, 3, 3),) * 4
-        sample = Sample(torch.zeros(3, 8, 8, dtype=torch.uint8), torch.zeros(1, 8, 8), mask, "a", 0, features)
-        batch = collate([sample])
+        pixels = torch.zeros(3, 8, 8, dtype=torch.uint8)
+        image = Encoded((torch.rand(1, 2, 3, 3),) * 4, (8, 8), pixels=pixels)
+        batch = collate([Sample(image, torch.zeros(1, 8, 8), mask, "a", 0)])
         pinned = pin_memory(batch)
         assert type(pinned) is type(batch) and pinned.names == ["a"] and pinned.native_targets[0] is mask
-        assert len(pinned.features) == 4
+        assert type(pinned.image) is Encoded and pinned.image.shape == (1, 3, 8, 8)
+        assert len(pinned.image.maps) == 4 and pinned.image.pixels.shape == (1, 3, 8, 8)
     assert threading.active_count() < 50
 
 

@@ -20,6 +20,7 @@ from e2net.evaluation.scales import RandomScale
 from e2net.losses import Criterion
 from e2net.model import DenseModel
 from e2net.runs import build
+from e2net.structures import Encoded
 from e2net.tasks import Camouflage
 from e2net.training.step import leave_out_unused, step
 
@@ -51,11 +52,11 @@ def _autocast(monkeypatch):
     monkeypatch.setattr(torch, "autocast", lambda kind, *a, **k: original("cpu" if kind == "meta" else kind, *a, **k))
 
 
-def idle(model, criterion, size=(32, 32), inputs=None):
+def idle(model, criterion, size=(32, 32), image=None):
     """Names of parameters that train and get no gradient in a step on ``meta``."""
     leave_out_unused(model, criterion)
     model.train()
-    image = torch.rand(2, 3, *size, device=META) if inputs is None else inputs
+    image = torch.rand(2, 3, *size, device=META) if image is None else image
     losses = step(model, image, torch.ones(2, 1, *size, device=META), criterion)
     assert all(value.device.type == "meta" for value in losses.values())
     losses["loss"].backward()
@@ -75,8 +76,8 @@ def test_every_decoder_under_every_loss_and_neck(decoder, groups):
         head = build(options, _partial_=True)(channels=between.channels, strides=between.strides)
         model = _Beheaded(between, head).to(META)
         for loss_name, loss in groups["loss"].items():
-            features = [torch.rand(2, 24, 2, 2, device=META, requires_grad=True) for _ in range(4)]
-            assert idle(model, build(loss), inputs=features) == [], f"{neck_name}, {loss_name}"
+            features = [torch.rand(2, 1, 24, 2, 2, device=META, requires_grad=True) for _ in range(4)]
+            assert idle(model, build(loss), image=Encoded(tuple(features), (32, 32))) == [], f"{neck_name}, {loss_name}"
             assert all(f.grad is not None for f in features)
             tried += 1
     assert tried == 3 * len(groups["loss"]) >= 3 * 7
@@ -90,6 +91,9 @@ class _Beheaded(torch.nn.Module):
         self.neck, self.decoder = neck, decoder
 
     decode = DenseModel.decode
+
+    def encoder(self, image):
+        return image.chosen()
 
 
 @pytest.mark.parametrize("options", [{"pyramid": "standard"}, {"pyramid": "standard", "align": "unified"}])
