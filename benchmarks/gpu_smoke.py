@@ -279,7 +279,7 @@ def check_cache(at: Context) -> str:
 
 def check_compile(at: Context) -> str:
     """``compile=true`` compiles, instead of falling back with a warning."""
-    at.need_gpu("compiling takes minutes on a CPU; tests/engine/test_engine_speed.py does it there")
+    at.need_gpu("compiling takes minutes on a CPU; tests/training/test_training_speed.py does it there")
     with _warnings_of("e2net") as seen:
         train(at.prepare("compile=true"))
     fallbacks = [text for text in seen if "compile=true has no effect" in text]

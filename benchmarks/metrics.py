@@ -25,7 +25,7 @@ import numpy as np  # noqa: E402
 import py_sod_metrics  # noqa: E402
 import torch  # noqa: E402
 
-from e2net.metrics import MaskGeometry, Protocol, score_map  # noqa: E402
+from e2net.metrics import MaskGeometry, MaskProtocol, score_map  # noqa: E402
 from e2net.metrics.functional import prepare, weighted_f_of  # noqa: E402
 
 SIZES = ((480, 640), (1024, 1024))
@@ -93,7 +93,7 @@ def compare(height: int, width: int, rounds: int) -> dict[str, dict[str, float]]
     Raises:
         AssertionError: if scores differ by more than 1e-9.
     """
-    protocol = Protocol()
+    protocol = MaskProtocol()
 
     def weighted(level_map: np.ndarray, mask: np.ndarray, geometry: MaskGeometry | None) -> dict[str, float]:
         # Without the histogram that score_map takes in any case, as the other side has none here.

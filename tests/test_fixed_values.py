@@ -16,8 +16,8 @@ import pytest
 import torch
 import transformers
 from conftest import ROOT
-from engine.tiny import TINY, rows_of
 from hydra import compose, initialize_config_dir
+from tiny import TINY, rows_of
 
 from e2net import load
 from e2net.datasets import ProceduralPairs
@@ -32,12 +32,12 @@ FILE = Path(__file__).with_name("fixed_values.json")
 
 # Between them they meet all decoders, most terms of the losses, and all that changes what a training step computes.
 TRAININGS = {
-    "default": [],
+    "default": ["decoder=e2net"],
     "adapter": ["tuning=adapter", "tuning.reduction=2", "decoder=caem", "loss=v5", "ema=0.9"],
     "lora": ["tuning=lora", "tuning.rank=2", "decoder=linear", "loss=focal_tversky", "train_scales=[0.5,1.0]"],
     "dpt": ["decoder=dpt", "neck=vitdet", "loss=structure", "tuning=partial", "trainer.accumulate_grad_batches=2"],
     "upernet": ["decoder=upernet", "neck=norm", "loss=ual", "tuning.layer_decay=0.8", "schedule=plateau"],
-    "cached": ["tuning=frozen", "cache.views=2", "flip_test=true"],
+    "cached": ["decoder=e2net", "tuning=frozen", "cache.views=2", "flip_test=true"],
 }
 
 
@@ -67,7 +67,7 @@ def _composed(name, *overrides):
 
 def _drawn(folder):
     """Of the default training's initial weights, before any step; releases of libraries have drawn others."""
-    model = prepare_training(_composed("train", *TINY, f"run_dir={folder / 'drawn'}")).module.model
+    model = prepare_training(_composed("train", *TINY, "decoder=e2net", f"run_dir={folder / 'drawn'}")).module.model
     return [float(value.double().abs().sum()) for value in model.parameters()]
 
 

@@ -47,7 +47,7 @@ def _start(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
 def test_some_of_each_kind_of_test_pass_in_a_hostile_environment(tmp_path):
     chosen = {
         "encoders/test_encoders_listing.py": "rows_within",
-        "engine/test_engine_run.py": "Ctrl-C",
+        "training/test_training_run.py": "Ctrl-C",
         "predict/test_predict_settings.py": "settings",
         "test_profile.py": "table_fits or wrong_arguments",
     }

@@ -55,7 +55,7 @@ _GRACE = 30
 
 
 @dataclass
-class Job:
+class PlannedRun:
     """One run of a sweep.
 
     Attributes:
@@ -86,7 +86,7 @@ class Plan:
     """What a sweep is to run: the variants' names, all jobs, and what is to be said about their fairness."""
 
     names: list[str]
-    jobs: list[Job]
+    jobs: list[PlannedRun]
     hydra: list[str]
     warnings: list[str] = field(default_factory=list)
 
@@ -137,7 +137,7 @@ def make_plan(settings: CompareSettings) -> Plan:
                 tested.append(_check(plan.names[position], config))
             key = config_key(config)
             folder = _folder(Path(settings.store).expanduser(), f"{plan.names[position]}_seed{config['seed']}", key)
-            plan.jobs.append(Job(position, config, folder))
+            plan.jobs.append(PlannedRun(position, config, folder))
         if tested[position][0] != tested[0][0]:
             raise ValueError(
                 f"{plan.names[0]} is of task={tested[0][0]} and {plan.names[position]} of task={tested[position][0]}; "
@@ -342,13 +342,13 @@ def _train(plan: Plan, place: Path, locked: BinaryIO | None) -> None:
         open_jobs = [job for job in open_jobs if not job.finished and job.fault is None]
 
 
-def _started(job: Job) -> int | None:
+def _started(job: PlannedRun) -> int | None:
     """Changes with every start of the job."""
     file = job.folder / LOCK
     return file.stat().st_mtime_ns if file.is_file() else None
 
 
-def _fault(job: Job, code: int) -> str:
+def _fault(job: PlannedRun, code: int) -> str:
     if not job.log.is_file():
         return f"did not start (train.py -m ended with status {code}); what it printed stands above"
     lines = [line.strip() for line in job.log.read_text(errors="replace").splitlines() if line.strip()]
@@ -357,7 +357,7 @@ def _fault(job: Job, code: int) -> str:
     return f"{last[:300]} (log: {job.log})"
 
 
-def _launch(jobs: Sequence[Job], work: Path, hydra: Sequence[str], locked: BinaryIO | None) -> int:
+def _launch(jobs: Sequence[PlannedRun], work: Path, hydra: Sequence[str], locked: BinaryIO | None) -> int:
     """One multirun of train.py over the jobs; it holds the lock as well, should it outlive this process."""
     (work / "job").mkdir(parents=True)
     store = jobs[0].folder.parent.resolve()
@@ -422,7 +422,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _choose_start(job: Job, say: Callable[[str], None]) -> None:
+def _choose_start(job: PlannedRun, say: Callable[[str], None]) -> None:
     """Has a job start in a new folder where its checkpoint is broken, and fail where that cannot be read."""
     checkpoint = job.folder / CHECKPOINTS / LAST
     if job.finished or not checkpoint.is_file():
@@ -437,7 +437,7 @@ def _choose_start(job: Job, say: Callable[[str], None]) -> None:
         job.fault = f"its checkpoint cannot be read: {error}"
 
 
-def _resume(job: Job) -> str | None:
+def _resume(job: PlannedRun) -> str | None:
     """Where an unfinished run continues: its own folder, if it has come to a checkpoint."""
     # Its best one alone, if it was killed between its first two.
     if not any((job.folder / CHECKPOINTS / name).is_file() for name in (LAST, BEST)):

@@ -35,7 +35,7 @@ from .modular import (
     SMeasure,
     WeightedFMeasure,
 )
-from .protocol import Protocol, ResultProtocol, to_map
+from .protocol import MaskProtocol, ResultProtocol, to_map
 from .scoring import (
     ALL_SCORES,
     CURVES,
@@ -78,8 +78,8 @@ __all__ = [
     "MapScores",
     "MapStatistics",
     "MaskGeometry",
+    "MaskProtocol",
     "PrecisionRecall",
-    "Protocol",
     "ResultProtocol",
     "SMeasure",
     "ScoreTable",

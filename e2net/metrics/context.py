@@ -14,7 +14,7 @@ from torch import Tensor
 
 from e2net.metrics.functional import AS_IS, EPS, Prepared, pair
 from e2net.metrics.geometry import MaskGeometry, as_mask, to_numpy
-from e2net.metrics.protocol import Protocol
+from e2net.metrics.protocol import MaskProtocol
 
 Float64 = NDArray[np.float64]
 
@@ -34,7 +34,7 @@ def context_measure(
     *,
     beta2: float | None = None,
     alpha: float = 6.0,
-    protocol: Protocol = AS_IS,
+    protocol: MaskProtocol = AS_IS,
     geometry: MaskGeometry | None = None,
 ) -> Tensor:
     """Context measure; with the image, the variant weighted by the degree of camouflage.

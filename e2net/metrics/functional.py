@@ -2,13 +2,13 @@
 
 Every function takes a map (h, w) and a boolean mask (h, w) and returns float64 tensors on the CPU. A map is
 either uint8, read as k / 255, or floating point in [0, 1]; it is scored as it is. For the stretch and the
-rounding that published tables imply see ``Protocol``.
+rounding that published tables imply see ``MaskProtocol``.
 
 All scores but the weighted F-measure, the boundary scores and the context measures depend on the map only
 through a few counts and moments, held by ``MapStatistics``. Computing these once and passing them on makes
 further scores nearly free::
 
-    statistics = map_statistics(map, mask, protocol=Protocol())
+    statistics = map_statistics(map, mask, protocol=MaskProtocol())
     s = s_measure(map, mask, statistics=statistics)
     f = f_measure(map, mask, statistics=statistics)
 
@@ -31,13 +31,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from e2net.metrics.geometry import GAUSSIAN_SIGMA, GAUSSIAN_SIZE, MaskGeometry
-from e2net.metrics.protocol import Protocol
+from e2net.metrics.protocol import MaskProtocol
 from e2net.structures import plain
 
 # Added to denominators wherever the reference implementations add it.
 EPS = float(np.spacing(1))
 
-AS_IS = Protocol(quantise=False, normalize="as_is")
+AS_IS = MaskProtocol(quantise=False, normalize="as_is")
 """Score the map's values themselves."""
 
 # OpenCV returns histograms as float32, which counts exactly only so far.
@@ -207,7 +207,7 @@ _WRONG_MAP = (
 )
 
 
-def prepare(map: Tensor | NDArray[np.generic], protocol: Protocol = AS_IS) -> Prepared:
+def prepare(map: Tensor | NDArray[np.generic], protocol: MaskProtocol = AS_IS) -> Prepared:
     """Apply a protocol to a map of the mask's size, keeping 8-bit maps 8-bit.
 
     Args:
@@ -236,7 +236,7 @@ def map_statistics(
     map: Tensor | NDArray[np.generic],
     mask: Tensor | NDArray[np.bool_],
     *,
-    protocol: Protocol = AS_IS,
+    protocol: MaskProtocol = AS_IS,
     geometry: MaskGeometry | None = None,
 ) -> MapStatistics:
     """Reduce a map to what the scores need, in one pass.
@@ -266,7 +266,7 @@ def statistics_of(prepared: Prepared, geometry: MaskGeometry) -> MapStatistics:
 def pair(
     map: Tensor | NDArray[np.generic],
     mask: Tensor | NDArray[np.bool_],
-    protocol: Protocol,
+    protocol: MaskProtocol,
     geometry: MaskGeometry | None,
 ) -> tuple[Prepared, MaskGeometry]:
     """Check a map and a mask against each other and bring both into the form that the ``*_of`` functions

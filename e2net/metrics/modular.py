@@ -23,7 +23,7 @@ from e2net.metrics.functional import (
     weighted_f_of,
 )
 from e2net.metrics.geometry import GeometryCache, MaskGeometry
-from e2net.metrics.protocol import Protocol
+from e2net.metrics.protocol import MaskProtocol
 from e2net.metrics.scoring import CURVES, DEFAULT_SCORES, IMAGE_SCORES, ImageScores, check_scores, score_map
 from e2net.metrics.table import ScoreTable
 
@@ -56,9 +56,9 @@ class _MeanOverImages(Metric):
     total: Tensor
     count: Tensor
 
-    def __init__(self, width: int, protocol: Protocol | None = None, **kwargs: Any) -> None:
+    def __init__(self, width: int, protocol: MaskProtocol | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.protocol = protocol or Protocol()
+        self.protocol = protocol or MaskProtocol()
         self.add_state("total", torch.zeros(width, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros(width, dtype=torch.float64), dist_reduce_fx="sum")
 
@@ -104,7 +104,7 @@ class SMeasure(_MeanOverImages):
 
     higher_is_better = True
 
-    def __init__(self, alpha: float = 0.5, protocol: Protocol | None = None, **kwargs: Any) -> None:
+    def __init__(self, alpha: float = 0.5, protocol: MaskProtocol | None = None, **kwargs: Any) -> None:
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha: expected a weight in [0, 1], got {alpha}")
         super().__init__(1, protocol, **kwargs)
@@ -127,7 +127,7 @@ class WeightedFMeasure(_MeanOverImages):
 
     higher_is_better = True
 
-    def __init__(self, beta2: float = 1.0, protocol: Protocol | None = None, **kwargs: Any) -> None:
+    def __init__(self, beta2: float = 1.0, protocol: MaskProtocol | None = None, **kwargs: Any) -> None:
         if not beta2 > 0:
             raise ValueError(f"beta2: expected a positive weight (beta squared), got {beta2}")
         super().__init__(1, protocol, **kwargs)
@@ -146,7 +146,7 @@ class MapAbsoluteError(_MeanOverImages):
 
     higher_is_better = False
 
-    def __init__(self, protocol: Protocol | None = None, **kwargs: Any) -> None:
+    def __init__(self, protocol: MaskProtocol | None = None, **kwargs: Any) -> None:
         super().__init__(1, protocol, **kwargs)
 
     def _scores(self, prepared: Prepared, geometry: MaskGeometry) -> Sequence[float]:
@@ -157,7 +157,7 @@ class MapAbsoluteError(_MeanOverImages):
 class _Overlap(_MeanOverImages):
     _which: str
 
-    def __init__(self, protocol: Protocol | None = None, **kwargs: Any) -> None:
+    def __init__(self, protocol: MaskProtocol | None = None, **kwargs: Any) -> None:
         super().__init__(1, protocol, **kwargs)
 
     def _scores(self, prepared: Prepared, geometry: MaskGeometry) -> Sequence[float]:
@@ -205,7 +205,7 @@ class BoundaryMeasure(_MeanOverImages):
         protocol: by default 8-bit and stretched, as published tables.
     """
 
-    def __init__(self, protocol: Protocol | None = None, **kwargs: Any) -> None:
+    def __init__(self, protocol: MaskProtocol | None = None, **kwargs: Any) -> None:
         super().__init__(2, protocol, **kwargs)
 
     def _scores(self, prepared: Prepared, geometry: MaskGeometry) -> Sequence[float]:
@@ -224,7 +224,7 @@ class PrecisionRecall(_MeanOverImages):
         protocol: by default 8-bit and stretched, as published tables.
     """
 
-    def __init__(self, protocol: Protocol | None = None, **kwargs: Any) -> None:
+    def __init__(self, protocol: MaskProtocol | None = None, **kwargs: Any) -> None:
         super().__init__(512, protocol, **kwargs)
 
     def _scores(self, prepared: Prepared, geometry: MaskGeometry) -> NDArray[np.float64]:
@@ -257,7 +257,7 @@ class ContextMeasure(_MeanOverImages):
         camouflage: bool = False,
         beta2: float | None = None,
         alpha: float = 6.0,
-        protocol: Protocol | None = None,
+        protocol: MaskProtocol | None = None,
         **kwargs: Any,
     ) -> None:
         check_weights(beta2, alpha)
@@ -297,7 +297,7 @@ class _OverThresholds(_MeanOverImages):
 
     higher_is_better = True
 
-    def __init__(self, reduction: Reduction, protocol: Protocol | None, **kwargs: Any) -> None:
+    def __init__(self, reduction: Reduction, protocol: MaskProtocol | None, **kwargs: Any) -> None:
         if reduction not in ("max", "mean", "adaptive"):
             raise ValueError(f"reduction: expected 'max', 'mean' or 'adaptive', got {reduction!r}")
         super().__init__(257, protocol, **kwargs)
@@ -327,7 +327,7 @@ class FMeasure(_OverThresholds):
         self,
         reduction: Reduction = "max",
         beta2: float = 0.3,
-        protocol: Protocol | None = None,
+        protocol: MaskProtocol | None = None,
         **kwargs: Any,
     ) -> None:
         if not beta2 > 0:
@@ -351,7 +351,7 @@ class EMeasure(_OverThresholds):
         ValueError: if ``reduction`` is unknown.
     """
 
-    def __init__(self, reduction: Reduction = "max", protocol: Protocol | None = None, **kwargs: Any) -> None:
+    def __init__(self, reduction: Reduction = "max", protocol: MaskProtocol | None = None, **kwargs: Any) -> None:
         super().__init__(reduction, protocol, **kwargs)
 
     def _scores(self, prepared: Prepared, geometry: MaskGeometry) -> NDArray[np.float64]:
@@ -380,7 +380,7 @@ class MapScores(Collector):
 
     def __init__(
         self,
-        protocol: Protocol | None = None,
+        protocol: MaskProtocol | None = None,
         scores: Sequence[str] = DEFAULT_SCORES,
         cache_bytes: int = 0,
         **kwargs: Any,
@@ -389,7 +389,7 @@ class MapScores(Collector):
         # Index, then scores. Curves one after the other.
         widths = {"rows": (1 + len(names), torch.float64), "curves": (len(CURVES) * 256, torch.float64)}
         super().__init__(widths, **kwargs)
-        self.protocol = protocol or Protocol()
+        self.protocol = protocol or MaskProtocol()
         self.scores = names
         self._geometries = GeometryCache(cache_bytes) if cache_bytes else None
 

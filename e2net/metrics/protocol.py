@@ -2,7 +2,7 @@
 
 The same network gets different scores depending on steps that papers rarely state: whether the map went
 through an 8-bit PNG, whether the scorer stretched it to its own minimum and maximum, whether it was
-thresholded first. A ``Protocol`` names these choices, so that they can be fixed once and written next to the
+thresholded first. A ``MaskProtocol`` names these choices, so that they can be fixed once and written next to the
 scores.
 """
 
@@ -82,7 +82,7 @@ class ResultProtocol:
 
 
 @dataclass(frozen=True)
-class Protocol(ResultProtocol):
+class MaskProtocol(ResultProtocol):
     """What happens to a prediction before it is scored.
 
     The order is fixed: resize, threshold (if asked), quantise (if asked), stretch (if asked).
@@ -106,10 +106,10 @@ class Protocol(ResultProtocol):
         for name in ("quantise", "binarise"):
             value = getattr(self, name)
             if not isinstance(value, bool):
-                raise ValueError(f"Protocol.{name}: expected True or False, got {value!r}")
+                raise ValueError(f"protocol.{name}: expected True or False, got {value!r}")
         names = get_args(Normalize)
         if self.normalize not in names:
-            raise ValueError(f"Protocol.normalize: expected one of {names}, got {self.normalize!r}")
+            raise ValueError(f"protocol.normalize: expected one of {names}, got {self.normalize!r}")
 
     def describe(self) -> dict[str, Any]:
         """Plain values for a score file: the fields, the resize rule and the thresholds' definition."""

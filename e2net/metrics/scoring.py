@@ -20,7 +20,7 @@ from e2net.metrics.functional import (
     weighted_f_of,
 )
 from e2net.metrics.geometry import MaskGeometry
-from e2net.metrics.protocol import Protocol
+from e2net.metrics.protocol import MaskProtocol
 
 DEFAULT_SCORES = ("S", "Fmax", "Fmean", "Fadp", "wF", "Emax", "Emean", "Eadp", "MAE")
 """What tables of the field report."""
@@ -77,7 +77,7 @@ def score_map(
     map: Tensor | NDArray[np.generic],
     mask: Tensor | NDArray[np.bool_],
     *,
-    protocol: Protocol | None = None,
+    protocol: MaskProtocol | None = None,
     geometry: MaskGeometry | None = None,
     scores: Sequence[str] = DEFAULT_SCORES,
     image: Tensor | NDArray[np.uint8] | None = None,
@@ -97,11 +97,11 @@ def score_map(
         ValueError: if they don't fit each other, the map leaves [0, 1], a score is unknown, or one needs the image and
             there is none.
     """
-    return score_maps_of([(map, protocol or Protocol())], mask, geometry=geometry, scores=scores, image=image)[0]
+    return score_maps_of([(map, protocol or MaskProtocol())], mask, geometry=geometry, scores=scores, image=image)[0]
 
 
 def score_maps_of(
-    maps: Sequence[tuple[Tensor | NDArray[np.generic], Protocol]],
+    maps: Sequence[tuple[Tensor | NDArray[np.generic], MaskProtocol]],
     mask: Tensor | NDArray[np.bool_],
     *,
     geometry: MaskGeometry | None = None,

@@ -276,21 +276,6 @@ def scores_from(counts: NDArray[Any]) -> dict[str, float]:
     return {name: float(value) for name, value in _means(counts, class_scores(counts)).items()}
 
 
-def semantic_scores(matrix: NDArray[Any]) -> dict[str, Any]:
-    """Scores that a confusion matrix tells: all but bIoU.
-
-    Args:
-        matrix: (K, K) as ``confusion`` gives it, of an image or summed over images.
-
-    Returns:
-        "mIoU", "aAcc" and "mAcc" as floats, and (K,) arrays "IoU" and "Acc"; fractions, NaN as in ``class_scores``.
-    """
-    none = np.zeros(len(matrix), np.int64)
-    counts = np.stack([matrix.diagonal(), matrix.sum(1), matrix.sum(0), none, none])
-    found = {**scores_from(counts), **class_scores(counts)}
-    return {name: found[name] for name in ("mIoU", "aAcc", "mAcc", "IoU", "Acc")}
-
-
 def bootstrap_intervals(counts: NDArray[Any], seed: int = 0, resamples: int = 1000) -> Intervals:
     """Percentile bootstrap intervals of 95 % over the images of a set.
 

@@ -21,6 +21,7 @@ _PARTS = ("encoder", "neck", "decoder", "tuning")
 _FIRST_TASK = {"_target_": "e2net.tasks.Camouflage"}
 # Where classes that configs name have lain before.
 _MOVED = {f"e2net.engine.{name}.": f"e2net.training.{name}." for name in ("optim", "schedules", "cache")}
+_MOVED |= {"e2net.metrics.Protocol": "e2net.metrics.MaskProtocol"}
 
 
 def with_task(config: dict[str, Any]) -> dict[str, Any]:

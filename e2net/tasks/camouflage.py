@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from e2net.drawing import GREEN, RED, panel_size, tinted
 from e2net.formats import is_jpeg, read_map, read_mask, write_map
-from e2net.metrics.protocol import Protocol, to_map
+from e2net.metrics.protocol import MaskProtocol, to_map
 from e2net.metrics.scoring import (
     ALL_SCORES,
     DEFAULT_SCORES,
@@ -42,7 +42,7 @@ class Camouflage(Task):
         scores: out of ``e2net.metrics.ALL_SCORES``.
     """
 
-    protocol: Protocol = dataclasses.field(default_factory=Protocol)
+    protocol: MaskProtocol = dataclasses.field(default_factory=MaskProtocol)
     scores: tuple[str, ...] = DEFAULT_SCORES
 
     out_channels = 1

@@ -9,7 +9,7 @@ from e2net.decoders.necks import LearnedPyramid, Norm
 from e2net.encoders import Frozen, ViTEncoder
 from e2net.evaluation.inference import Predictor
 from e2net.losses import TERMS, Criterion
-from e2net.metrics import MapScores, Protocol, score_map
+from e2net.metrics import MapScores, MaskProtocol, score_map
 from e2net.model import DenseModel
 from e2net.structures import Output
 from e2net.training.step import precision_of
@@ -124,9 +124,9 @@ def test_scores_of_maps_from_half_logits(name, far):
         with precision_of(name, CPU).forward_context(), torch.no_grad():
             prob = Predictor(flip=True, scales=(1.0, 2.0))(model, image)
         assert prob.dtype == torch.float32 and prob.min() >= 0 and prob.max() <= 1
-        scores = MapScores(Protocol())
+        scores = MapScores(MaskProtocol())
         for at in range(2):
-            native = Protocol().resize_map(prob[at, 0], (50, 60))
+            native = MaskProtocol().resize_map(prob[at, 0], (50, 60))
             truth = torch.nn.functional.interpolate(mask[at][None], size=(50, 60))[0, 0] > 0.5
             scores.add(at, score_map(native, truth))
         found.append({k: float(v) for k, v in scores.compute().items()})

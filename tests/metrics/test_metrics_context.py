@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.color import deltaE_ciede2000, rgb2lab
 
-from e2net.metrics import Protocol, camouflage_degree, context_measure
+from e2net.metrics import MaskProtocol, camouflage_degree, context_measure
 from e2net.metrics.context import _ciede2000, _lab
 
 
@@ -38,7 +38,7 @@ def test_without_image_equals_pysod(seed, h, w, stretch):
         theirs.step(
             *((level_map, mask.astype(np.uint8) * 255) if stretch else (level_map / 255, mask)), normalize=stretch
         )
-    protocol = Protocol(normalize="minmax" if stretch else "as_is")
+    protocol = MaskProtocol(normalize="minmax" if stretch else "as_is")
     found = context_measure(level_map, mask, protocol=protocol)
     assert float(found) == pytest.approx(theirs.get_results()["cm"], abs=1e-9)
 
@@ -52,7 +52,7 @@ def test_with_image_equals_pysod(seed):
     found = camouflage_degree(image, mask)
     assert found.max() > 0.1
     np.testing.assert_allclose(found, degree, rtol=0, atol=1e-9)
-    score = context_measure(level_map, mask, image, protocol=Protocol())
+    score = context_measure(level_map, mask, image, protocol=MaskProtocol())
     assert float(score) == pytest.approx(theirs.get_results()["ccm"], abs=1e-9)
 
 

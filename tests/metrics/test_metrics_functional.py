@@ -15,7 +15,7 @@ from scipy.ndimage import distance_transform_edt
 from e2net.metrics import (
     GeometryCache,
     MaskGeometry,
-    Protocol,
+    MaskProtocol,
     ber,
     boundary_scores,
     dice,
@@ -163,10 +163,10 @@ def test_8_bit_map_as_it_is(pair):
 def test_stretched_by_histogram_and_directly(pair):
     level_map, mask = pair
     expected = oracle(level_map, mask, normalize=True)
-    values = Protocol().apply(torch.from_numpy(level_map))
+    values = MaskProtocol().apply(torch.from_numpy(level_map))
     assert values.dtype == torch.float64
     bool_mask = torch.from_numpy(mask)
-    histogram = map_statistics(level_map, mask, protocol=Protocol())
+    histogram = map_statistics(level_map, mask, protocol=MaskProtocol())
     assert_equal(scores(values, bool_mask, histogram), expected, skip=one_pixel(mask))
     assert_equal(scores(values, bool_mask), expected, skip=one_pixel(mask))
 
@@ -197,7 +197,7 @@ def test_larger_maps(shape, kind):
     """Sizes where the distance transform is padded, cropped and saturated."""
     rng = np.random.default_rng(3)
     level_map, mask = make_map("smooth", shape, rng), make_mask(kind, shape, rng)
-    values = Protocol().apply(torch.from_numpy(level_map))
+    values = MaskProtocol().apply(torch.from_numpy(level_map))
     assert_equal(scores(values, torch.from_numpy(mask)), oracle(level_map, mask, normalize=True))
 
 

@@ -12,7 +12,7 @@ from test_metrics_functional import MASKS, PREDICTIONS, assert_equal, make_map, 
 from e2net.metrics import (
     MapScores,
     MaskGeometry,
-    Protocol,
+    MaskProtocol,
     SMeasure,
     camouflage_degree,
     context_measure,
@@ -154,7 +154,7 @@ PUBLIC = {
     "context_measure": context_measure,
     "score_map": score_map,
     "SMeasure": lambda map, mask: SMeasure().update(map, mask),
-    "MapScores": lambda map, mask: MapScores(protocol=Protocol(quantise=False)).update([map], [mask]),
+    "MapScores": lambda map, mask: MapScores(protocol=MaskProtocol(quantise=False)).update([map], [mask]),
     "MapScores with cache": lambda map, mask: MapScores(cache_bytes=1).update([map], [mask], index=[0]),
     "geometry at hand": lambda map, mask: s_measure(map, mask, geometry=MaskGeometry(MASK)),
 }

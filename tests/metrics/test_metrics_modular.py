@@ -23,8 +23,8 @@ from e2net.metrics import (
     IoU,
     MapAbsoluteError,
     MapScores,
+    MaskProtocol,
     PrecisionRecall,
-    Protocol,
     SMeasure,
     WeightedFMeasure,
     score_map,
@@ -149,7 +149,7 @@ class TestMapScores:
     def test_protocol_is_applied(self):
         maps, masks = images()
         maps = [m // 2 + 30 for m in maps]
-        a, b = MapScores(), MapScores(protocol=Protocol(normalize="as_is"))
+        a, b = MapScores(), MapScores(protocol=MaskProtocol(normalize="as_is"))
         a.update(maps, masks)
         b.update(maps, masks)
         assert abs(float(a.compute()["MAE"] - b.compute()["MAE"])) > 0.01
@@ -240,7 +240,7 @@ def test_single_and_combined_metrics_agree():
 def test_precision_and_recall_at_a_half_equal_pysod():
     maps, masks = images()
     maps[2][:] = 0  # nothing is chosen
-    metric = MapScores(scores=("P", "R"), protocol=Protocol(normalize="as_is"))
+    metric = MapScores(scores=("P", "R"), protocol=MaskProtocol(normalize="as_is"))
     metric.update(maps, masks)
     theirs = py_sod_metrics.FmeasureV2(
         {

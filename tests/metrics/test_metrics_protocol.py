@@ -4,7 +4,7 @@ import torch
 from py_sod_metrics.utils import prepare_data
 from torch.nn import functional as F
 
-from e2net.metrics import Protocol, mae, score_map, to_map
+from e2net.metrics import MaskProtocol, mae, score_map, to_map
 
 
 def prob_map(seed=0, h=12, w=17):
@@ -53,27 +53,27 @@ class TestProtocol:
     def test_stretch_is_pysods(self):
         level_map = to_map(prob_map(), (12, 17))
         expected, _ = prepare_data(level_map.numpy(), MASK.numpy().astype(np.uint8) * 255)
-        np.testing.assert_array_equal(Protocol().apply(level_map), expected)
+        np.testing.assert_array_equal(MaskProtocol().apply(level_map), expected)
 
     def test_as_is(self):
         level_map = to_map(prob_map(), (12, 17))
-        values = Protocol(normalize="as_is").apply(level_map)
+        values = MaskProtocol(normalize="as_is").apply(level_map)
         np.testing.assert_array_equal(values, level_map.numpy() / 255)
 
     def test_constant_map_is_not_stretched(self):
-        values = Protocol().apply(torch.full((3, 3), 51, dtype=torch.uint8))
+        values = MaskProtocol().apply(torch.full((3, 3), 51, dtype=torch.uint8))
         np.testing.assert_allclose(values, 0.2)
 
     @pytest.mark.parametrize("normalize", ["minmax", "as_is"])
     @pytest.mark.parametrize("quantise", [True, False])
     @pytest.mark.parametrize("binarise", [True, False])
     def test_score_map_scores_what_apply_returns(self, normalize, quantise, binarise):
-        protocol = Protocol(quantise=quantise, normalize=normalize, binarise=binarise)
+        protocol = MaskProtocol(quantise=quantise, normalize=normalize, binarise=binarise)
         prob = prob_map().double()
         values = protocol.apply(prob)
         found = score_map(prob, MASK, protocol=protocol).values
         assert found["MAE"] == pytest.approx(float(mae(values.double(), MASK)), abs=1e-12)
-        expected = score_map(values, MASK, protocol=Protocol(quantise=False, normalize="as_is")).values
+        expected = score_map(values, MASK, protocol=MaskProtocol(quantise=False, normalize="as_is")).values
         assert found == pytest.approx(expected, abs=1e-9)
         resized = protocol.resize_map(prob, (12, 17))
         assert score_map(resized, MASK, protocol=protocol).values == pytest.approx(found, abs=1e-12)
@@ -81,17 +81,17 @@ class TestProtocol:
     def test_every_choice_changes_the_score(self):
         prob = prob_map()
         choices = [
-            Protocol(),
-            Protocol(quantise=False),
-            Protocol(normalize="as_is"),
-            Protocol(quantise=False, normalize="as_is"),
-            Protocol(binarise=True),
+            MaskProtocol(),
+            MaskProtocol(quantise=False),
+            MaskProtocol(normalize="as_is"),
+            MaskProtocol(quantise=False, normalize="as_is"),
+            MaskProtocol(binarise=True),
         ]
         assert len({score_map(prob, MASK, protocol=p).values["MAE"] for p in choices}) == len(choices)
 
     def test_binarised_8_bit_and_float_agree(self):
         prob = prob_map(3) * 0.99
-        protocol = Protocol(binarise=True)
+        protocol = MaskProtocol(binarise=True)
         a = score_map(prob, MASK, protocol=protocol).values
         assert a == score_map(to_map(prob, (12, 17)), MASK, protocol=protocol).values
         assert set(protocol.apply(prob).unique().tolist()) == {0.0, 1.0}
@@ -102,8 +102,8 @@ class TestProtocol:
     )
     def test_values_are_checked(self, arguments, message):
         with pytest.raises(ValueError, match=message):
-            Protocol(**arguments)
+            MaskProtocol(**arguments)
 
     def test_describe(self):
-        described = Protocol(normalize="as_is").describe()
+        described = MaskProtocol(normalize="as_is").describe()
         assert described["normalize"] == "as_is" and described["quantise"] is True and "bilinear" in described["resize"]

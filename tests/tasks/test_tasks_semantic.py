@@ -15,9 +15,9 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT
-from engine.tiny import tiny_config
 from hydra import compose, initialize_config_dir
 from PIL import Image
+from tiny import tiny_config
 
 from e2net.datasets import SemanticData
 from e2net.datasets.procedural import SURROUNDINGS

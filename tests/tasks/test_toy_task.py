@@ -190,7 +190,7 @@ def test_two_decoders_are_compared(run, other, tmp_path):
 
 
 def test_runs_of_two_tasks_are_not_compared(run, other, tmp_path, capsys):
-    config = (other / "config.yaml").read_text().replace("toy_normals.NormalsProtocol", "e2net.metrics.Protocol")
+    config = (other / "config.yaml").read_text().replace("toy_normals.NormalsProtocol", "e2net.metrics.MaskProtocol")
     document = json.loads((other / "test_scores.json").read_text())
     del document["config_sha256"]
     (tmp_path / "config.yaml").write_text(config.replace("toy_normals.Normals\n", "e2net.tasks.Camouflage\n"))

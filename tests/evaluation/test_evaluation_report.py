@@ -19,7 +19,7 @@ from e2net.evaluation.report import (
     stems_hash,
     write_atomically,
 )
-from e2net.metrics import ALL_SCORES, DEFAULT_SCORES, ImageScores, MapScores, Protocol, score_map
+from e2net.metrics import ALL_SCORES, DEFAULT_SCORES, ImageScores, MapScores, MaskProtocol, score_map
 from e2net.metrics.table import bootstrap_intervals
 from e2net.tasks import Camouflage
 
@@ -33,7 +33,7 @@ def _image(seed):
 
 
 def _result(name="set", count=5, binarised=False, seed=0, names=DEFAULT_SCORES, **kwargs):
-    protocol = Protocol(binarise=binarised)
+    protocol = MaskProtocol(binarise=binarised)
     scores = MapScores(protocol, names)
     for i in range(count):
         scores.add(i, score_map(*_image(seed + i), protocol=protocol, scores=names), f"n{i}")
@@ -162,7 +162,7 @@ def test_all_files(tmp_path, monkeypatch):
         assert cv2.imread(str(tmp_path / file)).std() > 5
     written = json.loads((tmp_path / "scores.json").read_text())
     assert written["scores"] == scores and set(scores) == {"one", "two"}
-    assert written["protocol"] == Protocol().describe() and written["method"] == "method"
+    assert written["protocol"] == MaskProtocol().describe() and written["method"] == "method"
     assert written["sets"]["one"]["file_list_sha256"] == stems_hash(["n4", "n3", "n2", "n1", "n0"])
     assert written["sets"]["two"]["problems"] == {"extra": ["x.png"]}
     assert written["bootstrap"] == {"level": 0.95, "resamples": 1000, "seed": 0, "over": "images"}

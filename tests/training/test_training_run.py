@@ -19,7 +19,7 @@ from e2net.datasets import ProceduralPairs
 from e2net.evaluation import evaluate, prepare_evaluation
 from e2net.evaluation.test import choose_precision
 from e2net.formats import read_mask
-from e2net.metrics import MapScores, Protocol, score_map
+from e2net.metrics import MapScores, MaskProtocol, score_map
 from e2net.runs import resolve
 from e2net.runs.overrides import inherit
 from e2net.training import prepare_training, train
@@ -76,7 +76,7 @@ def test_run_folder_holds_what_it_promises(run):
         assert cv2.imread(str(folder / "samples" / f"{name}.png")).std() > 10
     written = json.loads((folder / "test_scores.json").read_text())
     assert written["scores"] == scores
-    assert written["protocol"] == Protocol().describe()
+    assert written["protocol"] == MaskProtocol().describe()
     assert set(scores) == {"procedural"}
     record = json.loads((folder / "environment.json").read_text())
     assert record["packages"]["torch"] and record["git"] and record["command"] and record["started"]
@@ -129,7 +129,7 @@ def test_printed_scores_are_those_of_the_written_maps(run, tmp_path):
         mask = pairs.read(i)[1]
         written = cv2.imread(str(tmp_path / "maps" / "procedural" / f"{pairs.name(i)}.png"), cv2.IMREAD_UNCHANGED)
         assert written.dtype == np.uint8 and written.shape == mask.shape
-        again.add(i, score_map(written, mask, protocol=Protocol()))
+        again.add(i, score_map(written, mask, protocol=MaskProtocol()))
     assert {k: float(v) for k, v in again.compute().items()} == scores
 
 

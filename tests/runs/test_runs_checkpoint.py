@@ -9,6 +9,7 @@ import timm
 import torch
 import yaml
 from conftest import encoder_config
+from hydra.utils import get_object
 from safetensors.torch import save_file
 from transformers import AutoModel
 
@@ -24,7 +25,7 @@ from e2net.runs.checkpoint import (
     restore,
     saved_state,
 )
-from e2net.runs.config import TRUST, build, build_model
+from e2net.runs.config import TRUST, build, build_model, flatten
 
 LINEAR = {"_target_": "e2net.decoders.LinearDecoder"}
 FROZEN = {"_target_": "e2net.encoders.Frozen"}
@@ -95,6 +96,25 @@ def test_model_is_rebuilt_from_the_checkpoint_alone(encoder_folder, tmp_path, ar
     frozen = build_model(config | {"tuning": FROZEN}).encoder.eval()
     if mode != "frozen" and weights == "pretrained":
         assert not torch.equal(frozen(image)[3], loaded.encoder(image)[3])
+
+
+def test_classes_are_found_by_the_names_that_older_runs_gave_them(tmp_path, encoder_folder):
+    old = {
+        "optim": {"_target_": "e2net.engine.optim.AdamW", "schedule": {"_target_": "e2net.engine.schedules.Cosine"}},
+        "cache": {"_target_": "e2net.engine.cache.FeatureCache"},
+        "protocol": {"_target_": "e2net.metrics.Protocol"},
+    }
+    _save(_config(_local(encoder_folder("dinov2"))), tmp_path / "run")
+    file = find_checkpoint(tmp_path / "run")
+    content = torch.load(file, weights_only=True)
+    content[KEY]["config"] |= old
+    torch.save(content, file)
+    config = read_checkpoint(tmp_path / "run")[KEY]["config"]
+    load_model(tmp_path / "run")
+    targets = {k: v for k, v in flatten(config).items() if k.endswith("_target_")}
+    assert len(targets) >= 8 and targets["task._target_"] == "e2net.tasks.Camouflage"
+    for target in targets.values():
+        assert callable(get_object(target))
 
 
 @pytest.mark.parametrize("mode", ["adapter", "lora", "partial"])

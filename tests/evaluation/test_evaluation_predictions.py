@@ -20,7 +20,7 @@ from e2net.evaluation import evaluate, prepare_evaluation
 from e2net.evaluation.data import DataModule
 from e2net.evaluation.predictions import UnusableMapsError, check_task, find_maps, score_maps, targets_of
 from e2net.evaluation.report import masks_hash, stems_hash
-from e2net.metrics import ALL_SCORES, DEFAULT_SCORES, EXTRA_SCORES, MapScores, Protocol, score_map
+from e2net.metrics import ALL_SCORES, DEFAULT_SCORES, EXTRA_SCORES, MapScores, MaskProtocol, score_map
 from e2net.runs import resolve, user_errors
 from e2net.runs.overrides import inherit
 from e2net.tasks import Camouflage
@@ -80,7 +80,7 @@ def _expected(root, protocol, indices=range(COUNT)):
 
 def test_scores_are_those_of_a_plain_loop(folders):
     scores = _run(folders)
-    assert scores == {"CAMO": _expected(folders, Protocol())}
+    assert scores == {"CAMO": _expected(folders, MaskProtocol())}
     written = _report(folders)
     assert written["scores"] == scores and written["method"] == "maps"
     about = written["sets"]["CAMO"]
@@ -95,9 +95,9 @@ def test_scores_are_those_of_a_plain_loop(folders):
 @pytest.mark.parametrize(
     "overrides, protocol",
     [
-        (["protocol.normalize=as_is"], Protocol(normalize="as_is")),
-        (["protocol.binarise=true"], Protocol(binarise=True)),
-        (["protocol.quantise=false"], Protocol(quantise=False)),
+        (["protocol.normalize=as_is"], MaskProtocol(normalize="as_is")),
+        (["protocol.binarise=true"], MaskProtocol(binarise=True)),
+        (["protocol.quantise=false"], MaskProtocol(quantise=False)),
     ],
 )
 def test_protocol_is_followed_and_recorded(folders, overrides, protocol):
@@ -111,12 +111,12 @@ def test_protocol_is_followed_and_recorded(folders, overrides, protocol):
 def test_binarised_too_scores_both_ways(folders, capsys):
     scores = _run(folders, "binarised_too=true")
     assert scores == {
-        "CAMO": _expected(folders, Protocol()),
-        "CAMO (binarised)": _expected(folders, Protocol(binarise=True)),
+        "CAMO": _expected(folders, MaskProtocol()),
+        "CAMO (binarised)": _expected(folders, MaskProtocol(binarise=True)),
     }
     assert "binarised" in capsys.readouterr().out
     written = _report(folders)
-    assert written["sets"]["CAMO (binarised)"]["protocol"] == Protocol(binarise=True).describe()
+    assert written["sets"]["CAMO (binarised)"]["protocol"] == MaskProtocol(binarise=True).describe()
     assert set(written["intervals"]) == set(scores)
     assert [row["test_set"] for row in csv.DictReader((folders / "out" / "scores.csv").open())] == list(scores)
     assert len(list(csv.DictReader((folders / "out" / "per_image.csv").open()))) == 2 * COUNT
@@ -130,7 +130,7 @@ def test_processes_change_nothing(folders, workers, start):
     (folders / "maps" / "CAMO" / "m3.png").unlink()
     (folders / "maps" / "CAMO" / "m4.png").write_bytes(b"")
     data = prepare_evaluation(_config(folders, "allow_missing=true")).sets[0]
-    protocols = [Camouflage(), Camouflage(Protocol(binarise=True))]
+    protocols = [Camouflage(), Camouflage(MaskProtocol(binarise=True))]
     alone, alone_faults = score_maps(data, protocols, 0)
     shared, faults = score_maps(data, protocols, workers, start)
     assert faults == alone_faults and len(faults) == 1
@@ -233,7 +233,7 @@ def test_files_that_lie_where_maps_are_missing_are_named(folders, capsys):
 def test_missing_maps_are_allowed_and_counted(folders, capsys):
     (folders / "maps" / "CAMO" / "m2.png").unlink()
     scores = _run(folders, "allow_missing=true")
-    assert scores["CAMO"] == _expected(folders, Protocol(), [0, 1, 3, 4, 5, 6])
+    assert scores["CAMO"] == _expected(folders, MaskProtocol(), [0, 1, 3, 4, 5, 6])
     shown = capsys.readouterr().out
     assert "6/7" in shown and "1 of 7 missing" in shown and "m2" in shown
     about = _report(folders)["sets"]["CAMO"]
@@ -571,8 +571,8 @@ def test_command(folders):
         "num_workers=2", f"hydra.run.dir={folders}/hydra",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    assert _report(folders)["scores"] == {"CAMO": _expected(folders, Protocol())}
-    assert f"{_expected(folders, Protocol())['S']:.3f}"[1:] in result.stdout and "images/s" in result.stderr
+    assert _report(folders)["scores"] == {"CAMO": _expected(folders, MaskProtocol())}
+    assert f"{_expected(folders, MaskProtocol())['S']:.3f}"[1:] in result.stdout and "images/s" in result.stderr
 
 
 def test_command_says_in_one_line_what_is_wrong(folders):
