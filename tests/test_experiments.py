@@ -44,6 +44,7 @@ def test_recipe_takes_two_steps(recipe, tmp_path):
     config["trainer"] |= {"max_epochs": 2, "limit_train_batches": 1, "accumulate_grad_batches": 1, "accelerator": "cpu"}
     config["trainer"] |= {"precision": "32-true"}
     config |= {"run_dir": str(tmp_path), "num_samples": 0, "size": 4 * patch}
+    config["cache"]["folder"] = str(tmp_path / "cache")
     if "width" in config["decoder"]:
         config["decoder"]["width"] = 16
     job = prepare_training(config)

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -16,7 +17,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
 
-from e2net.runs.folder import is_first_process, new_folder
+from e2net.runs.folder import LOCK, is_first_process, new_folder
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,8 @@ class OwnFolder(Callback):
 
 # Of the jobs that ran in this process.
 failures: list[str] = []
+# What this process has made by itself.
+_made: list[Path] = []
 
 
 def _take(config: DictConfig, section: DictConfig) -> None:
@@ -67,6 +70,7 @@ def _take(config: DictConfig, section: DictConfig) -> None:
     except OSError as error:  # Hydra would make a warning of it
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    _made.append(folder)
     with read_write(config.hydra):
         section.dir = str(folder)
 
@@ -85,10 +89,14 @@ def one_of_many() -> Iterator[None]:
 
 @contextlib.contextmanager
 def failures_told() -> Iterator[None]:
-    """In the end, which jobs of a sweep have failed, and why."""
+    """In the end, which jobs of a sweep have failed, and why; and no empty folder of a run that was refused."""
     try:
         yield
     finally:
+        for folder in _made:
+            if {file.name for file in folder.iterdir()} <= {LOCK}:
+                (folder / LOCK).unlink(missing_ok=True)
+                folder.rmdir()
         if failures:
             print(f"{len(failures)} of the sweep's jobs failed:", file=sys.stderr)
             for line in failures:

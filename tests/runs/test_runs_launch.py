@@ -52,6 +52,16 @@ def loop(tmp_path_factory):
     return place, [finish(process) for process in started]
 
 
+def test_what_is_refused_leaves_no_folder_but_the_one_that_was_named(tmp_path):
+    (tmp_path / "mine").mkdir()
+    for program, wrong in (("eval.py", "ckpt=nowhere"), ("train.py", "data.n_train=-1")):
+        key = "output" if program == "eval.py" else "run_dir"
+        for more in ([], [f"hydra.run.dir={tmp_path / 'mine'}"], [f"{key}={tmp_path / 'mine'}"]):
+            status, _, error = finish(start(program, wrong, *more, cwd=tmp_path))
+            assert status and "error: " in error, error
+            assert not list((tmp_path / "runs").glob("*")) and (tmp_path / "mine").is_dir()
+
+
 def test_runs_of_one_second_have_a_folder_each(loop):
     place, ended = loop
     assert [status for status, _, _ in ended] == [0] * 4
