@@ -15,7 +15,7 @@ from e2net.decoders import E2NetDecoder, LinearDecoder
 from e2net.encoders import Frozen, Full, ViTEncoder
 from e2net.losses import Criterion
 from e2net.model import DenseModel
-from e2net.structures import Sample
+from e2net.structures import Encoded, Sample
 from e2net.training import optim
 from e2net.training.averaging import WeightAverage
 from e2net.training.memory import Trial
@@ -257,6 +257,6 @@ def test_parts_of_a_step_are_told_apart_and_add_nothing():
 
     told = step(model, image, mask, criterion, part=Part)
     assert names == ["encoder", "decoder", "loss"]
-    features = model.encoder(image)
-    for other in (step(model, image, mask, criterion), step(model, features, mask, criterion)):
+    encoded = Encoded(tuple(maps[:, None] for maps in model.encoder(image)), (32, 32))
+    for other in (step(model, image, mask, criterion), step(model, encoded, mask, criterion)):
         assert other.keys() == told.keys() and torch.equal(other["loss"], told["loss"])
