@@ -14,7 +14,7 @@ import yaml
 from numpy.typing import NDArray
 
 from e2net.formats import some
-from e2net.runs.checkpoint import with_task
+from e2net.runs.checkpoint import of_today
 from e2net.runs.config import build_task, flatten
 from e2net.runs.folder import CHECKPOINTS, METRICS
 from e2net.runs.provenance import config_hash, file_hash
@@ -51,7 +51,7 @@ class Run:
         Raises:
             ValueError: the config names no task that is known here.
         """
-        return build_task(with_task(self.config))
+        return build_task(self.config)
 
     @property
     def sets(self) -> list[str]:
@@ -137,7 +137,7 @@ def read_run(folder: str | Path) -> Run:
     try:
         config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
         document = json.loads((folder / SCORES).read_text(encoding="utf-8"))
-        run = Run(folder, config, document)
+        run = Run(folder, of_today(config), document)
         # Score files of before this was recorded have none.
         if document.get("config_sha256", config_hash(config)) != config_hash(config):
             raise ValueError(

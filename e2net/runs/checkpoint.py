@@ -24,9 +24,19 @@ _MOVED = {f"e2net.engine.{name}.": f"e2net.training.{name}." for name in ("optim
 _MOVED |= {"e2net.metrics.Protocol": "e2net.metrics.MaskProtocol"}
 
 
-def with_task(config: dict[str, Any]) -> dict[str, Any]:
-    """A run's config, with the task that it is about where it is of before there were several."""
-    return {"task": _FIRST_TASK, **config}
+def of_today(config: dict[str, Any]) -> dict[str, Any]:
+    """A run's config as it would be written now: with its task, and classes where they lie today."""
+    return {"task": _FIRST_TASK, **_moved(config)}
+
+
+def _moved(value: Any) -> Any:
+    """A config, or a value of one, with the names of classes as they are today."""
+    if isinstance(value, dict):
+        target = value.get("_target_")
+        old = next((old for old in _MOVED if isinstance(target, str) and target.startswith(old)), None)
+        moved = {} if old is None else {"_target_": str(target).replace(old, _MOVED[old])}
+        return {**{key: _moved(one) for key, one in value.items()}, **moved}
+    return [_moved(one) for one in value] if isinstance(value, list) else value
 
 
 def checkpoint_entry(model: DenseModel, config: dict[str, Any]) -> dict[str, Any]:
@@ -161,21 +171,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     fault = _not_plain(entry["config"])
     if fault is not None:
         raise ValueError(f"{file}: expected plain values in its config, found {fault}")
-    config = _moved(with_task(entry["config"]))
+    config = of_today(entry["config"])
     return {
         **content,
         KEY: {"backbone": None, "encoder_fingerprint": None, **entry, "config": config, "format": version},
     }
-
-
-def _moved(value: Any) -> Any:
-    """A config with the names of classes as they are today."""
-    if isinstance(value, dict):
-        target = value.get("_target_")
-        old = next((old for old in _MOVED if isinstance(target, str) and target.startswith(old)), None)
-        moved = {} if old is None else {"_target_": str(target).replace(old, _MOVED[old])}
-        return {**{key: _moved(one) for key, one in value.items()}, **moved}
-    return [_moved(one) for one in value] if isinstance(value, list) else value
 
 
 def _not_plain(config: Any) -> str | None:

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import yaml
 from fake import fake_run
 
 from e2net.compare.comparison import compare
@@ -17,6 +18,8 @@ from e2net.compare.runs import (
     read_run,
 )
 from e2net.runs.config import flatten
+from e2net.runs.provenance import config_hash
+from e2net.tasks import Camouflage
 
 
 def _variants(tmp_path, *runs):
@@ -53,6 +56,27 @@ def test_names_tell_variants_apart_by_what_matters_first(tmp_path):
         for p, w in (("b", 1), ("c", 2))
     ]
     assert [v.name for v in _variants(tmp_path, *more)] == ["b", "c"]
+
+
+def test_a_run_of_before_classes_moved_is_the_same_variant(tmp_path):
+    """Its config.yaml names classes where they lay then, and no task, as there was one."""
+    # Written over both files, as fake_run has its own protocol.
+    today = {
+        "task": {"_target_": "e2net.tasks.Camouflage"},
+        "metrics": {"_target_": "e2net.metrics.MaskProtocol"},
+        "optim": {"_target_": "e2net.training.optim.AdamW", "lr": 0.1},
+    }
+    before = {
+        "metrics": {"_target_": "e2net.metrics.Protocol"},
+        "optim": {"_target_": "e2net.engine.optim.AdamW", "lr": 0.1},
+    }
+    folders = [fake_run(tmp_path / name, **config) for name, config in (("old", before), ("new", today))]
+    config = yaml.safe_load((folders[0] / "config.yaml").read_text())
+    scores = folders[0] / "test_scores.json"
+    scores.write_text(json.dumps({**json.loads(scores.read_text()), "config_sha256": config_hash(config)}))
+    runs = [read_run(folder) for folder in folders]
+    assert diff([run.config for run in runs]) == {}
+    assert [type(run.task) for run in runs] == [Camouflage] * 2
 
 
 def test_diff_shows_what_is_not_there():
