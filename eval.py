@@ -20,6 +20,7 @@ def main(config: DictConfig) -> None:
     from e2net.evaluation import evaluate, prepare_evaluation  # noqa: PLC0415
     from e2net.evaluation.predictions import UnusableMapsError, check_task  # noqa: PLC0415
     from e2net.runs import inherit, resolve, user_errors  # noqa: PLC0415
+    from e2net.structures import NotFiniteError  # noqa: PLC0415
 
     with one_of_many():
         try:
@@ -29,7 +30,7 @@ def main(config: DictConfig) -> None:
                     held.enter_context(owned(Path(config.output)))
                     job = prepare_evaluation(resolve(inherit(config, HydraConfig.get().overrides.task)))
                 evaluate(job)
-        except UnusableMapsError:  # the user's files, not our code: a line says more than a traceback
+        except (UnusableMapsError, NotFiniteError):  # the user's files, not our code: a line says more than a traceback
             with user_errors():
                 raise
         except KeyboardInterrupt:

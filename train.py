@@ -8,6 +8,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from e2net.arguments import print_anywhere
+from e2net.files import no_space
 from e2net.runs.config import list_groups
 from e2net.runs.folder import owned
 from e2net.runs.launch import failures_told, one_of_many
@@ -21,7 +22,7 @@ def main(config: DictConfig) -> None:
     """Composes the config, builds and checks everything, then trains and tests."""
     # Only now, as these take seconds to import, which --help and a misspelt key need not wait for.
     from e2net.runs import resolve, user_errors  # noqa: PLC0415
-    from e2net.training import OutOfMemoryError, prepare_training, train  # noqa: PLC0415
+    from e2net.training import NotFiniteError, OutOfMemoryError, prepare_training, train  # noqa: PLC0415
 
     with one_of_many():
         try:
@@ -34,8 +35,14 @@ def main(config: DictConfig) -> None:
         except KeyboardInterrupt:
             print(f"interrupted; continue with resume={config.run_dir}", file=sys.stderr)
             raise SystemExit(130) from None
-        except OutOfMemoryError as error:
+        except (OutOfMemoryError, NotFiniteError) as error:
             print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(1) from None
+        except OSError as error:
+            told = no_space(error)
+            if told is None:
+                raise
+            print(f"error: {told}; make room, then continue with resume={config.run_dir}", file=sys.stderr)
             raise SystemExit(1) from None
 
 

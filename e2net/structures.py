@@ -121,3 +121,7 @@ class Output(NamedTuple):
     def maps(self) -> list[Tensor]:
         """The prediction and all auxiliary maps."""
         return [self.prediction, *(one for maps in self.auxiliary.values() for one in maps)]
+
+
+class NotFiniteError(ValueError):
+    """A training, or a model's result, has values that are not finite; the message says what to change."""

@@ -21,8 +21,11 @@ from e2net.runs.provenance import config_hash, file_hash
 from e2net.tasks.base import Task
 
 SCORES, PER_IMAGE = "test_scores.json", "test_per_image.csv"
-# Says where a run is, not what it is; the last three change nothing about a result.
-_PLACES = {"run_dir", "resume", "num_samples", "data.num_workers", "trainer.log_every_n_steps"}
+# Says where a run is, not what it is; the last four change nothing about a result.
+_PLACES = {
+    *("run_dir", "resume"),
+    *("num_samples", "data.num_workers", "trainer.log_every_n_steps", "checkpoint_every_n_steps"),
+}
 # Neither does what these groups begin with: where curves go, and what is shown meanwhile.
 _SHOWN = ("logger.", "callbacks.progress.", "callbacks.learning_rate.")
 _SEEDS = {"seed", "data.seed"}

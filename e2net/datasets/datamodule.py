@@ -161,12 +161,17 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
     Args:
         dataset: what to sample.
         seed: for the order.
+        epoch: the first one.
+        skip: so many of its samples are left out, in each process: a run goes on where it had seen them.
     """
 
-    def __init__(self, dataset: Dataset[Any], seed: int) -> None:
+    def __init__(self, dataset: Dataset[Any], seed: int, epoch: int = 0, skip: int = 0) -> None:
         ready = torch.distributed.is_available() and torch.distributed.is_initialized()
         world, rank = (torch.distributed.get_world_size(), torch.distributed.get_rank()) if ready else (1, 0)
         super().__init__(dataset, num_replicas=world, rank=rank, shuffle=True, seed=seed)
+        self.epoch = epoch
+        self.epoch = epoch
+        self._begun = (epoch, skip)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         """This process's share of the epoch's order."""
@@ -174,7 +179,8 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.dataset))  # type: ignore[arg-type]
         # processes must take equally many steps, so the order wraps around to fill the last one
         share = np.resize(order, self.total_size)[self.rank :: self.num_replicas]
-        return iter([(epoch, int(position)) for position in share])
+        first, skip = self._begun
+        return iter([(epoch, int(position)) for position in share[skip if epoch == first else 0 :]])
 
 
 def _single_thread_opencv(_worker: int = 0) -> None:
@@ -245,9 +251,7 @@ class DenseData:
         self.batch_size, self.val_fraction = batch_size, val_fraction
         self.num_workers = min(8, max(1, _cpus() - 1)) if num_workers is None else num_workers
         self.augment, self.seed, self.task = augment, seed, task or Camouflage()
-        # Lightning sets a sampler's epoch after it has started the loader, whose workers read ahead: a resumed run says
-        # it here, or it would begin with the order of epoch 0.
-        self.first_epoch = 0
+        self._first = (0, 0)
         self._sources: dict[tuple[str, str], Source] = {}
         self._checked: set[tuple[str, str]] = set()
         self._cache: _Cache | None = None
@@ -333,6 +337,13 @@ class DenseData:
         if stage not in ("test", "predict"):
             self._split()
 
+    def begin_at(self, epoch: int, batches: int) -> None:
+        """Where a resumed run goes on: the epoch, from 0, and how many of its batches it does without.
+
+        Lightning says the epoch only after it has started the loader, whose workers read ahead.
+        """
+        self._first = (epoch, batches)
+
     def train_names(self) -> list[str]:
         """Stems of the training images, without those held out."""
         return [self._source("train").name(index) for index in self._split()[0]]
@@ -375,8 +386,9 @@ class DenseData:
         else:
             flip = self.augment.flip if self.augment is not None else 0.0
             dataset = CachedTrainSet(self._cache.store, self.train_names(), self._cache.views, flip, self.seed)
-        sampler: Any = EpochSampler(dataset, self.seed)  # of pairs, which DataLoader's types do not foresee
-        sampler.set_epoch(self.first_epoch)
+        epoch, batches = self._first
+        # Of pairs, which DataLoader's types do not foresee.
+        sampler: Any = EpochSampler(dataset, self.seed, epoch, batches * self.batch_size)
         return self._loader(dataset, True, workers, sampler=sampler, drop_last=len(sampler) > self.batch_size)
 
     def val_dataloader(self) -> DataLoader[Sample] | list[DataLoader[Sample]]:

@@ -8,10 +8,30 @@ from torch import Tensor
 
 from e2net.datasets.transforms import Size
 from e2net.evaluation.scales import check_scales, resize, scaled_size
+from e2net.formats import some
 from e2net.model import DenseModel
-from e2net.structures import Images, unit_range
+from e2net.structures import Images, NotFiniteError, unit_range
 
 Forward = Callable[[Images], Tensor]
+
+
+def check_finite(activated: Tensor, names: Sequence[str]) -> None:
+    """Refuses results that are no result: a class map or a file made of them would not show it.
+
+    Args:
+        activated: (B, C, H, W), of so many images.
+        names: of the images.
+
+    Raises:
+        NotFiniteError: there is a NaN or an infinity.
+    """
+    finite = activated.isfinite().flatten(1).all(1).tolist()
+    if not all(finite):
+        named = [name for name, fine in zip(names, finite, strict=True) if not fine]
+        raise NotFiniteError(
+            f"expected finite results, found others for {some(named)}: compute with more range (precision=32-true or "
+            "bf16-mixed), or take a checkpoint of before the training went wrong (a lower optim.lr keeps it right)"
+        )
 
 
 class Predictor:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from e2net.evaluation.inference import Predictor
+from e2net.evaluation.inference import Predictor, check_finite
 from e2net.model import DenseModel
 from e2net.speed import halve_frozen
 from e2net.structures import Batch, Images
@@ -91,6 +91,7 @@ class EvaluationModule(L.LightningModule):
         """Queues one result per image for scoring, and returns them as ``maps``: (h, w), as in a file."""
         maps = []
         probs = self(batch.image)
+        check_finite(probs, batch.names)
         for position, name, prob, target in zip(batch.positions, batch.names, probs, batch.native_targets, strict=True):
             result = self.task.finish(prob, target.shape[:2])
             image = None if read_image is None else partial(read_image, position)

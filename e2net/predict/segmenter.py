@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from e2net.datasets import Resize
-from e2net.evaluation.inference import Predictor
+from e2net.evaluation.inference import Predictor, check_finite
 from e2net.evaluation.test import choose_precision
 from e2net.model import DenseModel
 from e2net.predict.pictures import FAULTS, Picture, check_many, decode, is_picture, take
@@ -293,6 +293,7 @@ class Segmenter:
     def _run(self, batch: list[_Loaded]) -> list[Prediction]:
         pixels = torch.from_numpy(np.stack([item.pixels for item in batch])).to(self.device)
         activated = self.activated(pixels.permute(0, 3, 1, 2).contiguous())
+        check_finite(activated, [str(item.source or f"picture {item.index}") for item in batch])
         task = self.model.task
         return [
             Prediction(item.image, task, task.soft(one, item.image.shape[:2]), self.threshold, item.source)

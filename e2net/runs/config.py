@@ -65,6 +65,7 @@ _TRAINING: dict[str, Any] = {
     "flip_test": bool,
     "compile": bool,
     "num_samples": int,
+    "checkpoint_every_n_steps": int | None,
     "resume": str | int | None,
     "run_dir": str,
 }

@@ -104,23 +104,22 @@ def check_unused(folder: Path, resumed: Path | None) -> None:
         )
 
 
-def carry_over(checkpoint: Path, folder: Path, epoch: int, step: int, validated: bool) -> None:
+def carry_over(checkpoint: Path, folder: Path, step: int, validated: bool) -> None:
     """Brings a run's history into the folder where it goes on: rows of ``metrics.csv``, best and last checkpoint.
 
-    Rows of epochs that will be run again are left out. In a new folder the checkpoints come last, and both at once:
+    Rows of steps that will be run again are left out. In a new folder the checkpoints come last, and both at once:
     where they are, all else is.
 
     Args:
         checkpoint: the one that is resumed from.
         folder: where the run goes on; may be its own.
-        epoch: the last one that is finished in the checkpoint, from 0.
         step: how many optimiser steps have been taken in it.
         validated: whether the run has a best checkpoint.
     """
     of_a_run = checkpoint.parent.name == CHECKPOINTS
     rows = checkpoint.parent.parent / METRICS
     if of_a_run and rows.is_file():
-        write_atomically(folder / METRICS, _rows_until(rows, epoch, step))
+        write_atomically(folder / METRICS, _rows_until(rows, step))
     target = folder / CHECKPOINTS
     if checkpoint.parent.resolve() == target.resolve():
         if not (target / LAST).is_file():  # it ended between its first two files, and goes on from the best one
@@ -144,10 +143,10 @@ def remove_parts(folder: Path) -> None:
                 shutil.rmtree(part) if part.is_dir() else part.unlink()
 
 
-def _rows_until(file: Path, epoch: int, step: int) -> str:
+def _rows_until(file: Path, step: int) -> str:
     with file.open(newline="", encoding="utf-8") as stream:
         reader = csv.DictReader(stream)
-        kept = [row for row in reader if _is_before(row, epoch, step)]
+        kept = [row for row in reader if _is_before(row, step)]
     text = io.StringIO()
     writer = csv.DictWriter(text, reader.fieldnames or [])
     writer.writeheader()
@@ -155,8 +154,6 @@ def _rows_until(file: Path, epoch: int, step: int) -> str:
     return text.getvalue()
 
 
-def _is_before(row: dict[str, str], epoch: int, step: int) -> bool:
-    """Whether a row is of a finished epoch; those of learning rates name a step alone."""
-    if row.get("epoch"):
-        return int(float(row["epoch"])) <= epoch
+def _is_before(row: dict[str, str], step: int) -> bool:
+    """Whether a row was logged before so many optimiser steps had been taken; those of an epoch name its last one."""
     return bool(row.get("step")) and int(float(row["step"])) < step

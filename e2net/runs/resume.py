@@ -34,6 +34,7 @@ MAY_DIFFER = (
     "data.test_folder",
     "data.n_test",
     "num_samples",
+    "checkpoint_every_n_steps",
     "logger",
     "callbacks",
     "trainer.log_every_n_steps",

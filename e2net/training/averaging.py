@@ -77,7 +77,9 @@ class WeightAverage(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         # Not in setup: only here has the model reached its device, and a checkpoint been read.
         self.start(pl_module.model)
-        self._step = trainer.global_step
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self._step = trainer.global_step  # of a resumed run it is known only now
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if trainer.global_step > self._step:

@@ -1,46 +1,146 @@
 """Lightning callbacks of training: checkpoints and what a resumed run needs."""
 
+import logging
+import signal
+import threading
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, TQDMProgressBar, early_stopping
+from lightning.pytorch.callbacks import (
+    Checkpoint,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    TQDMProgressBar,
+    early_stopping,
+)
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import Tensor
 
 from e2net.runs.checkpoint import read_checkpoint
+from e2net.training.schedules import TRAIN_LOSS
+
+log = logging.getLogger(__name__)
 
 
-class CheckpointFile(ModelCheckpoint):
-    """Keeps one checkpoint in one file: that of the best validation, or that of the last epoch.
+class BestCheckpoint(ModelCheckpoint):
+    """Keeps the checkpoint of the best validation; a score that is not finite is never the best.
 
-    The last one needs a callback of its own: Lightning's ``save_last`` writes it only when the best one improves. A
-    resumed run in another folder goes on with the best score so far if that checkpoint lies in its folder already.
+    A resumed run in another folder goes on with the best score so far if that checkpoint lies in its folder already.
 
     Args:
         file: where to.
-        monitor: what is best; None writes after every epoch.
+        monitor: what is best.
         mode: ``max`` where larger is better, else ``min``.
     """
 
-    def __init__(self, file: Path, monitor: str | None = None, mode: str = "max") -> None:
+    def __init__(self, file: Path, monitor: str, mode: str) -> None:
         super().__init__(
             file.parent,
             filename=file.stem,
             monitor=monitor,
             mode=mode,
-            save_on_train_epoch_end=monitor is None,
+            save_on_train_epoch_end=False,
             enable_version_counter=False,
         )
         self.file = file
 
+    @property
+    def state_key(self) -> str:
+        # The class's former name, by which older runs' checkpoints hold its state.
+        return super().state_key.replace(type(self).__qualname__, "CheckpointFile")
+
+    def check_monitor_top_k(self, trainer: L.Trainer, current: Tensor | None = None) -> bool:
+        if current is not None and not current.isfinite():
+            log.warning("%s is %s: this state does not become %s", self.monitor, float(current), self.file.name)
+            return False
+        return super().check_monitor_top_k(trainer, current)
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if self.monitor is None or not self.file.is_file():
+        if not self.file.is_file():
             return
         # The score is that of the file: a run that ended between the two files has one that is an epoch younger.
         state = read_checkpoint(self.file)["callbacks"][self.state_key]
         path, score = str(self.file), state["best_model_score"]
         here = {"best_model_path": path, "kth_best_model_path": path, "best_k_models": {path: score}}
         super().load_state_dict({**state, **here, "dirpath": self.dirpath, "last_model_path": ""})
+
+
+class LastCheckpoint(Checkpoint):
+    """Keeps the latest state of a run: after every epoch, every so many steps if asked for, and before SIGTERM ends it.
+
+    Also where a run is to end within an epoch, as by ``trainer.max_time``. It is written between two optimiser steps.
+    What follows an epoch's last one is left to the end of the epoch, so that a validation is never half done; SIGTERM
+    waits for it too. A state whose last step was skipped as not finite is not written: the one before may be the last
+    good one.
+
+    Args:
+        file: where to.
+        every_n_steps: optimiser steps; None: after epochs only.
+
+    Raises:
+        ValueError: ``every_n_steps`` is less than 1.
+    """
+
+    def __init__(self, file: Path, every_n_steps: int | None = None) -> None:
+        if every_n_steps is not None and (type(every_n_steps) is not int or every_n_steps < 1):
+            raise ValueError(f"checkpoint_every_n_steps: expected at least 1, or null (off), found {every_n_steps}")
+        self.file, self.every_n_steps = file, every_n_steps
+        self._step = 0  # that of the last look: with accumulation there are batches without a step
+        self._terminated = self._written = self._ending = False
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self._step = trainer.global_step
+        self._terminated = self._written = self._ending = False
+        if threading.current_thread() is threading.main_thread():
+            # Instead of Lightning's, which would end a validation without anything saved. It puts back what was there.
+            signal.signal(signal.SIGTERM, self._on_sigterm)
+
+    def _on_sigterm(self, *_: Any) -> None:
+        log.info("SIGTERM: the run is saved, then it ends")
+        self._terminated = True
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == self._step or batch_idx + 1 >= trainer.num_training_batches:
+            return
+        self._step = trainer.global_step
+        self._ending = self._asked(trainer)
+        self._written = self._ending or trainer.should_stop
+        if self._written or (self.every_n_steps and self._step % self.every_n_steps == 0):
+            self._save(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        if not self._written:  # else the epoch is not over, though Lightning calls it so
+            self._save(trainer, pl_module)
+        self._step = trainer.global_step
+        self._ending = self._asked(trainer)
+
+    def _asked(self, trainer: L.Trainer) -> bool:
+        """Whether any process has been asked to end: all must save and end together."""
+        return trainer.strategy.reduce_boolean_decision(self._terminated, all=False)
+
+    # The run ends here, when what was logged has been written as well.
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self._end()
+
+    def on_train_epoch_start(self, *_: Any) -> None:
+        self._end()
+
+    def on_train_end(self, *_: Any) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        if self._ending:
+            raise SIGTERMException
+
+    def _save(self, trainer: L.Trainer, pl_module: Any) -> None:
+        pl_module.finite.look()
+        if pl_module.finite.in_a_row:
+            log.warning("%s stays that of before the skipped steps", self.file.name)
+            return
+        trainer.save_checkpoint(self.file)
 
 
 class Progress(TQDMProgressBar):
@@ -87,7 +187,8 @@ class ResumeState(L.Callback):
 
     That is the state of torch's random numbers, which dropout draws from (the data sets draw from seed, epoch and
     position instead); with several processes that of the first one, as all have the same seed and draw equally often.
-    And the value that a plateau schedule waits for, as checkpoints are written before it has seen the epoch's.
+    The batches of the epoch that have been seen, its mean loss so far, and the steps that were skipped. And the value
+    that a plateau schedule waits for, as checkpoints are written before it has seen the epoch's.
     Beside these, a hash of the images' names, by which other data are recognised wherever they lie.
     Plain tensors, numbers and text, as a checkpoint is read without running code from it.
 
@@ -101,17 +202,46 @@ class ResumeState(L.Callback):
         self.images = images
         self._state: dict[str, Any] = {}
 
+    @classmethod
+    def position(cls, checkpoint: dict[str, Any]) -> tuple[int, int]:
+        """The epoch in which a checkpoint's run goes on, from 0, and how many of its batches have been seen."""
+        # Checkpoints of before were written at the end of an epoch.
+        epoch, batches = checkpoint.get(cls.KEY, {}).get("position", (checkpoint["epoch"] + 1, 0))
+        return epoch, batches
+
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        state: dict[str, Any] = {"cpu": torch.get_rng_state(), "images": self.images}
+        batches = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        progress: Any = trainer.fit_loop.epoch_progress.current
+        ended = progress.processed > trainer.current_epoch
+        over = ended or batches >= trainer.num_training_batches
+        means = pl_module.gathered_mean().cpu()
+        state: dict[str, Any] = {
+            "cpu": torch.get_rng_state(),
+            "images": self.images,
+            "position": [trainer.current_epoch + over, 0 if over else batches],
+            "mean_loss": means,
+            "finite": pl_module.finite.state_dict(),
+        }
         if pl_module.device.type == "cuda":
             state["cuda"] = torch.cuda.get_rng_state(pl_module.device)
         for schedule in trainer.lr_scheduler_configs:
-            if schedule.reduce_on_plateau and schedule.monitor in trainer.callback_metrics:
+            if not over or not schedule.reduce_on_plateau:
+                continue
+            if schedule.monitor == TRAIN_LOSS and not ended:  # what is logged under that name is of the epoch before
+                total, images = means.sum(0)
+                state["plateau"] = float(total / images)
+            elif schedule.monitor in trainer.callback_metrics:
                 state["plateau"] = float(trainer.callback_metrics[schedule.monitor])
         checkpoint[self.KEY] = state
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         self._state = checkpoint.get(self.KEY, {})
+        if "finite" in self._state:
+            pl_module.finite.load_state_dict(self._state["finite"])
+            means, world = self._state["mean_loss"], trainer.world_size
+            if len(means) != world:  # it goes on with another number of processes
+                means = torch.cat([means.sum(0, keepdim=True), torch.zeros(world - 1, 2)])
+            pl_module.mean_loss = means[trainer.global_rank].clone()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         # Not while loading: what is drawn between there and here was not drawn in the uninterrupted run.
@@ -123,3 +253,8 @@ class ResumeState(L.Callback):
             if schedule.reduce_on_plateau and "plateau" in self._state:
                 schedule.scheduler.step(self._state["plateau"])
         self._state = {}
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        # Lightning calls a loop restarted until the end of the epoch in which it goes on, and has no plateau schedule
+        # look at that epoch's score then.
+        trainer.fit_loop.restarting = False

@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from e2net.evaluation.inference import Predictor
@@ -14,6 +15,7 @@ from e2net.runs.checkpoint import KEY, checkpoint_entry, load_state, saved_state
 from e2net.speed import halve_frozen
 from e2net.structures import Batch, Images, unit_range
 from e2net.tasks.base import SetScores
+from e2net.training.finite import FiniteSteps
 from e2net.training.optim import AdamW
 from e2net.training.schedules import TRAIN_LOSS
 from e2net.training.step import clip, leave_out_unused, step
@@ -54,8 +56,14 @@ class DenseModule(EvaluationModule):
         self.val_scores = self.task.set_scores(_KEPT_BYTES)
         # Now, as frozen weights may be cast later.
         self._entry = checkpoint_entry(model, config)
+        self.finite = FiniteSteps()
+        # Of this epoch's finite losses in this process: their sum over images, and how many images that were.
+        # Lightning's own mean would be lost where a run goes on in the middle of an epoch.
+        self.mean_loss = torch.zeros(2)
 
     def on_train_start(self) -> None:
+        self.finite.start(self.model, getattr(self.trainer.precision_plugin, "scaler", None) is not None)
+        self.mean_loss = self.mean_loss.to(self.device)
         self._total_steps = max(self.trainer.estimated_stepping_batches, 1)
 
     def on_fit_start(self) -> None:
@@ -65,24 +73,47 @@ class DenseModule(EvaluationModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         image, target = self.resized(batch, self.current_epoch, batch_idx)
         losses = step(self.model, image, target, self.criterion, min(1.0, self.global_step / self._total_steps))
-        size = len(batch.names)
+        loss, size = self.finite.add_loss(batch.names, losses["loss"]), len(batch.names)
+        counted = torch.stack([loss.detach() * size, torch.full_like(loss, size)])
+        self.mean_loss += torch.where(loss.isfinite(), counted, 0.0)
         # A step's curves are the first process's own: to gather them would stop all processes at every step.
         self.log("train/loss", losses["loss"], prog_bar=True, batch_size=size)
-        # A plateau schedule goes by this one, and must fall everywhere at once.
-        self.log(TRAIN_LOSS, losses["loss"], on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
         self.log_dict({f"train/{k}": v for k, v in losses.items() if k != "loss"}, batch_size=size)
-        return losses["loss"]
+        if self.finite.skipped:
+            self.log("train/skipped", float(self.finite.skipped), batch_size=size)
+        return loss
 
     def resized(self, batch: Batch, epoch: int, batch_idx: int) -> tuple[Images, Tensor]:
         """Images in [0, 1] and targets of a training batch, at the size drawn for it."""
         multiple = self.model.encoder.size_multiple
         return self.rescale(unit_range(batch.image), batch.target, multiple, epoch, batch_idx, self.model.task)
 
+    def on_after_backward(self) -> None:
+        self.finite.after_backward()
+
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
-        """Clips what a fused optimiser unscales too, which Lightning's own hook refuses."""
-        clip(optimizer, self.trainer.precision_plugin, gradient_clip_val, gradient_clip_algorithm)
+        """Clips what a fused optimiser unscales too, which Lightning's own hook refuses; skips what is not finite."""
+        precision = self.trainer.precision_plugin
+        finite = clip(optimizer, precision, gradient_clip_val, gradient_clip_algorithm)
+        self.finite.add_step(self.global_step, finite)
+
+    def on_train_epoch_end(self) -> None:
+        self.finite.look()
+        total, images = self.gathered_mean().sum(0)
+        # A plateau schedule goes by it, and must fall everywhere at once.
+        self.log(TRAIN_LOSS, total / images, sync_dist=True)
+        self.mean_loss.zero_()
+
+    def gathered_mean(self) -> Tensor:
+        """``mean_loss`` of all processes, (processes, 2)."""
+        gathered = self.all_gather(self.mean_loss)
+        assert isinstance(gathered, Tensor)
+        return gathered.reshape(-1, 2)
+
+    def on_validation_start(self) -> None:
+        self.finite.look()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, list[np.ndarray]]:
         return self._score(batch, self.val_scores)

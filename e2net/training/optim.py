@@ -64,7 +64,7 @@ class AdamW:
 
     def build(self, model: DenseModel, total_steps: int) -> dict[str, Any]:
         """What Lightning's ``configure_optimizers`` returns, for a run of ``total_steps`` optimiser steps."""
-        optimizer = _AdamW(self.groups(model), fused=fused_supported(model))
+        optimizer = _AdamW(self.groups(model), fused=True)
         return {"optimizer": optimizer, "lr_scheduler": self.schedule.configure(optimizer, total_steps, model.task)}
 
 
@@ -73,13 +73,8 @@ def _decays(name: str, parameter: nn.Parameter) -> bool:
 
 
 class _AdamW(torch.optim.AdamW):
-    """Stays fused, or not, when it takes over another one's state: a run may be resumed on another device."""
+    """Stays fused when it takes over another one's state, as runs of before were not on a CPU."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         groups = [{**group, "fused": self.defaults["fused"]} for group in state_dict["param_groups"]]
         super().load_state_dict({**state_dict, "param_groups": groups})
-
-
-def fused_supported(model: nn.Module) -> bool:
-    """Whether the optimiser's step is to be one kernel: on a GPU. A CPU has it too, with other rounding."""
-    return all(p.is_cuda for p in model.parameters() if p.requires_grad)

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from e2net.files import replacing, write_atomically
+from e2net.files import naming, replacing, write_atomically
 
 
 class MetricsFile(Logger):
@@ -53,7 +54,7 @@ class MetricsFile(Logger):
             with self.file.open(newline="", encoding="utf-8") as stream:
                 self._columns = list(csv.DictReader(stream).fieldnames or [])
         if self.file.is_file() and row.keys() <= set(self._columns):
-            with self.file.open("a", newline="", encoding="utf-8") as stream:
+            with naming(self.file), self.file.open("a", newline="", encoding="utf-8") as stream:
                 stream.write(_lines(self._columns, [row]))  # in one piece
             return
         rows: list[dict[str, Any]] = []
@@ -72,12 +73,14 @@ def _lines(columns: list[str], rows: list[dict[str, Any]]) -> str:
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Writes each checkpoint beside its place first.
+    """Writes each checkpoint beside its place first; it takes its place once it lies on the disk.
 
     Lightning writes it into the folder for temporary files, often on another disk, from where it is copied into its
     place: a process that is killed meanwhile, or a full disk, would leave half of a checkpoint there.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        with replacing(Path(path)) as temporary, temporary.open("wb") as stream:
+        with naming(Path(path)), replacing(Path(path)) as temporary, temporary.open("wb") as stream:
             torch.save(checkpoint, stream)
+            stream.flush()
+            os.fsync(stream.fileno())  # else a machine that goes down may have the new name without its content

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import lightning as L
 import yaml
+from lightning.pytorch.utilities.seed import isolate_rng
 
 from e2net.datasets import DenseData
 from e2net.datasets.transforms import Size
@@ -52,7 +53,7 @@ from e2net.speed import compile_model
 from e2net.tasks.base import Task
 from e2net.training.averaging import WeightAverage
 from e2net.training.cache import FeatureCache
-from e2net.training.callbacks import CheckpointFile, ResumeState
+from e2net.training.callbacks import BestCheckpoint, LastCheckpoint, ResumeState
 from e2net.training.memory import AUTO, OutOfMemoryError, Trial, advise, choose_batch_size, is_out_of_memory
 from e2net.training.module import DenseModule
 from e2net.training.records import MetricsFile, WholeCheckpoints
@@ -108,7 +109,7 @@ def prepare_training(config: dict[str, Any]) -> TrainingJob:
     cache.check(model.encoder, data, plain=predictor.scales == rescale.scales == (1.0,))
     if content is not None:
         restore(model, content)
-        data.first_epoch = content["epoch"] + 1  # checkpoints are written at the end of one
+        data.begin_at(*ResumeState.position(content))
     data.check()
     task.prepare_loss(criterion, data.train_targets())
     if content is not None:
@@ -161,11 +162,11 @@ def _trainer(config: dict[str, Any], output: Path, data: DenseData, step: int) -
             ResumeState(images_hash(data)),
             # The best one first: where a run ends between the two, the last one is that of an epoch before.
             *(
-                [CheckpointFile(checkpoints / BEST, f"val/{task.monitor}", task.directions[task.monitor])]
+                [BestCheckpoint(checkpoints / BEST, f"val/{task.monitor}", task.directions[task.monitor])]
                 if data.validated
                 else []
             ),
-            CheckpointFile(checkpoints / LAST),
+            LastCheckpoint(checkpoints / LAST, config["checkpoint_every_n_steps"]),
             SamplePictures(output / SAMPLES, config["num_samples"]),
             *(build(one) for one in config["callbacks"].values()),
         ],
@@ -218,15 +219,17 @@ def fill_cache(job: TrainingJob) -> None:
     if not job.cache.views:
         return
     strategy = job.trainer.strategy
-    job.cache.fill(
-        job.module.model.encoder,
-        job.module.config["encoder"],
-        job.data,
-        mirrored=job.module.predictor.flip,
-        device=strategy.root_device,
-        autocast=strategy.precision_plugin.forward_context,
-        precision=str(job.trainer.precision),
-    )
+    # Whether there was anything to encode must not move what dropout draws in training.
+    with isolate_rng(include_cuda=strategy.root_device.type == "cuda"):
+        job.cache.fill(
+            job.module.model.encoder,
+            job.module.config["encoder"],
+            job.data,
+            mirrored=job.module.predictor.flip,
+            device=strategy.root_device,
+            autocast=strategy.precision_plugin.forward_context,
+            precision=str(job.trainer.precision),
+        )
 
 
 def with_memory_advice(job: TrainingJob, work: Callable[[], T]) -> T:
@@ -294,13 +297,16 @@ def _begin(job: TrainingJob) -> None:
     else:
         content = read_checkpoint(job.checkpoint)
         validated = job.data.validated
-        carry_over(job.checkpoint, job.output, content["epoch"], content["global_step"], validated)
+        carry_over(job.checkpoint, job.output, content["global_step"], validated)
 
 
 def _to_test(job: TrainingJob) -> Path:
     """The best checkpoint of this run, the last one where nothing was validated; whatever else lies in the folder."""
-    files = [c.file for c in job.trainer.checkpoint_callbacks if isinstance(c, CheckpointFile)]
-    return next(file for file in files if file.is_file())
+    files = [c.file for c in job.trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint | LastCheckpoint)]
+    there = [file for file in files if file.is_file()]
+    if there != files:
+        log.warning("no validation had a finite score: %s is tested", there[0].name)
+    return there[0]
 
 
 def _pick(config: dict[str, Any], *keys: str) -> dict[str, Any]:

@@ -1,12 +1,13 @@
 """One training step, the same for a run, for a trial of memory and for whatever measures: loss, gradient, update."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import Tensor
+from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
 from e2net.decoders import Decoder
@@ -85,26 +86,44 @@ def renewed(precision: Precision) -> Precision:
 
 def clip(
     optimizer: Optimizer, precision: Precision, limit: float | None, algorithm: GradClipAlgorithmType | None = None
-) -> None:
-    """Clips the gradients in place, before the optimiser's step.
+) -> Tensor:
+    """Clips the gradients in place, and has the optimiser skip its next step where one of them is not finite.
 
     A fused optimiser unscales fp16's gradients in its own step, so that Lightning refuses to clip before it, in bf16
-    too, where nothing is scaled. Unscaled here, they may be clipped: the scaler then hands over to the optimiser only
-    whether they were finite, and the optimiser skips the step without waiting for the device.
+    too, where nothing is scaled. Unscaled here, they may be clipped. In all precisions it is then told whether they
+    were finite by a tensor, and skips the step without anyone waiting for the device; with fp16 the scaler does that.
 
     Args:
         optimizer: whose gradients; not fused, they must have been unscaled.
         precision: of the run.
         limit: of the norm of all gradients together, or of each value; None or 0 leaves them alone.
         algorithm: None is the norm.
+
+    Returns:
+        A boolean scalar on the device, whether the gradients are finite.
     """
-    if not limit:
-        return
     scaler = getattr(precision, "scaler", None)
     if scaler is not None and _unscales(optimizer):
         scaler.unscale_(optimizer)
-    # Not the override of mixed precision, which is the refusal.
-    Precision.clip_gradients(precision, optimizer, limit, algorithm or GradClipAlgorithmType.NORM)
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+    finite = norm.isfinite()
+    if limit and algorithm == GradClipAlgorithmType.VALUE:
+        clip_grad_value_(parameters, limit)
+    elif limit:
+        clip_grads_with_norm_(parameters, limit, norm)
+    if scaler is None:
+        _skip_unless(finite, optimizer, parameters)
+    return finite
+
+
+def _skip_unless(finite: Tensor, optimizer: Optimizer, parameters: Iterable[Tensor]) -> None:
+    if _unscales(optimizer):
+        # As torch's GradScaler tells it; the scale itself stays unset.
+        optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+    elif not finite:
+        for parameter in parameters:
+            parameter.grad = None
 
 
 class Update:

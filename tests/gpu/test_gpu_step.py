@@ -16,7 +16,7 @@ from e2net.encoders import Frozen, Full, ViTEncoder
 from e2net.losses import Criterion
 from e2net.model import DenseModel
 from e2net.structures import Encoded, Sample
-from e2net.training import optim
+from e2net.training import step as training_step
 from e2net.training.averaging import WeightAverage
 from e2net.training.memory import Trial
 from e2net.training.module import DenseModule
@@ -106,24 +106,50 @@ def test_accumulated_gradients_are_those_of_one_batch():
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
-def test_an_optimiser_stays_what_its_device_makes_it_when_a_run_is_resumed_elsewhere(monkeypatch):
-    """A state holds ``fused`` too: from a GPU to a CPU and back it would bring the wrong one with it."""
-    built = []
-    for fused in (True, False):
-        monkeypatch.setattr(optim, "fused_supported", lambda model, fused=fused: fused)
-        built.append(AdamW(Cosine()).build(_model(), 10)["optimizer"])
-    for source, target, fused in ((built[0], built[1], False), (built[1], built[0], True)):
-        for p in (p for g in source.param_groups for p in g["params"]):
-            p.grad = torch.ones_like(p)
-        source.step()
-        target.load_state_dict(source.state_dict())
-        assert all(group["fused"] is fused for group in target.param_groups)
-        update = Update(target, precision_of("16-mixed", CPU), 1.0)
-        parameters = [p for g in target.param_groups for p in g["params"]]
-        before = [p.detach().clone() for p in parameters]
-        update.backward(_loss(parameters))
-        update.apply()
-        assert all(not torch.equal(p, b) for p, b in zip(parameters, before, strict=True))
+def test_an_optimiser_stays_fused_where_a_run_of_before_is_resumed():
+    """A state holds ``fused`` too, and on a CPU it was not."""
+    model = _model()
+    source = torch.optim.AdamW(AdamW(Cosine()).groups(model), fused=False)
+    target = AdamW(Cosine()).build(model, 10)["optimizer"]
+    for p in (p for g in source.param_groups for p in g["params"]):
+        p.grad = torch.ones_like(p)
+    source.step()
+    target.load_state_dict(source.state_dict())
+    assert all(group["fused"] is True for group in target.param_groups)
+    update = Update(target, precision_of("16-mixed", CPU), 1.0)
+    parameters = [p for g in target.param_groups for p in g["params"]]
+    before = [p.detach().clone() for p in parameters]
+    update.backward(_loss(parameters))
+    update.apply()
+    assert all(not torch.equal(p, b) for p, b in zip(parameters, before, strict=True))
+
+
+@pytest.mark.parametrize("limit", [None, 0.5])
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("name", PRECISIONS)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_a_step_with_a_gradient_that_is_not_finite_is_skipped_as_if_it_had_not_been(name, fused, limit, bad):
+    """In all precisions, by a fused optimiser without a look at the result; and the steps after it are made."""
+    found = []
+    for faults in ((), (0, 2, 3)):
+        parameters, precision = _parameters(), precision_of(name, CPU)
+        optimizer = torch.optim.AdamW(parameters, lr=0.01, fused=fused)
+        update = Update(optimizer, precision, limit)
+        for at in range(3 + len(faults)):
+            before = [p.detach().clone() for p in parameters]
+            update.backward(_loss(parameters))
+            if at in faults:
+                parameters[1].grad[at] = bad
+            update.apply()
+            moved = [not torch.equal(p, b) for p, b in zip(parameters, before, strict=True)]
+            assert all(moved) if at not in faults else not any(moved)
+        states = [optimizer.state[p] for p in parameters]
+        assert all(float(state["step"]) == 3 for state in states)
+        found.append([p.detach() for p in parameters] + [state["exp_avg_sq"] for state in states])
+    # fp16's scale is another one behind a skipped step.
+    exact = name != "16-mixed"
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=0 if exact else 1e-5, atol=0 if exact else 1e-7)
 
 
 # Beside the Trainer
@@ -227,7 +253,7 @@ def test_a_trial_does_not_move_the_scaler_of_the_run():
 
 def test_a_trial_clips(monkeypatch):
     limits = []
-    monkeypatch.setattr(Precision, "clip_gradients", lambda self, optimizer, limit, algorithm: limits.append(limit))
+    monkeypatch.setattr(training_step, "clip_grads_with_norm_", lambda grads, limit, norm: limits.append(limit))
     trial = Trial(_model(), Criterion(LOSS), AdamW(Cosine()), (32, 32), CPU, clip=0.25)
     assert trial.fits(2) and limits == [0.25, 0.25]
 

@@ -1,0 +1,146 @@
+"""Runs that are killed at random moments and go on: in the end as if nothing had happened, to the last bit.
+
+E2NET_KILLS=N kills each of them N times; the moments differ from run to run, and the seed is printed.
+"""
+
+import json
+import os
+import random
+import signal
+import time
+
+import pytest
+import torch
+from tiny import rows_of, tiny_config
+
+from e2net.runs.checkpoint import read_checkpoint
+from e2net.training import prepare_training, train
+
+KILLS = int(os.environ.get("E2NET_KILLS", "4"))
+RUNS = {
+    "frozen": ["tuning=frozen", "data.num_workers=1"],
+    "cached": ["tuning=frozen", "cache.views=2"],
+    "adapter": ["tuning=adapter", "tuning.reduction=2", "schedule=plateau", "schedule.monitor=train/mean_loss"],
+    "full": ["tuning=full", "ema=0.9", "train_scales=[0.5,1.0]", "trainer.accumulate_grad_batches=2"],
+    "epochs": ["tuning=scratch", "checkpoint_every_n_steps=null"],
+}
+COMMON = [
+    "data.n_train=28", "decoder=e2net", "decoder.dropout=0.3", "encoder.config.pos_embed_rescale=2.0",
+    "checkpoint_every_n_steps=1", "trainer.max_epochs=3",
+]  # fmt: skip
+
+
+def child(config, ends=None, with_signal=signal.SIGKILL):
+    """Trains in a process of its own, which gets a signal after so many seconds.
+
+    Returns:
+        Its exit status: 0, -9 where it was killed, 130 where it was interrupted.
+    """
+    pid = os.fork()
+    if pid == 0:
+        try:
+            train(prepare_training(config))
+            os._exit(0)
+        except KeyboardInterrupt:
+            os._exit(130)
+        except BaseException as error:
+            print(f"{type(error).__name__}: {error}", flush=True)
+            os._exit(3)
+    until = None if ends is None else time.monotonic() + ends
+    while True:
+        done, status = os.waitpid(pid, 0 if until is None else os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() > until:
+            os.kill(pid, with_signal)
+            until = None
+        time.sleep(0.002)
+
+
+def goes_on(folder, options):
+    resume = [f"resume={folder}"] if list((folder / "checkpoints").glob("*.ckpt")) else []
+    return tiny_config(folder, *options, *resume)
+
+
+def differences(one, other, path=""):
+    """Where two states differ, tensors in any bit."""
+    if isinstance(one, torch.Tensor):
+        return [] if one.shape == other.shape and torch.equal(one, other) else [path]
+    if isinstance(one, dict):
+        missing = [f"{path}/{key}" for key in one.keys() ^ other.keys()]
+        return missing + [d for k in one.keys() & other.keys() for d in differences(one[k], other[k], f"{path}/{k}")]
+    if isinstance(one, list | tuple) and len(one) == len(other):
+        return [d for i, (a, b) in enumerate(zip(one, other, strict=True)) for d in differences(a, b, f"{path}/{i}")]
+    return [] if one == other or str(one) == str(other) else [path]  # also NaN
+
+
+def assert_same(folder, expected, kills=0):
+    """Of metrics.csv, a killed run may lack a row: Lightning logs a step, or an epoch's mean, behind its checkpoint."""
+    for name in ("best.ckpt", "last.ckpt"):
+        states = [read_checkpoint(place / "checkpoints" / name) for place in (folder, expected)]
+        for state in states:
+            del state["e2net"], state["callbacks"]  # which name places
+        assert differences(*states) == [], name
+    assert [p.name for p in folder.rglob("*.part")] == []
+    found, wanted = rows_of(folder), rows_of(expected)
+    assert len(wanted) - len(found) <= kills and [row for row in found if row not in wanted] == []
+    scores = [json.loads((place / "test_scores.json").read_text())["scores"] for place in (folder, expected)]
+    assert scores[0] == scores[1]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    """No drawing of curves, which takes as long as all the rest; and one thread, as forked ones may hang."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("e2net.evaluation.report.curve_figure", lambda curves: b"a picture")
+        yield
+    torch.set_num_threads(threads)
+
+
+def options_of(name, folder):
+    return [*COMMON, *RUNS[name], f"cache.folder={folder}/cache"]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_killed_at_random_moments(name, tmp_path):
+    options = options_of(name, tmp_path)
+    start = time.monotonic()
+    assert child(tiny_config(tmp_path / "whole", *options)) == 0
+    lasts = time.monotonic() - start
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    moments, kills = random.Random(seed), 0
+    while kills < KILLS:
+        status = child(goes_on(tmp_path / "run", options), moments.uniform(0, lasts))
+        assert status in (0, -signal.SIGKILL)
+        kills += status != 0
+        if status == 0 and kills < KILLS:
+            assert_same(tmp_path / "run", tmp_path / "whole", kills)
+            (tmp_path / "run").rename(tmp_path / f"done_{kills}_{time.monotonic_ns()}")
+    assert child(goes_on(tmp_path / "run", options)) == 0
+    assert_same(tmp_path / "run", tmp_path / "whole", kills)
+
+
+@pytest.mark.parametrize("name", ["frozen", "full"])
+def test_sigterm_saves_first(name, tmp_path):
+    """At the step at which it came, though no checkpoint was asked for within epochs."""
+    options = [*options_of(name, tmp_path), "checkpoint_every_n_steps=null", "data.n_train=40"]
+    start = time.monotonic()
+    assert child(tiny_config(tmp_path / "whole", *options)) == 0
+    lasts = time.monotonic() - start
+    moments, saved = random.Random(0), []
+    for at in range(3):
+        folder = tmp_path / f"run{at}"
+        status = child(tiny_config(folder, *options), lasts * moments.uniform(0.3, 0.7), signal.SIGTERM)
+        if status in (0, -signal.SIGTERM) or not (folder / "checkpoints" / "last.ckpt").is_file():
+            continue  # it had not begun to train, or did so no longer
+        assert status == 130
+        content = read_checkpoint(folder / "checkpoints" / "last.ckpt")
+        saved.append(content["resume"]["position"])
+        losses = [row for row in rows_of(folder) if "train/loss" in row]
+        assert len(losses) == content["global_step"]
+        assert child(goes_on(folder, options)) == 0
+        assert_same(folder, tmp_path / "whole")
+    assert any(batches for _, batches in saved), "none came within an epoch"
