@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 
 from e2net.datasets.pairs import Source, read_pair
 from e2net.datasets.transforms import Augment, Resize, Size
+from e2net.files import naming, write_atomically
 from e2net.lock import lock
 from e2net.structures import Encoded, Sample
 from e2net.tasks.base import Task
@@ -75,18 +76,23 @@ class FeatureStore:
         self.folder = root / _name(text.encode())
         self._lock = _open(self.folder)
         remove_unused(root)
-        if not (self.folder / "key.json").is_file():
-            self._check_space(max_gb)
-            (self.folder / "key.json").write_text(text, encoding="utf-8")
-        self._features = self._map("features.bin", np.int16, (entries, values))
-        self._targets = self._map("masks.bin", np.uint8, (entries, target_bytes))
-        self._written = self._map("written.bin", np.uint8, (entries,))
+        new = not (self.folder / "key.json").is_file()
+        try:
+            if new:
+                self._check_space(max_gb)
+                write_atomically(self.folder / "key.json", text)
+            self._features = self._map("features.bin", np.int16, (entries, values))
+            self._targets = self._map("masks.bin", np.uint8, (entries, target_bytes))
+            self._written = self._map("written.bin", np.uint8, (entries,))
+        except (OSError, ValueError):
+            if new:
+                _remove(self.folder, self._lock)
+            raise
 
     def _check_space(self, max_gb: float) -> None:
         free = shutil.disk_usage(self.folder).free
         for limit, name in ((max_gb * 1e9, f"cache.max_gb={max_gb:g}"), (free, "what is free on the disk")):
             if self.bytes > limit:
-                _remove(self.folder, self._lock)
                 raise ValueError(
                     f"the feature cache would take {self.bytes / 1e9:.1f} GB, more than {name}; expected fewer "
                     "cache.views, a smaller size, or cache.views=0 (no cache)"
@@ -94,9 +100,13 @@ class FeatureStore:
 
     def _map(self, name: str, dtype: type, shape: tuple[int, ...]) -> np.memmap:
         file = self.folder / name
+        size = np.dtype(dtype).itemsize * math.prod(shape)
         # To append creates the file but never empties it: another run of the same key may have just begun to write.
-        with file.open("ab") as handle:
-            handle.truncate(np.dtype(dtype).itemsize * math.prod(shape))
+        with naming(file), file.open("ab") as handle:
+            if hasattr(os, "posix_fallocate"):
+                # Else a disk that is full by then would end the process without a word, at a write into mapped memory.
+                os.posix_fallocate(handle.fileno(), 0, size)
+            handle.truncate(size)
         return np.memmap(file, dtype, "r+", shape=shape)
 
     def close(self) -> None:

@@ -1,0 +1,124 @@
+"""A disk that fills up: one line says so, the checkpoint that was there stays whole, and the run goes on from it.
+
+The disk is played by the limit that an operating system sets to a file's size: writes really come to an end in the
+middle of a file. Set by a forked process, as it is of a whole process.
+"""
+
+import os
+import re
+import subprocess
+import sys
+
+import lightning as L
+import pytest
+import torch
+from conftest import ROOT
+from tiny import TINY, tiny_job
+
+from e2net.datasets.cached import FeatureStore
+from e2net.files import no_space, write_atomically
+from e2net.runs.checkpoint import read_checkpoint
+from e2net.training import train
+
+resource = pytest.importorskip("resource", reason="limits of a file's size are set by the module resource, of Unix")
+
+
+def in_child(work):
+    """What an OSError in a process of its own says: (number, file); None where it came to its end."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+            os._exit(0)
+        except OSError as error:
+            os.write(write, f"{no_space(error)}".encode())
+            os._exit(1)
+        except BaseException as error:
+            os.write(write, f"{type(error).__name__}: {error}".encode())
+            os._exit(2)
+    os.close(write)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    with os.fdopen(read) as pipe:
+        told = pipe.read()
+    assert status in (0, 1), f"{status}: {told}"
+    return told if status else None
+
+
+def limit(size):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+class FillUp(L.Callback):
+    """From an epoch on no file becomes larger than so many bytes."""
+
+    def __init__(self, epoch, size):
+        self.epoch, self.size = epoch, size
+
+    def on_train_epoch_start(self, trainer, module):
+        if trainer.current_epoch == self.epoch:
+            limit(self.size)
+
+
+@pytest.mark.parametrize("size", [0, 1000, 100_000, 300_000])
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(size, tmp_path):
+    options = ["trainer.max_epochs=3", "logger=csv"]
+
+    def work():
+        torch.set_num_threads(1)
+        job = tiny_job(tmp_path / "run", *options)
+        job.trainer.callbacks.append(FillUp(1, size))
+        train(job)
+
+    told = in_child(work)
+    assert re.match(rf"no space left for {tmp_path}/run/\S+ \(File too large\)", told), told
+    content = [read_checkpoint(tmp_path / "run" / "checkpoints" / name) for name in ("best.ckpt", "last.ckpt")]
+    assert [one["epoch"] for one in content] == [0, 0]
+    assert [p.name for p in (tmp_path / "run").rglob("*.part")] == []
+    train(tiny_job(tmp_path / "run", *options, f"resume={tmp_path}/run"))
+    train(tiny_job(tmp_path / "whole", *options))
+    states = [read_checkpoint(tmp_path / name / "checkpoints" / "last.ckpt")["state_dict"] for name in ("run", "whole")]
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+
+
+def test_a_feature_cache_that_does_not_fit_is_an_error_and_no_signal(tmp_path):
+    """A file with a hole, mapped into memory, would be a bus error at the first write that finds no room."""
+
+    def work():
+        limit(10_000)
+        FeatureStore(tmp_path, "key", 100, [(8, 4, 4)], (32, 32))
+
+    assert re.match(rf"no space left for {tmp_path}/\w+/features.bin", in_child(work))
+    assert list(tmp_path.iterdir()) == []
+    store = FeatureStore(tmp_path, "key", 100, [(8, 4, 4)], (32, 32))
+    blocks = sum(file.stat().st_blocks * 512 for file in store.folder.iterdir())
+    assert blocks >= store.bytes, "room that is only promised"
+
+
+@pytest.mark.parametrize("size", [0, 5])
+def test_a_file_is_whole_or_not_there(size, tmp_path):
+    file = tmp_path / "scores.json"
+    write_atomically(file, "before")
+
+    def work():
+        limit(size)
+        write_atomically(file, "after" * 1000)
+
+    assert in_child(work) == f"no space left for {file} (File too large)"
+    assert [p.name for p in tmp_path.iterdir()] == ["scores.json"] and file.read_text() == "before"
+
+
+def test_train_says_it_in_one_line(tmp_path):
+    argv = ["train.py", *TINY, f"hydra.run.dir={tmp_path}/run", "logger=csv", "num_samples=0"]
+    code = f"""
+import resource, runpy, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
+sys.argv = {argv!r}
+runpy.run_path({str(ROOT / "train.py")!r}, run_name="__main__")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr[-3000:]
+    assert re.search(
+        r"^error: no space left for \S+best.ckpt \(File too large\); make room, then continue with resume=\S+run$",
+        done.stderr.strip().splitlines()[-1],
+    ), done.stderr[-2000:]
