@@ -158,7 +158,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise
     except Exception as error:  # whatever the unpickler trips over, from KeyError to UnpicklingError
         reason = (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0]
-        raise ValueError(f"{file} is not a readable checkpoint ({reason})") from error
+        others = [file.with_name(name) for name in (LAST, BEST) if name != file.name and file.name in (LAST, BEST)]
+        hint = next((f"; {other} beside it may be whole" for other in others if other.is_file()), "")
+        raise ValueError(f"{file} is not a readable checkpoint ({reason}){hint}") from error
     entry = content.get(KEY) if isinstance(content, dict) else None
     if not isinstance(entry, dict) or not isinstance(entry.get("config"), dict):
         raise ValueError(f"{file} was not written by e2net: it holds no '{KEY}' entry with the config")

@@ -171,6 +171,12 @@ def test_files_that_are_no_checkpoints(tmp_path):
     (tmp_path / "text.ckpt").write_text("hello")
     with pytest.raises(ValueError, match="not a readable checkpoint"):
         read_checkpoint(tmp_path / "text.ckpt")
+    for name in ("last.ckpt", "best.ckpt"):
+        (tmp_path / name).write_bytes(b"half of a checkpoint")
+    with pytest.raises(
+        ValueError, match=rf"last.ckpt is not a readable .*; {tmp_path}/best.ckpt beside it may be whole"
+    ):
+        read_checkpoint(tmp_path / "last.ckpt")
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
     with pytest.raises(ValueError, match="was not written by e2net"):
         read_checkpoint(tmp_path / "other.ckpt")

@@ -17,6 +17,7 @@ from e2net.datasets import ProceduralPairs
 from e2net.evaluation import evaluate, prepare_evaluation
 from e2net.formats import write_map
 from e2net.runs import inherit, resolve
+from e2net.runs.checkpoint import read_checkpoint
 from e2net.training import prepare_training, train
 
 
@@ -187,3 +188,26 @@ def test_tensorboard_hides_what_is_run_again(tmp_path):
     events.Reload()
     steps = [event.step for event in events.Scalars("train/loss")]
     assert steps == sorted(set(steps)) == [int(r["step"]) for r in rows_of(tmp_path / "run") if "train/loss" in r]
+
+
+class EndSoon(L.Callback):
+    """What Lightning's timer does, at a batch of an epoch."""
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        trainer.should_stop = trainer.current_epoch == 1 and batch_idx == 1
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_run_that_was_to_end_within_an_epoch_goes_on_within_it(tmp_path, workers):
+    options = ["data.n_train=30", "trainer.max_epochs=3", f"data.num_workers={workers}"]
+    train(tiny_job(tmp_path / "whole", *options))
+    job = tiny_job(tmp_path / "run", *options)
+    job.trainer.callbacks.insert(0, EndSoon())
+    train(job)
+    assert (tmp_path / "run" / "test_scores.json").is_file()
+    train(tiny_job(tmp_path / "run", *options, f"resume={tmp_path}/run"))
+    assert [r["step"] for r in rows_of(tmp_path / "run") if "train/loss" in r] == [
+        r["step"] for r in rows_of(tmp_path / "whole") if "train/loss" in r
+    ]
+    states = [read_checkpoint(tmp_path / name / "checkpoints" / "last.ckpt")["state_dict"] for name in ("run", "whole")]
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
