@@ -32,17 +32,18 @@ def main(config: DictConfig) -> None:
                     held.enter_context(owned(Path(settings["run_dir"])))
                     job = prepare_training(settings)
                 train(job)
+        # Each on a line of its own, behind what progress bars have left.
         except KeyboardInterrupt:
-            print(f"interrupted; continue with resume={config.run_dir}", file=sys.stderr)
+            print(f"\ninterrupted; continue with resume={config.run_dir}", file=sys.stderr)
             raise SystemExit(130) from None
         except (OutOfMemoryError, NotFiniteError) as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"\nerror: {error}", file=sys.stderr)
             raise SystemExit(1) from None
         except OSError as error:
             told = no_space(error)
             if told is None:
                 raise
-            print(f"error: {told}; make room, then continue with resume={config.run_dir}", file=sys.stderr)
+            print(f"\nerror: {told}; make room, then continue with resume={config.run_dir}", file=sys.stderr)
             raise SystemExit(1) from None
 
 

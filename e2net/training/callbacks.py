@@ -140,7 +140,7 @@ class LastCheckpoint(Checkpoint):
         if pl_module.finite.in_a_row:
             log.warning("%s stays that of before the skipped steps", self.file.name)
             return
-        trainer.save_checkpoint(self.file)
+        trainer.save_checkpoint(self.file, weights_only=False)
 
 
 class Progress(TQDMProgressBar):
