@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from e2net.model import DenseModel
+from e2net.processes import split_like
 from e2net.runs.config import build_model, flatten
 from e2net.runs.folder import BEST, CHECKPOINTS, LAST
 
@@ -70,8 +71,9 @@ def saved_state(model: DenseModel) -> dict[str, Tensor]:
 
 
 def encoder_fingerprint(model: DenseModel) -> str | None:
-    """Identity of the weights that :func:`saved_state` leaves out, None where there are none."""
-    return None if _holds_all(model) else model.encoder.fingerprint()
+    """Identity of the weights that :func:`saved_state` leaves out, None where there are none, or shapes alone."""
+    hollow = any(parameter.is_meta for parameter in model.encoder.parameters())
+    return None if hollow or _holds_all(model) else model.encoder.fingerprint()
 
 
 def load_state(model: DenseModel, state: dict[str, Tensor]) -> None:
@@ -96,7 +98,7 @@ def load_state(model: DenseModel, state: dict[str, Tensor]) -> None:
             f"checkpoint does not fit the model: {len(faults)} tensors differ "
             f"({'; '.join(sorted(faults)[:3])}); it was trained with another encoder, decoder or tuning"
         )
-    model.load_state_dict(state, strict=False)
+    model.load_state_dict({k: split_like(v, expected.get(k)) for k, v in state.items()}, strict=False)
 
 
 def restore(model: DenseModel, content: dict[str, Any]) -> None:

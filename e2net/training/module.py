@@ -10,6 +10,7 @@ from e2net.evaluation.module import EvaluationModule
 from e2net.evaluation.scales import RandomScale
 from e2net.losses import DenseLoss
 from e2net.model import DenseModel
+from e2net.processes import one_batch
 from e2net.runs.checkpoint import KEY, checkpoint_entry, load_state, saved_state
 from e2net.speed import halve_frozen
 from e2net.structures import Batch, Images, unit_range
@@ -64,7 +65,8 @@ class DenseModule(EvaluationModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         image, target = self.resized(batch, self.current_epoch, batch_idx)
-        losses = step(self.model, image, target, self.criterion, min(1.0, self.global_step / self._total_steps))
+        with one_batch():
+            losses = step(self.model, image, target, self.criterion, min(1.0, self.global_step / self._total_steps))
         size = len(batch.names)
         # A step's curves are the first process's own: to gather them would stop all processes at every step.
         self.log("train/loss", losses["loss"], prog_bar=True, batch_size=size)
