@@ -21,13 +21,13 @@ def small_recipe(recipe, folder, *overrides, **data):
     """With all of its own options but those that make it long; ``data`` are settings of the generated pictures."""
     config = recipe_config(recipe, *overrides)
     config["encoder"] = _tiny(config["encoder"])
-    patch = config["encoder"]["config"]["patch_size"]
+    patch = config["encoder"].get("config", {}).get("patch_size", 16)
     kept = {key: config["data"][key] for key in ("augment", "seed")}
     small = {"n_train": 12, "n_test": 1, "sides": [32, 48], "size": 4 * patch, "batch_size": 2, "num_workers": 0}
     config["data"] = {"_target_": "e2net.datasets.ProceduralData", "val_fraction": 0.3, **small, **kept, **data}
     config["trainer"] |= {"max_epochs": 2, "max_steps": -1, "accumulate_grad_batches": 1, "accelerator": "cpu"}
     config["trainer"] |= {"precision": "32-true"}
-    config |= {"run_dir": str(folder), "num_samples": 0, "size": 4 * patch}
+    config |= {"run_dir": str(folder), "num_samples": 0, "size": 4 * patch, "callbacks": {}}
     config["cache"]["folder"] = str(folder / "cache")
     if "width" in config["decoder"]:
         config["decoder"]["width"] = 16
@@ -36,7 +36,7 @@ def small_recipe(recipe, folder, *overrides, **data):
 
 def _tiny(encoder):
     """A random encoder with the family, the depth and the options of a recipe's, but 32 channels."""
-    if "path" not in encoder:
+    if encoder.get("path", "").startswith("/") or "path" not in encoder:
         return encoder
     family = next(tiny for name, tiny in FAMILIES.items() if name in encoder["path"])
     depth = 24 if "large" in encoder["path"] or "vitl" in encoder["path"] else 12

@@ -42,12 +42,14 @@ def _moved(value: Any) -> Any:
 
 def checkpoint_entry(model: DenseModel, config: dict[str, Any]) -> dict[str, Any]:
     """What a checkpoint holds of ours, beside the tensors: see :func:`read_checkpoint`."""
+    # A process that has shapes alone, and writes none.
+    hollow = any(parameter.is_meta for parameter in model.encoder.parameters())
     return {
         "format": FORMAT,
         "config": config,
-        "encoder_fingerprint": encoder_fingerprint(model),
+        "encoder_fingerprint": None if hollow else encoder_fingerprint(model),
         # How to build the encoder without its files, where no weight of theirs is needed.
-        "backbone": model.encoder.describe() if _holds_all(model) else None,
+        "backbone": model.encoder.describe() if not hollow and _holds_all(model) else None,
     }
 
 
@@ -71,9 +73,8 @@ def saved_state(model: DenseModel) -> dict[str, Tensor]:
 
 
 def encoder_fingerprint(model: DenseModel) -> str | None:
-    """Identity of the weights that :func:`saved_state` leaves out, None where there are none, or shapes alone."""
-    hollow = any(parameter.is_meta for parameter in model.encoder.parameters())
-    return None if hollow or _holds_all(model) else model.encoder.fingerprint()
+    """Identity of the weights that :func:`saved_state` leaves out, None where there are none."""
+    return None if _holds_all(model) else model.encoder.fingerprint()
 
 
 def load_state(model: DenseModel, state: dict[str, Tensor]) -> None:

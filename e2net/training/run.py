@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,6 @@ from e2net.runs.checkpoint import KEY, find_checkpoint, load_state, read_checkpo
 from e2net.runs.config import (
     build,
     build_data,
-    build_model,
     build_task,
     build_trainer,
     check_batches,
@@ -90,6 +90,8 @@ def prepare_training(config: dict[str, Any]) -> TrainingJob:
     check_training(config)
     config = resolve_task(config)
     L.seed_everything(config["seed"], workers=True, verbose=False)
+    # Else several processes would begin anew with it where they meet, and draw otherwise than one does.
+    os.environ.pop("PL_GLOBAL_SEED")
     output = Path(config["run_dir"])
     task = build_task(config)
     resume, content = _resumed(config, task)
@@ -104,8 +106,7 @@ def prepare_training(config: dict[str, Any]) -> TrainingJob:
     predictor = Predictor(config["flip_test"], config["test_scales"])
     rescale = RandomScale(config["train_scales"], config["seed"])
     strategy: Strategy = build(config["strategy"])
-    with strategy.building():
-        model = build_model({**config, "encoder": strategy.adapted(config["encoder"])})
+    model = strategy.build(config)
     model.encoder.check_size(*data.size)
     optim.schedule.check(data.validated, task)
     cache: FeatureCache = build(config["cache"])

@@ -1,7 +1,5 @@
 """How a training is spread over devices: what the ``strategy`` group of a config builds."""
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import lightning as L
@@ -14,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from e2net import processes
 from e2net.model import DenseModel
+from e2net.runs.config import build_model
 from e2net.runs.folder import is_first_process
 
 
@@ -54,13 +53,9 @@ class Strategy:
                 "or leave the strategy out"
             )
 
-    def building(self) -> contextlib.AbstractContextManager[Any]:
-        """The context in which this process builds its model."""
-        return contextlib.nullcontext()
-
-    def adapted(self, encoder: dict[str, Any]) -> dict[str, Any]:
-        """The config of the encoder that this process builds."""
-        return encoder
+    def build(self, config: dict[str, Any]) -> DenseModel:
+        """The model of this process, see :func:`~e2net.runs.config.build_model`."""
+        return build_model(config)
 
 
 def _places(trainer: L.Trainer) -> str:
@@ -126,17 +121,16 @@ class FSDP(Strategy):
                 "another tuning (frozen, lora, partial, full), or strategy=ddp"
             )
 
-    def building(self) -> contextlib.AbstractContextManager[Any]:
-        return contextlib.nullcontext() if is_first_process() else _without_values()
-
-    def adapted(self, encoder: dict[str, Any]) -> dict[str, Any]:
-        return encoder if is_first_process() or "weights" not in encoder else {**encoder, "weights": "random"}
-
-
-@contextlib.contextmanager
-def _without_values() -> Iterator[None]:
-    with torch.device("meta"):
-        yield
+    def build(self, config: dict[str, Any]) -> DenseModel:
+        """The model, in other processes than the first one without values: they read no weights and take no memory."""
+        if is_first_process():
+            return build_model(config)
+        encoder = config["encoder"]
+        drawn = {**encoder, "weights": "random"} if "weights" in encoder else encoder
+        with torch.device("meta"):
+            model = build_model({**config, "encoder": drawn})
+        model.encoder.pretrained = encoder.get("weights") == "pretrained"  # what a checkpoint leaves out
+        return model
 
 
 def has_values(model: nn.Module) -> bool:
@@ -159,6 +153,7 @@ class ShardedStrategy(DDPStrategy):
         self.barrier()
         if fitting:
             self.setup_optimizers(trainer)
+            torch.set_rng_state(self.broadcast(torch.get_rng_state()))  # who had no weights to draw is behind
         self.setup_precision_plugin()
 
     def validation_step(self, *args: Any, **kwargs: Any) -> Any:
