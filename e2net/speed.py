@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from e2net.model import DenseModel
+from e2net.processes import is_part
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +84,8 @@ def halve_frozen(model: DenseModel, precision: str, device: torch.device) -> Non
 def cast_frozen(model: DenseModel, dtype: torch.dtype) -> None:
     """Keeps :func:`frozen_weights` in the type that autocast would cast them to in every step: the same results.
 
-    Norms and all other parameters stay as they are, since autocast computes with those in float32.
+    Norms and all other parameters stay as they are, since autocast computes with those in float32; so do weights that
+    are split over processes, which are put together in one type.
     """
-    for parameter in frozen_weights(model):
+    for parameter in (parameter for parameter in frozen_weights(model) if not is_part(parameter)):
         parameter.data = parameter.data.to(dtype)

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple, cast
 import cv2
 import numpy as np
 import torch
-import torch.distributed
 import yaml
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from e2net import processes
 from e2net.datasets.cached import CachedEvalSet, CachedTrainSet, FeatureStore, ViewSet
 from e2net.datasets.pairs import FolderPairs, PartOf, Source, read_pair
 from e2net.datasets.procedural import SURROUNDINGS, ProceduralPairs
@@ -156,20 +156,24 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
 
     Persistent workers keep the data set they were started with, so an epoch set on the data set would never
     reach them; with the index it does. Lightning calls `set_epoch`; in a plain loop every pass is the next
-    epoch. Each process gets its share, and it is a DistributedSampler so that Lightning does not replace it.
+    epoch. It is a DistributedSampler so that Lightning does not replace it.
+
+    Processes are dealt the order one image each in turn: what they have at one step is together what one process has
+    at that step with their images at once, the last, smaller batch left out alike. Only where there is less than one
+    such batch does each have its share of that, some images then twice.
 
     Args:
         dataset: what to sample.
         seed: for the order.
+        batch_size: images per step and process.
         epoch: the first one.
         skip: so many of its samples are left out, in each process: a run goes on where it had seen them.
     """
 
-    def __init__(self, dataset: Dataset[Any], seed: int, epoch: int = 0, skip: int = 0) -> None:
-        ready = torch.distributed.is_available() and torch.distributed.is_initialized()
-        world, rank = (torch.distributed.get_world_size(), torch.distributed.get_rank()) if ready else (1, 0)
-        super().__init__(dataset, num_replicas=world, rank=rank, shuffle=True, seed=seed)
-        self.epoch = epoch
+    def __init__(self, dataset: Dataset[Any], seed: int, batch_size: int = 1, epoch: int = 0, skip: int = 0) -> None:
+        world, rank = processes.count(), processes.rank()
+        full = len(dataset) >= world * batch_size  # type: ignore[arg-type]
+        super().__init__(dataset, num_replicas=world, rank=rank, shuffle=True, seed=seed, drop_last=full)
         self.epoch = epoch
         self._begun = (epoch, skip)
 
@@ -177,7 +181,7 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
         """This process's share of the epoch's order."""
         epoch, self.epoch = self.epoch, self.epoch + 1
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.dataset))  # type: ignore[arg-type]
-        # processes must take equally many steps, so the order wraps around to fill the last one
+        # processes must take equally many steps, so the order wraps around where it is too short for one
         share = np.resize(order, self.total_size)[self.rank :: self.num_replicas]
         first, skip = self._begun
         return iter([(epoch, int(position)) for position in share[skip if epoch == first else 0 :]])
@@ -388,7 +392,7 @@ class DenseData:
             dataset = CachedTrainSet(self._cache.store, self.train_names(), self._cache.views, flip, self.seed)
         epoch, batches = self._first
         # Of pairs, which DataLoader's types do not foresee.
-        sampler: Any = EpochSampler(dataset, self.seed, epoch, batches * self.batch_size)
+        sampler: Any = EpochSampler(dataset, self.seed, self.batch_size, epoch, batches * self.batch_size)
         return self._loader(dataset, True, workers, sampler=sampler, drop_last=len(sampler) > self.batch_size)
 
     def val_dataloader(self) -> DataLoader[Sample] | list[DataLoader[Sample]]:

@@ -11,6 +11,7 @@ import numpy as np
 from e2net.drawing import contact_sheet
 from e2net.evaluation.report import masks_hash
 from e2net.files import write_atomically
+from e2net.processes import gather_objects
 from e2net.structures import Batch, Encoded
 from e2net.tasks.base import Task
 
@@ -28,21 +29,24 @@ class SamplePictures(L.Callback):
             raise ValueError(f"num_samples must be at least 0, found {count}")
         self.folder = Path(folder)
         self.count = count
-        self._rows: dict[str, list[np.ndarray]] = {}
+        # By position in the set, as several processes have its images in turn.
+        self._rows: dict[str, dict[int, np.ndarray]] = {}
 
     def _add(self, sheet: str, batch: Batch, maps: list[np.ndarray], task: Task) -> None:
-        rows = self._rows.setdefault(sheet, [])
+        rows = self._rows.setdefault(sheet, {})
         pixels = batch.image.pixels if isinstance(batch.image, Encoded) else batch.image
         assert pixels is not None
         images = pixels.cpu().permute(0, 2, 3, 1).numpy()
-        for image, target, values in zip(images, batch.native_targets, maps, strict=True):
+        for position, image, target, values in zip(batch.positions, images, batch.native_targets, maps, strict=True):
             if len(rows) < self.count:
-                rows.append(task.panel(image, target, values))
+                rows[position] = task.panel(image, target, values)
 
-    def _write(self) -> None:
-        for sheet, rows in self._rows.items():
-            if rows:
-                _, png = cv2.imencode(".png", contact_sheet(rows)[..., ::-1])
+    def _write(self, first_process: bool) -> None:
+        for sheet in self._rows:
+            rows = {position: row for part in gather_objects(self._rows[sheet]) for position, row in part.items()}
+            if rows and first_process:
+                first = [row for _, row in sorted(rows.items())[: self.count]]
+                _, png = cv2.imencode(".png", contact_sheet(first)[..., ::-1])
                 write_atomically(self.folder / f"{sheet}.png", png.tobytes())
         self._rows.clear()
 
@@ -53,7 +57,7 @@ class SamplePictures(L.Callback):
             self._add("val", batch, outputs["maps"], module.task)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, module: Any) -> None:
-        self._write()
+        self._write(trainer.is_global_zero)
 
     def on_test_batch_end(
         self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -61,7 +65,7 @@ class SamplePictures(L.Callback):
         self._add(f"test_{module.test_names[dataloader_idx]}", batch, outputs["maps"], module.task)
 
     def on_test_epoch_end(self, trainer: L.Trainer, module: Any) -> None:
-        self._write()
+        self._write(trainer.is_global_zero)
 
 
 class MapWriter(L.Callback):
@@ -97,7 +101,12 @@ class TargetDigests(L.Callback):
         pairs = zip(batch.names, batch.native_targets, strict=True)
         digests.update((name, module.task.digest(target)) for name, target in pairs)
 
+    def on_test_epoch_end(self, trainer: L.Trainer, module: Any) -> None:
+        for part in gather_objects(self.found):
+            for name, digests in part.items():
+                self.found.setdefault(name, {}).update(digests)
+
     def hash(self, name: str, stems: Sequence[str]) -> str | None:
-        """Of all targets of a set, see ``masks_hash``; None where this process has not met all of them."""
+        """Of all targets of a set, see ``masks_hash``; None where not all of them were met."""
         digests = self.found.get(name, {})
         return masks_hash(digests) if set(digests) == set(stems) else None

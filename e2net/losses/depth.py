@@ -1,8 +1,9 @@
 """Loss terms of depth: maps (B, 1, H, W) in metres against targets of the same form, one value a batch.
 
 Pixels whose target is not above 0 are unknown and count nowhere; a caller with a range of depths sets what is outside
-it to 0. Predictions are above 0. Each term is at least 0, and 0 where the map is right or no pixel is known; its
-gradient is finite. Work in float32 or better: leave autocast off.
+it to 0. Where a training has several processes the batch is that of all of them. Predictions are above 0. Each term is
+at least 0, and 0 where the map is right or no pixel is known; its gradient is finite. Work in float32 or better: leave
+autocast off.
 """
 
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from e2net.losses.base import Term, TermLoss
 from e2net.losses.schedule import Weight
+from e2net.processes import batch_sum
 
 # Depths are taken to be at least a micrometre, so that an activation that underflows to 0 has a logarithm.
 _LEAST = 1e-6
@@ -32,10 +34,11 @@ def sig_loss(depth: Tensor, target: Tensor, variance: float = 1.0) -> Tensor:
             depth is right first.
     """
     known = target > 0
-    pixels = known.sum().clamp(min=1)
     g = _log_ratio(depth, target, known)
-    mean = g.sum() / pixels
-    squares = ((g - mean).square() * known).sum() / pixels
+    summed, pixels = batch_sum(torch.stack([g.sum(), known.sum().to(g.dtype)]))
+    pixels = pixels.clamp(min=1)
+    mean = summed / pixels
+    squares = batch_sum(((g - mean).square() * known).sum()) / pixels
     total = variance * squares + 0.15 * mean.square()
     # The derivative of a root is not finite at a perfect map's 0.
     positive = total > 0
@@ -57,14 +60,17 @@ def gradient_loss(depth: Tensor, target: Tensor) -> Tensor:
         coarse, there = g[..., ::step, ::step], known[..., ::step, ::step]
         down = (coarse.diff(dim=-2).abs() * (there[..., 1:, :] & there[..., :-1, :])).sum()
         across = (coarse.diff(dim=-1).abs() * (there[..., 1:] & there[..., :-1])).sum()
-        total = total + (down + across) / there.sum().clamp(min=1)
+        changes, pixels = batch_sum(torch.stack([down + across, there.sum().to(g.dtype)]))
+        total = total + changes / pixels.clamp(min=1)
     return total
 
 
 def l1(depth: Tensor, target: Tensor) -> Tensor:
     """Mean absolute error in metres, over the known pixels of the batch."""
     known = target > 0
-    return (depth - target).where(known, 0).abs().sum() / known.sum().clamp(min=1)
+    error = (depth - target).where(known, 0).abs().sum()
+    summed, pixels = batch_sum(torch.stack([error, known.sum().to(error.dtype)]))
+    return summed / pixels.clamp(min=1)
 
 
 def bins_to_depth(logits: Tensor, minimum: float, maximum: float) -> Tensor:

@@ -4,13 +4,15 @@ A pixel whose label is ``ignore`` counts nowhere. Dice and Lovász are taken ove
 classes that occur in its labels: mIoU sums intersections and unions over the set before it divides, to which a batch
 is closer than an image (Berman et al. 2018), and a class that a crop touches with ten pixels would weigh
 as much in it as one that fills it. A class that does not occur has no overlap to improve; what is wrongly given to it
-is missed elsewhere. Each term is at least 0, and 0 where every pixel is right or none counts; its gradient is finite.
-Work in float32 or better: leave autocast off.
+is missed elsewhere. Where a training has several processes the batch is that of all of them. Each term is at least 0,
+and 0 where every pixel is right or none counts; its gradient is finite. Work in float32 or better: leave autocast off.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from e2net.processes import batch_sum, whole_batch
 
 IGNORE = 255
 
@@ -31,7 +33,7 @@ def cross_entropy(
     total = F.cross_entropy(logits, flat, weights, ignore_index=ignore, reduction="sum", label_smoothing=smoothing)
     counted = flat != ignore
     share = counted if weights is None else weights[flat.where(counted, 0)] * counted
-    weight = share.sum().to(logits.dtype)
+    total, weight = batch_sum(torch.stack([total, share.sum().to(logits.dtype)]))
     # PyTorch's own mean is 0 / 0 where no pixel counts, or only those of classes that weigh nothing.
     return torch.where(weight > 0, total / weight.where(weight > 0, 1), total * 0)
 
@@ -48,6 +50,7 @@ def dice(logits: Tensor, labels: Tensor, ignore: int = IGNORE) -> Tensor:
     both = _per_class(prob.gather(1, known) * counted, known, prob.shape[1])
     truth = _per_class(counted.to(prob.dtype), known, prob.shape[1])
     predicted = (prob * counted).sum((0, 2, 3))
+    both, truth, predicted = batch_sum(torch.stack([both, truth, predicted]))
     present = truth > 0
     loss = 1 - 2 * both / (predicted + truth).where(present, 1)
     return (loss * present).sum() / present.sum().clamp(min=1)
@@ -59,7 +62,8 @@ def lovasz(logits: Tensor, labels: Tensor, ignore: int = IGNORE) -> Tensor:
     Berman et al. 2018, algorithm 1. Each class that occurs takes a sort of all pixels, so it costs
     more than all other terms together. It has little to say far from the solution; its authors add cross-entropy.
     """
-    prob = logits.softmax(1)
+    # Ranks all pixels of the batch, so that several processes must hand each other their maps.
+    prob, labels = whole_batch(logits.softmax(1)), whole_batch(labels)
     counted = labels[:, 0] != ignore
     known = labels[:, 0][counted]
     present = known.unique().tolist()

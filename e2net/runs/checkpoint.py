@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from e2net.model import DenseModel
+from e2net.processes import split_like
 from e2net.runs.config import build_model, flatten
 from e2net.runs.folder import BEST, CHECKPOINTS, LAST
 
@@ -41,12 +42,14 @@ def _moved(value: Any) -> Any:
 
 def checkpoint_entry(model: DenseModel, config: dict[str, Any]) -> dict[str, Any]:
     """What a checkpoint holds of ours, beside the tensors: see :func:`read_checkpoint`."""
+    # A process that has shapes alone, and writes none.
+    hollow = any(parameter.is_meta for parameter in model.encoder.parameters())
     return {
         "format": FORMAT,
         "config": config,
-        "encoder_fingerprint": encoder_fingerprint(model),
+        "encoder_fingerprint": None if hollow else encoder_fingerprint(model),
         # How to build the encoder without its files, where no weight of theirs is needed.
-        "backbone": model.encoder.describe() if _holds_all(model) else None,
+        "backbone": model.encoder.describe() if not hollow and _holds_all(model) else None,
     }
 
 
@@ -96,7 +99,7 @@ def load_state(model: DenseModel, state: dict[str, Tensor]) -> None:
             f"checkpoint does not fit the model: {len(faults)} tensors differ "
             f"({'; '.join(sorted(faults)[:3])}); it was trained with another encoder, decoder or tuning"
         )
-    model.load_state_dict(state, strict=False)
+    model.load_state_dict({k: split_like(v, expected.get(k)) for k, v in state.items()}, strict=False)
 
 
 def restore(model: DenseModel, content: dict[str, Any]) -> None:

@@ -33,7 +33,7 @@ _OFFERED = (
     *("e2net.encoders", "e2net.decoders", "e2net.decoders.necks", "e2net.losses", "e2net.datasets", "e2net.metrics"),
     "e2net.tasks",
     *("e2net.training.optim", "e2net.training.schedules", "e2net.training.cache"),
-    *("e2net.training.loggers", "e2net.training.callbacks"),
+    *("e2net.training.loggers", "e2net.training.callbacks", "e2net.training.strategies"),
 )
 _TRAINER = "lightning.Trainer"
 # Names modules of one's own, separated by commas, whose classes configs and checkpoints may name as well.
@@ -53,6 +53,7 @@ _KINDS = {
     "cache": "e2net.training.cache.FeatureCache",
     "logger": "e2net.training.loggers.RunLogger",
     "callbacks": "lightning.Callback",
+    "strategy": "e2net.training.strategies.Strategy",
     "trainer": _TRAINER,
 }
 # The keys of conf/train.yaml and conf/eval.yaml that are no groups.
@@ -175,7 +176,8 @@ def check_training(config: dict[str, Any]) -> None:
         raise ValueError(
             f"callbacks={callbacks}: expected a mapping of names to callbacks; choose one of conf/callbacks"
         )
-    _check_keys({k: v for k, v in config.items() if k != "callbacks"}, _TRAINING, (*groups, "logger", "trainer"))
+    plain = {k: v for k, v in config.items() if k != "callbacks"}
+    _check_keys(plain, _TRAINING, (*groups, "logger", "strategy", "trainer"))
     for name, node in callbacks.items():
         _check_kind(node, f"callbacks.{name}", "callbacks")
     _check_range("seed", config["seed"], 0)
@@ -199,19 +201,21 @@ def check_evaluation(config: dict[str, Any]) -> None:
         raise ValueError("output is empty: expected the name of a folder")
 
 
-def check_batches(config: dict[str, Any], training: int, validation: int) -> None:
+def check_batches(config: dict[str, Any], training: int, validation: int, processes: int = 1) -> None:
     """Makes sure that a limited epoch has at least one batch: Lightning would stop only when it has begun.
 
     Args:
         config: as for :func:`check_training`, with a number as ``data.batch_size``.
         training, validation: how many images there are.
+        processes: which share them.
 
     Raises:
         ValueError: it has none.
     """
     trainer = config["trainer"]
     for part, images in (("train", training), ("val", validation)):
-        limit, batches = trainer.get(f"limit_{part}_batches"), -(-images // config["data"]["batch_size"])
+        limit = trainer.get(f"limit_{part}_batches")
+        batches = -(-images // (config["data"]["batch_size"] * processes))
         if isinstance(limit, float) and batches and int(limit * batches) < 1:
             raise ValueError(
                 f"trainer.limit_{part}_batches={limit}: expected at least one of {batches} batches, found "
@@ -276,6 +280,12 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
             "beside it, or a number of epochs"
         )
     trainer = {k: v for k, v in trainer.items() if v is not None}
+    for key, remedy in (
+        ("strategy", "there is a group for it: give strategy=auto, single, ddp or fsdp"),
+        ("sync_batchnorm", "several processes always norm over the images of all; leave it out"),
+    ):
+        if key in trainer:
+            raise ValueError(f"trainer.{key}={trainer[key]}: {remedy}")
     steps = trainer.get("max_steps", -1)
     # Without an end no schedule would know how far training has come.
     if trainer.get("max_epochs", -1) != -1 or steps == -1:

@@ -24,7 +24,9 @@ MAY_DIFFER = (
     "trainer.precision",
     "trainer.accelerator",
     "trainer.devices",
-    "trainer.strategy",
+    "trainer.num_nodes",
+    "strategy",
+    "trainer.strategy",  # of before that was a group
     "trainer.deterministic",
     "data.num_workers",
     "compile",

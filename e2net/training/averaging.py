@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from e2net.model import DenseModel
+from e2net.processes import local, split_like, whole
 from e2net.runs.checkpoint import saved_state
 
 # The key under which a checkpoint holds what the average leaves out.
@@ -53,7 +54,7 @@ class WeightAverage(L.Callback):
     def start(self, model: DenseModel) -> None:
         """Begins with the model's weights, or goes on with an average that was loaded, on the model's device."""
         self._live = averaged_tensors(model)
-        self.average = {k: self.average.get(k, v).to(v.device, copy=True) for k, v in self._live.items()}
+        self.average = {k: split_like(self.average.get(k, v), v).to(v.device, copy=True) for k, v in self._live.items()}
 
     @torch.no_grad()
     def update(self) -> None:
@@ -61,7 +62,8 @@ class WeightAverage(L.Callback):
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         floats = [name for name, value in self._live.items() if value.is_floating_point()]
         # One fused operation for all tensors: one by one, a small model's update would take as long as its step.
-        torch._foreach_lerp_([self.average[k] for k in floats], [self._live[k] for k in floats], 1 - decay)
+        averages, weights = ([local(tensors[k]) for k in floats] for tensors in (self.average, self._live))
+        torch._foreach_lerp_(averages, weights, 1 - decay)
         for name in self._live.keys() - set(floats):
             self.average[name].copy_(self._live[name])
         self.updates += 1
@@ -96,7 +98,7 @@ class WeightAverage(L.Callback):
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         state = checkpoint["state_dict"]
         checkpoint[KEY] = {"updates": self.updates, "weights": {name: state[name] for name in self.average}}
-        checkpoint["state_dict"] = state | self.average
+        checkpoint["state_dict"] = state | {name: whole(value) for name, value in self.average.items()}
 
     @torch.no_grad()
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
@@ -106,4 +108,5 @@ class WeightAverage(L.Callback):
         self.average = {name: checkpoint["state_dict"][name] for name in checkpoint[KEY]["weights"]}
         live = averaged_tensors(pl_module.model)
         for name, value in checkpoint[KEY]["weights"].items():
-            live[name].copy_(value)
+            if not live[name].is_meta:  # the first process's will be handed on
+                live[name].copy_(value)

@@ -11,6 +11,7 @@ from e2net.evaluation.module import EvaluationModule
 from e2net.evaluation.scales import RandomScale
 from e2net.losses import DenseLoss
 from e2net.model import DenseModel
+from e2net.processes import gather, one_batch
 from e2net.runs.checkpoint import KEY, checkpoint_entry, load_state, saved_state
 from e2net.speed import halve_frozen
 from e2net.structures import Batch, Images, unit_range
@@ -72,7 +73,8 @@ class DenseModule(EvaluationModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         image, target = self.resized(batch, self.current_epoch, batch_idx)
-        losses = step(self.model, image, target, self.criterion, min(1.0, self.global_step / self._total_steps))
+        with one_batch():
+            losses = step(self.model, image, target, self.criterion, min(1.0, self.global_step / self._total_steps))
         loss, size = self.finite.add_loss(batch.names, losses["loss"]), len(batch.names)
         counted = torch.stack([loss.detach() * size, torch.full_like(loss, size)])
         self.mean_loss += torch.where(loss.isfinite(), counted, 0.0)
@@ -108,9 +110,7 @@ class DenseModule(EvaluationModule):
 
     def gathered_mean(self) -> Tensor:
         """``mean_loss`` of all processes, (processes, 2)."""
-        gathered = self.all_gather(self.mean_loss)
-        assert isinstance(gathered, Tensor)
-        return gathered.reshape(-1, 2)
+        return gather(self.mean_loss)
 
     def on_validation_start(self) -> None:
         self.finite.look()

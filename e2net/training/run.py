@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,6 @@ from e2net.runs.checkpoint import KEY, find_checkpoint, load_state, read_checkpo
 from e2net.runs.config import (
     build,
     build_data,
-    build_model,
     build_task,
     build_trainer,
     check_batches,
@@ -57,6 +57,8 @@ from e2net.training.callbacks import BestCheckpoint, LastCheckpoint, ResumeState
 from e2net.training.memory import AUTO, OutOfMemoryError, Trial, advise, choose_batch_size, is_out_of_memory
 from e2net.training.module import DenseModule
 from e2net.training.records import MetricsFile, WholeCheckpoints
+from e2net.training.shared_layers import SharedLayers
+from e2net.training.strategies import Strategy, has_values
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +91,8 @@ def prepare_training(config: dict[str, Any]) -> TrainingJob:
     check_training(config)
     config = resolve_task(config)
     L.seed_everything(config["seed"], workers=True, verbose=False)
+    # Else several processes would begin anew with it where they meet, and draw otherwise than one does.
+    os.environ.pop("PL_GLOBAL_SEED")
     output = Path(config["run_dir"])
     task = build_task(config)
     resume, content = _resumed(config, task)
@@ -102,22 +106,29 @@ def prepare_training(config: dict[str, Any]) -> TrainingJob:
     criterion, optim = (build(config[key]) for key in ("loss", "optim"))
     predictor = Predictor(config["flip_test"], config["test_scales"])
     rescale = RandomScale(config["train_scales"], config["seed"])
-    model = build_model(config)
+    strategy: Strategy = build(config["strategy"])
+    model = strategy.build(config)
     model.encoder.check_size(*data.size)
     optim.schedule.check(data.validated, task)
     cache: FeatureCache = build(config["cache"])
     cache.check(model.encoder, data, plain=predictor.scales == rescale.scales == (1.0,))
     if content is not None:
-        restore(model, content)
+        if has_values(model):
+            restore(model, content)
         data.begin_at(*ResumeState.position(content))
     data.check()
     task.prepare_loss(criterion, data.train_targets())
     if content is not None:
         check_same_images(content.get(ResumeState.KEY, {}).get("images"), data, config["resume"])
-    check_batches(config, len(data.train_names()), len(data.val_names()))
     step = 0 if content is None else content["global_step"]
-    trainer = _trainer(config, output, data, step)
-    _check_devices(config, trainer, cache, auto)
+    trainer = _trainer(config, output, data, step, strategy)
+    strategy.check(trainer, model, cached=cache.views > 0)
+    check_batches(config, len(data.train_names()), len(data.val_names()), trainer.world_size)
+    if auto and trainer.world_size > 1:
+        raise ValueError(
+            f"data.batch_size=auto is found on one device, which are {trainer.world_size} here; give a number of images"
+            " for each"
+        )
     if auto and content is None:
         data.batch_size = choose_batch_size(
             model,
@@ -147,7 +158,7 @@ def _resumed(config: dict[str, Any], task: Task) -> tuple[Path | None, dict[str,
     return resume, None if resume is None else read_checkpoint(resume)
 
 
-def _trainer(config: dict[str, Any], output: Path, data: DenseData, step: int) -> L.Trainer:
+def _trainer(config: dict[str, Any], output: Path, data: DenseData, step: int, strategy: Strategy) -> L.Trainer:
     """The Trainer of a run that begins at an optimiser step, with loggers and callbacks."""
     task = data.task
     checkpoints, further = output / CHECKPOINTS, build(config["logger"]).open(output, step)
@@ -170,20 +181,11 @@ def _trainer(config: dict[str, Any], output: Path, data: DenseData, step: int) -
             SamplePictures(output / SAMPLES, config["num_samples"]),
             *(build(one) for one in config["callbacks"].values()),
         ],
-        plugins=[WholeCheckpoints()],
+        plugins=[WholeCheckpoints(), SharedLayers()],
         default_root_dir=output,
         enable_model_summary=False,
+        **strategy.trainer_settings(),
     )
-
-
-def _check_devices(config: dict[str, Any], trainer: L.Trainer, cache: FeatureCache, auto: bool) -> None:
-    """Refuses several devices where a run can use one only."""
-    for wanted, setting in ((cache.views, "cache.views"), (auto, "data.batch_size=auto")):
-        if wanted and trainer.world_size > 1:
-            raise ValueError(
-                f"{setting} works on one device, found trainer.devices={config['trainer']['devices']}; give one, or "
-                f"do without {setting}"
-            )
 
 
 def train(job: TrainingJob) -> Scores:
@@ -247,6 +249,12 @@ def with_memory_advice(job: TrainingJob, work: Callable[[], T]) -> T:
     # Out here, as the exception holds all that the failed step had computed.
     module, strategy = job.module, job.trainer.strategy
     assert module.criterion is not None and module.optim is not None
+    if job.trainer.world_size > 1:  # a step of one process alone would wait for the others for ever
+        raise OutOfMemoryError(
+            f"out of memory at data.batch_size={job.data.batch_size} on {strategy.root_device}, one of "
+            f"{job.trainer.world_size} processes: {' '.join(fault.split())[:120]}. Give a smaller data.batch_size and "
+            "more trainer.accumulate_grad_batches, a smaller size, or strategy=fsdp"
+        )
     strategy.optimizers = []
     trial = Trial(
         module.model,

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from e2net.decoders import Decoder
 from e2net.losses import DenseLoss
 from e2net.model import DenseModel
+from e2net.processes import whole
 from e2net.structures import Images
 
 # Lightning's short names of precisions.
@@ -107,7 +108,7 @@ def clip(
         scaler.unscale_(optimizer)
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
-    finite = norm.isfinite()
+    finite = whole(norm).isfinite()
     if limit and algorithm == GradClipAlgorithmType.VALUE:
         clip_grad_value_(parameters, limit)
     elif limit:
