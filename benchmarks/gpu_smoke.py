@@ -370,7 +370,7 @@ def check_pinned(at: Context) -> str:
 
 def check_processes(at: Context) -> str:
     """One process of ``strategy=ddp``, with a loss that looks at no refined map: NCCL on a GPU, gloo on a CPU."""
-    job = at.prepare("+trainer.strategy=ddp", "trainer.devices=1", "loss=v5", "trainer.max_epochs=2")
+    job = at.prepare("strategy=ddp", "trainer.devices=1", "loss=v5", "trainer.max_epochs=2")
     train(job)
     backend = torch.distributed.get_backend()
     torch.distributed.destroy_process_group()

@@ -17,17 +17,20 @@ def recipe_config(recipe, *overrides):
         return resolve(compose("train", [f"experiment={recipe}", "run_dir=unused", *overrides]))
 
 
-def small_recipe(recipe, folder, *overrides, **data):
-    """With all of its own options but those that make it long; ``data`` are settings of the generated pictures."""
+def small_recipe(recipe, folder, *overrides, patches=4, **data):
+    """With all of its own options but those that make it long.
+
+    Images have so many patches a side; ``data`` are further settings of the generated pictures.
+    """
     config = recipe_config(recipe, *overrides)
     config["encoder"] = _tiny(config["encoder"])
     patch = config["encoder"].get("config", {}).get("patch_size", 16)
     kept = {key: config["data"][key] for key in ("augment", "seed")}
-    small = {"n_train": 12, "n_test": 1, "sides": [32, 48], "size": 4 * patch, "batch_size": 2, "num_workers": 0}
+    small = {"n_train": 12, "n_test": 1, "sides": [32, 48], "size": patches * patch, "batch_size": 2, "num_workers": 0}
     config["data"] = {"_target_": "e2net.datasets.ProceduralData", "val_fraction": 0.3, **small, **kept, **data}
     config["trainer"] |= {"max_epochs": 2, "max_steps": -1, "accumulate_grad_batches": 1, "accelerator": "cpu"}
     config["trainer"] |= {"precision": "32-true"}
-    config |= {"run_dir": str(folder), "num_samples": 0, "size": 4 * patch, "callbacks": {}}
+    config |= {"run_dir": str(folder), "num_samples": 0, "size": patches * patch, "callbacks": {}}
     config["cache"]["folder"] = str(folder / "cache")
     if "width" in config["decoder"]:
         config["decoder"]["width"] = 16

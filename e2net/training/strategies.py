@@ -1,5 +1,6 @@
 """How a training is spread over devices: what the ``strategy`` group of a config builds."""
 
+import logging
 from typing import Any
 
 import lightning as L
@@ -14,6 +15,8 @@ from e2net import processes
 from e2net.model import DenseModel
 from e2net.runs.config import build_model
 from e2net.runs.folder import is_first_process
+
+log = logging.getLogger(__name__)
 
 
 class Strategy:
@@ -82,7 +85,7 @@ class DDP(Strategy):
         find_unused_parameters: look in every step for parameters that got no gradient, which is an error otherwise.
     """
 
-    name, several = "ddp", True
+    name = "ddp"
 
     def __init__(self, find_unused_parameters: bool = False) -> None:
         self.find_unused_parameters = find_unused_parameters
@@ -90,6 +93,10 @@ class DDP(Strategy):
     def trainer_settings(self) -> dict[str, Any]:
         # A Trainer looks up what a name stands for, such as the launcher that fits where it runs.
         return {"strategy": "ddp_find_unused_parameters_true" if self.find_unused_parameters else "ddp"}
+
+    def check(self, trainer: L.Trainer, model: DenseModel, cached: bool) -> None:
+        if trainer.world_size == 1:  # not refused: the same command is to run on a machine with one GPU
+            log.warning("strategy=ddp: there is one device; trainer.devices=2 takes two, -1 all")
 
 
 class FSDP(Strategy):

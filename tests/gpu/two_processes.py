@@ -16,7 +16,7 @@ TINY = [
     "data.num_workers=0", "data.val_fraction=0.2", "num_samples=0", "encoder.config.hidden_size=24",
     "encoder.config.intermediate_size=32", "trainer.max_epochs=2", "trainer.log_every_n_steps=1", "seed=3",
     "schedule=plateau", "schedule.monitor=train/mean_loss", "schedule.patience=0",
-    "trainer.accelerator=cpu", "trainer.devices=2", "+trainer.strategy=ddp",
+    "trainer.accelerator=cpu", "trainer.devices=2",
 ]  # fmt: skip
 
 

@@ -204,7 +204,8 @@ def test_every_setting_of_a_resumed_run_is_the_same_or_may_differ():
                 with pytest.raises(ValueError, match=f"a run with the settings .*{key}=.*another version of e2net"):
                     check_same_run(other, config)
     assert len(seen) > 120
-    for key in ("trainer.max_time", "trainer.strategy", "trainer.enable_progress_bar"):  # of the Trainer, by +key
+    # Of the Trainer, by +key; its strategy once was.
+    for key in ("trainer.max_time", "trainer.num_nodes", "trainer.strategy", "trainer.enable_progress_bar"):
         seen.add(key)
     assert [key for key in MAY_DIFFER if key not in seen and not any(k.startswith(f"{key}.") for k in seen)] == []
 

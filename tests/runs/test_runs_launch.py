@@ -152,7 +152,7 @@ def test_without_locks_there_is_a_note(tmp_path, monkeypatch, capsys):
 
 def test_two_devices_are_one_run(tmp_path):
     """The process that the first one starts gets its folder, and is not refused it."""
-    options = ["trainer.devices=2", "+trainer.strategy=ddp"]
+    options = ["trainer.devices=2"]
     began = time.time()
     status, _, error = finish(start("train.py", *QUICK, *options, cwd=tmp_path))
     assert status == 0, error[-2000:]

@@ -155,7 +155,7 @@ def _refused(*overrides):
         (["+trainer.default_root_dir=x"], "trainer.default_root_dir: the program sets it itself"),
         (["+trainer.enable_checkpointing=false"], "the best checkpoint is what is tested"),
         (["+trainer.barebones=true"], "trainer: "),
-        (["+trainer.strategy=nonsense"], "trainer: "),
+        (["+trainer.strategy=nonsense"], "trainer.strategy=nonsense: there is a group for it"),
         (["trainer.devices=0"], "trainer: "),
         (["+trainer.x=1"], "trainer: got an unexpected keyword argument 'x'"),
         (["+unknown=1"], "unknown=1: there is no such setting"),

@@ -1,0 +1,217 @@
+"""Two processes on a CPU, by gloo: they train as one would with all of their images, are killed and go on, are split.
+
+All of them are started once, and again to go on; what they found lies in JSON files, which the tests look at.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import ROOT, hf_model
+from recipes import RECIPES
+from tiny import tiny_config, tiny_job
+from torch import nn
+
+from e2net.runs import build, compose_training
+from e2net.runs.checkpoint import load_model, read_checkpoint
+from e2net.runs.config import check_training
+from e2net.training.strategies import FSDP, has_values
+
+SCRIPT = Path(__file__).parent / "two_processes.py"
+SPLIT = ("frozen", "full")
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    """A folder ``one`` of a single process, and ``two`` of a pair; the pair's second was killed, and both went on."""
+    folder = tmp_path_factory.mktemp("processes")
+    hf_model("dinov3").save_pretrained(folder / "encoder")
+    means = {"image_processor_type": "BitImageProcessor", "image_mean": [0.4, 0.5, 0.6], "image_std": [0.1, 0.2, 0.3]}
+    (folder / "encoder" / "preprocessor_config.json").write_text(json.dumps(means))
+    for name in ("one", "two"):
+        (folder / name).mkdir()
+    known = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), str(folder)],
+        cwd=ROOT, env=known, capture_output=True, text=True, timeout=500, check=False,
+    )  # fmt: skip
+    logs = {log: log.read_text()[-1500:] for log in folder.glob("*/*.log")} if done.returncode else {}
+    assert done.returncode == 0, f"{done.stderr[-1500:]} {logs}"
+    return folder
+
+
+def _found(out, name):
+    """What both processes found in a case."""
+    return [json.loads((out / "two" / f"{name}.{rank}.json").read_text()) for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_two_processes_train_as_one_with_all_images(out, recipe):
+    one, (first, second) = json.loads((out / "one" / f"{recipe}.0.json").read_text()), _found(out, recipe)
+    assert len(one["losses"]) == len(first["losses"]) == len(second["losses"]) == 21
+    mean = [(a + b) / 2 for a, b in zip(first["losses"], second["losses"], strict=True)]
+    assert max(abs(a - b) for a, b in zip(one["losses"], mean, strict=True)) < 1e-9
+    # Plateau schedules too go by the same score, everywhere.
+    assert one["rates"] == first["rates"] == second["rates"]
+    assert one["val"] == first["val"] == second["val"] and len(one["val"]) == 3
+    assert first["weights"] == second["weights"]
+    assert one["test"] == first["test"] == second["test"]
+
+
+def test_recipes_cover_what_differs_between_processes(out):
+    """Or the test above would be about less than it says."""
+    configs = {recipe: read_checkpoint(out / "one" / recipe)["e2net"]["config"] for recipe in RECIPES}
+    assert any(config["ema"] for config in configs.values())
+    assert any(config["flip_test"] for config in configs.values())
+    plateaus = [r for r, c in configs.items() if c["optim"]["schedule"]["_target_"].endswith("Plateau")]
+    assert any(len(set(_found(out, recipe)[0]["rates"])) > 1 for recipe in plateaus)
+    assert any(_found(out, recipe)[0]["losses"] != _found(out, recipe)[1]["losses"] for recipe in RECIPES)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_file_has_one_writer(out, recipe):
+    first, second = _found(out, recipe)
+    names = {str(Path(file).relative_to(out / "two" / recipe)) for file in first["wrote"]}
+    assert {"checkpoints/last.ckpt", "checkpoints/best.ckpt", "metrics.csv"} <= names
+    # Where processes start at once, each encodes what the cache lacks.
+    assert not [file for file in second["wrote"] if "/cache/" not in file]
+
+
+def test_pictures_are_those_of_one_process(out):
+    names = ("val.png", "test_procedural.png")
+    for name in names:
+        assert _same(*(out / k / "recommended" / "samples" / name for k in ("one", "two"))), name
+
+
+def _same(*files):
+    return len({file.read_bytes() for file in files}) == 1
+
+
+def test_the_report_is_that_of_one_process(out):
+    one, two = (json.loads((out / k / "recommended" / "test_scores.json").read_text()) for k in ("one", "two"))
+    for key in ("scores", "intervals", "sets"):
+        assert one[key] == two[key]
+    assert one["sets"]["procedural"]["masks"] == 5 and one["sets"]["procedural"]["masks_sha256"]
+
+
+@pytest.mark.parametrize("case", ["layers", "losses"])
+def test_norms_dropout_and_losses_over_all_images(out, case):
+    for found in _found(out, case):
+        assert max(found["differences"].values()) < 1e-10, found
+    if case == "layers":
+        assert found["exchanged"] == ["SharedBatchNorm", "SharedDropout"] * 2 + ["SharedBatchNorm"] and found["back"]
+
+
+def _tensors(content, place=""):
+    if isinstance(content, dict):
+        for key, value in content.items():
+            yield from _tensors(value, f"{place}/{key}")
+    elif isinstance(content, list | tuple):
+        for key, value in enumerate(content):
+            yield from _tensors(value, f"{place}/{key}")
+    else:
+        yield place, content
+
+
+@pytest.mark.parametrize("whole, ended", [("ddp_whole", "ddp_killed"), ("fsdp_whole", "fsdp_stopped")])
+def test_a_run_that_went_on_equals_one_that_never_ended(out, whole, ended):
+    """To the last bit; one ended as its second process was killed, the other by Ctrl-C, and both as on two machines."""
+    folders = [out / "two" / name for name in (whole, ended)]
+    for name in ("best.ckpt", "last.ckpt"):
+        contents = [torch.load(folder / "checkpoints" / name, weights_only=True) for folder in folders]
+        kept = ("state_dict", "ema", "optimizer_states", "lr_schedulers", "epoch", "global_step", "resume")
+        first, second = ({key: dict(_tensors(content[key], key)) for key in kept} for content in contents)
+        assert len(first["optimizer_states"]) > 100 and first["ema"]
+        for key in kept:
+            assert first[key].keys() == second[key].keys()
+            for place, value in first[key].items():
+                other = second[key][place]
+                assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other, place
+    assert _same(*(folder / "metrics.csv" for folder in folders))
+    scores = [json.loads((folder / "test_scores.json").read_text())["scores"] for folder in folders]
+    assert scores[0] == scores[1]
+
+
+@pytest.mark.parametrize("tuning", SPLIT)
+def test_a_split_model_trains_as_copies_do(out, tuning):
+    for found in _found(out, tuning):
+        ddp, fsdp = found["ddp"], found["fsdp"]
+        assert len(ddp["losses"]) == 4
+        assert max(abs(a - b) for a, b in zip(ddp["losses"], fsdp["losses"], strict=True)) < 1e-9
+        assert ddp["val"] == fsdp["val"] and ddp["test"] == fsdp["test"] and ddp["rates"] == fsdp["rates"]
+    assert not found["fsdp"]["wrote"]
+
+
+@pytest.mark.parametrize("tuning", SPLIT)
+def test_the_checkpoint_of_a_split_model_is_whole(out, tuning):
+    ddp, fsdp = (out / "two" / f"{strategy}_{tuning}" for strategy in ("ddp", "fsdp"))
+    (model, _), (other, _) = (load_model(folder) for folder in (fsdp, ddp))
+    for (name, value), expected in zip(other.state_dict().items(), model.state_dict().values(), strict=True):
+        assert torch.allclose(value, expected, atol=1e-3), name
+    one, two = (read_checkpoint(folder) for folder in (ddp, fsdp))
+    assert one["state_dict"].keys() == two["state_dict"].keys()
+    assert dict(_tensors(one["optimizer_states"])).keys() == dict(_tensors(two["optimizer_states"])).keys()
+
+
+def test_the_largest_encoder_takes_no_memory_where_it_is_split(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    config = compose_training(["encoder=dinov3_7b", "strategy=fsdp", "trainer.devices=8", "size=224", "run_dir=unused"])
+    check_training(config)
+    model = build(config["strategy"]).build(config)
+    assert sum(parameter.numel() for parameter in model.parameters()) > 6.7e9
+    assert not has_values(model) and all(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
+    assert model.encoder.pretrained and model.encoder.frozen
+
+
+@pytest.mark.parametrize(
+    "overrides, said",
+    [
+        (["strategy=single", "trainer.devices=2"], "strategy=single: expected one device, found trainer.devices=2"),
+        (["strategy=single", "+trainer.num_nodes=2"], "found trainer.devices=1 on each of 2 machines"),
+        (["strategy=fsdp"], "strategy=fsdp: expected several devices, found one"),
+        (["strategy=fsdp", "trainer.devices=2", "tuning=adapter"], "a single number, encoder.*adapter.scale; give"),
+        (["strategy=fsdp", "trainer.devices=2", "tuning=frozen", "cache.views=1"], "expected cache.views=0"),
+        (["data.batch_size=auto", "trainer.devices=2"], "data.batch_size=auto is found on one device"),
+        (["+trainer.strategy=ddp"], "trainer.strategy=ddp: there is a group for it: give strategy=auto, single, ddp"),
+        (["+trainer.sync_batchnorm=true"], "several processes always norm over the images of all; leave it out"),
+        (["trainer.devices=2", "trainer.limit_train_batches=0.4"], "expected at least one of 2 batches"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_line(tmp_path, overrides, said):
+    with pytest.raises(ValueError, match=said) as caught:
+        tiny_job(tmp_path, *overrides)
+    assert "\n" not in str(caught.value)
+
+
+def test_scaled_losses_do_not_go_with_a_split_model():
+    """On a CPU Lightning has no such precision, so that only a stand-in can have it."""
+    with pytest.raises(ValueError, match=r"expected trainer.precision=bf16-mixed or 32-true, found 16-mixed"):
+        FSDP().check(SimpleNamespace(precision="16-mixed", world_size=2), nn.Linear(1, 1), cached=False)
+
+
+@pytest.mark.parametrize(
+    "overrides, name",
+    [
+        (["trainer.devices=2"], "DDPStrategy"),
+        (["trainer.devices=1"], "SingleDeviceStrategy"),
+        (["+trainer.num_nodes=2"], "DDPStrategy"),
+        (["strategy=single"], "SingleDeviceStrategy"),
+        (["strategy=ddp", "trainer.devices=2"], "DDPStrategy"),
+        (["strategy=ddp", "strategy.find_unused_parameters=true"], "DDPStrategy"),
+        (["strategy=fsdp", "trainer.devices=2"], "ShardedStrategy"),
+    ],
+)
+def test_strategy_is_what_the_group_and_the_devices_say(tmp_path, overrides, name):
+    assert type(tiny_job(tmp_path, *overrides).trainer.strategy).__name__ == name
+
+
+def test_a_run_of_before_there_was_the_group_goes_on(tmp_path):
+    config = tiny_config(tmp_path)
+    del config["strategy"]
+    with pytest.raises(ValueError, match="config: strategy has no value; give it as strategy="):
+        check_training(config)
