@@ -246,6 +246,15 @@ def _check_keys(config: dict[str, Any], plain: Mapping[str, Any], groups: Sequen
         check_part(config, key)
 
 
+def check_setting(key: str, value: Any) -> None:
+    """Makes sure that a value is one of a key of ``conf/train.yaml`` that is no group, such as ``size``.
+
+    Raises:
+        ValueError: it is of another type.
+    """
+    _check_value(key, value, _TRAINING[key])
+
+
 def check_part(config: dict[str, Any], key: str) -> None:
     """Makes sure that a group of a config, such as ``decoder``, can be built, and builds what its name says.
 
