@@ -29,7 +29,7 @@ ALLOWED = {
         "decoders": "structures",
         "losses": "structures",
         "tasks": "drawing formats structures losses metrics",
-        "datasets": "formats lock structures tasks",
+        "datasets": "files formats lock structures tasks",
         "model": "structures encoders decoders tasks",
         "speed": "model",
         "runs": "files formats lock structures tasks datasets model",

@@ -11,7 +11,6 @@ import cv2
 import numpy as np
 import torch
 import torch.distributed
-import yaml
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
@@ -19,6 +18,7 @@ from e2net.datasets.cached import CachedEvalSet, CachedTrainSet, FeatureStore, V
 from e2net.datasets.pairs import FolderPairs, PartOf, Source, read_pair
 from e2net.datasets.procedural import SURROUNDINGS, ProceduralPairs
 from e2net.datasets.transforms import Augment, Resize, Size
+from e2net.files import read_yaml
 from e2net.formats import some
 from e2net.structures import Batch, Encoded, Images, Sample
 from e2net.tasks.base import Task
@@ -484,12 +484,7 @@ class FolderData(DenseData):
         file = Path(settings.get("root", "")) / CLASSES
         if not file.is_file():
             return {}
-        try:
-            return {"classes": yaml.safe_load(file.read_text(encoding="utf-8"))}
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(
-                f"{file}: expected YAML, found what cannot be read ({' '.join(str(error).split())})"
-            ) from error
+        return {"classes": read_yaml(file)}
 
     @property
     def validated(self) -> bool:

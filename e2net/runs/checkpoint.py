@@ -1,6 +1,7 @@
 """Checkpoints: plain tensors and the resolved config, without weights that can be read from elsewhere."""
 
 import copy
+import errno
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -172,9 +173,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         _check_whole(file)
         content = torch.load(file, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
     except Exception as error:  # whatever the unpickler trips over, from KeyError to UnpicklingError
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # as a way to an offset that a broken file names
+            raise
         reason = (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0]
         raise ValueError(f"{file} is not a readable checkpoint ({reason})") from error
     entry = content.get(KEY) if isinstance(content, dict) else None
