@@ -41,11 +41,13 @@ _BEGINNINGS = (_PNG, b"\xff\xd8", *_TIFFS, b"BM", b"RIFF")
 
 
 def printable(text: str) -> str:
-    """The same, fit for UTF-8: each byte XY of a file name that is no UTF-8 becomes ``\\udcXY``.
+    """The same, fit for a line of UTF-8 on a terminal, which a file's name may not write to as it likes.
 
-    In a JSON string this escape stands for just what Python has in the name's place, so the name survives.
+    Each byte XY of a file name that is no UTF-8 becomes ``\\udcXY``, which in a JSON string stands for just what Python
+    has in the name's place; line breaks and what begins a terminal's commands become escapes such as ``\\n``.
     """
-    return text.encode("utf-8", "backslashreplace").decode()
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def some(items: list[str], limit: int = 3) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from e2net.files import read_yaml
-from e2net.formats import some
+from e2net.formats import printable, some
 from e2net.runs.checkpoint import of_today
 from e2net.runs.config import build_task, flatten
 from e2net.runs.folder import CHECKPOINTS, METRICS
@@ -283,6 +283,7 @@ def _names(configs: Sequence[dict[str, Any]]) -> list[str]:
         parts = [", ".join(_part(k, rows[k][i]) for k in used) for i in range(len(configs))]
         if len(set(parts)) == len(parts):
             break
+    parts = [printable(part) for part in parts]
     return [part if len(part) <= _NAME_LENGTH else part[: _NAME_LENGTH - 1] + "…" for part in parts]
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 import e2net
 from e2net.evaluation.plots import Pictures, curve_figure, extremes_sheet
@@ -117,7 +118,8 @@ def print_scores(results: Sequence[SetResult], intervals: dict[str, dict[str, In
         for column in ("maps", *columns):
             table.add_column(column, justify="right", no_wrap=True)
         for result, count, row in zip(results, counts, rows, strict=True):
-            table.add_row("  binarised" if result.binarised else result.name, count, *(row[k] for k in columns))
+            name = Text("  binarised" if result.binarised else printable(result.name))  # as it is, no markup
+            table.add_row(name, count, *(row[k] for k in columns))
             halves = ((high - low) / 2 for low, high in (intervals[result.label][k] for k in columns))
             table.add_row("  ± (95 %)", "", *map(_short, halves), style="dim")
         console.print(table)

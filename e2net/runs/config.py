@@ -655,7 +655,9 @@ def user_errors() -> Iterator[None]:
     except _user_faults() as error:
         if os.environ.get("E2NET_TRACEBACK") == "1":
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        from e2net.formats import printable
+
+        print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         raise SystemExit(2) from error
 
 
