@@ -33,7 +33,7 @@ def copy_atomically(old: Path, new: Path) -> None:
 def replacing(path: Path) -> Iterator[Path]:
     """A name in the same folder for a new file or folder, which becomes ``path`` in the end, or is gone."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{uuid.uuid4().hex}.part")
+    temporary = part_of(path)
     try:
         yield temporary
         temporary.replace(path)
@@ -45,9 +45,14 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
+def part_of(path: Path) -> Path:
+    """A free name in the same folder, for what becomes ``path`` when it is whole."""
+    return path.with_name(f".{uuid.uuid4().hex}.e2net.part")
+
+
 def is_part(path: Path) -> bool:
-    """Whether a name is one that ``replacing`` gives; a process that was killed meanwhile leaves it behind."""
-    return re.fullmatch(r"\.[0-9a-f]{32}\.part", path.name) is not None
+    """Whether a name is one that :func:`part_of` gives; a process that was killed meanwhile leaves it behind."""
+    return re.fullmatch(r"\.[0-9a-f]{32}\.e2net\.part", path.name) is not None
 
 
 def read_yaml(file: Path) -> Any:

@@ -12,7 +12,6 @@ import io
 import logging
 import stat
 import struct
-import uuid
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +21,8 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError
+
+from e2net.files import write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -675,7 +676,7 @@ def write_map(path: str | Path, values: np.ndarray) -> None:
     done, data = cv2.imencode(".png", values)
     if not done:
         raise ValueError(f"{path}: OpenCV could not encode a map of shape {tuple(values.shape)} as PNG")
-    _write(path, data.tobytes())
+    write_atomically(path, data.tobytes())
 
 
 def write_labels(path: str | Path, values: np.ndarray, palette: Sequence[Sequence[int]]) -> None:
@@ -693,15 +694,4 @@ def write_labels(path: str | Path, values: np.ndarray, palette: Sequence[Sequenc
         picture = Image.fromarray(values.astype(np.uint8))
         picture.putpalette([level for colour in palette for level in colour])  # of grey levels it makes indices
         picture.save(file, "PNG")
-    _write(Path(path), file.getvalue())
-
-
-def _write(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{uuid.uuid4().hex}.part")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_atomically(Path(path), file.getvalue())

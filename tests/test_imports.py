@@ -19,7 +19,7 @@ ALLOWED = {
     for room, below in {
         "arguments": "",
         "files": "",
-        "formats": "",
+        "formats": "files",
         "drawing": "",
         "lock": "",
         "structures": "",
