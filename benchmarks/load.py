@@ -30,7 +30,7 @@ TINY = [
 _PERIOD = 0.25
 
 
-def write_pictures(root: Path, count: int, sides: tuple[int, int] = (32, 128)) -> None:
+def write_pictures(root: Path, count: int, sides: tuple[int, int] = (96, 224)) -> None:
     """Writes ``count`` JPEGs and masks of varied sizes into ``root/train``, and links them as ``root/test``."""
     rng = np.random.default_rng(0)
     for folder in ("Image", "GT"):
