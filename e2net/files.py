@@ -8,6 +8,12 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import yaml
+
+# What no config or list of names comes near: a few lines of YAML can stand for any number of values.
+_MOST_BYTES, _MOST_VALUES = 1 << 22, 1 << 18
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -29,7 +35,7 @@ def copy_atomically(old: Path, new: Path) -> None:
 def replacing(path: Path) -> Iterator[Path]:
     """A name in the same folder for a new file or folder, which becomes ``path`` in the end, or is gone."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{uuid.uuid4().hex}.part")
+    temporary = part_of(path)
     try:
         yield temporary
         temporary.replace(path)
@@ -60,6 +66,50 @@ def no_space(error: OSError) -> str | None:
     return f"no space left for {error.filename or 'a file'} ({os.strerror(error.errno)})"
 
 
+def part_of(path: Path) -> Path:
+    """A free name in the same folder, for what becomes ``path`` when it is whole."""
+    return path.with_name(f".{uuid.uuid4().hex}.e2net.part")
+
+
 def is_part(path: Path) -> bool:
-    """Whether a name is one that ``replacing`` gives; a process that was killed meanwhile leaves it behind."""
-    return re.fullmatch(r"\.[0-9a-f]{32}\.part", path.name) is not None
+    """Whether a name is one that :func:`part_of` gives; a process that was killed meanwhile leaves it behind."""
+    return re.fullmatch(r"\.[0-9a-f]{32}\.e2net\.part", path.name) is not None
+
+
+def read_yaml(file: Path) -> Any:
+    """What a YAML file of somebody else's holds: plain values, no more of them than can be worked with.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is no YAML of plain values, or stands for too many of them.
+    """
+    try:
+        if file.stat().st_size > _MOST_BYTES:
+            raise ValueError(f"it has more than {_MOST_BYTES >> 20} MiB")
+        value = yaml.load(file.read_text(encoding="utf-8"), _PlainLoader)
+        if _count(value, {}) > _MOST_VALUES:
+            raise ValueError("its aliases stand for too many values")
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{file}: expected YAML, found what cannot be read ({reason})") from error
+    return value
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Without merge keys, which may multiply while they are read."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        if any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):
+            raise yaml.constructor.ConstructorError(None, None, "merge keys are not known here", node.start_mark)
+        super().flatten_mapping(node)
+
+
+def _count(value: Any, known: dict[int, int]) -> int:
+    """How many values there are if each alias is written out; ``known`` holds the counts of containers by id."""
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = _MOST_VALUES + 1  # until it is known: for one that contains itself
+        parts = value.values() if isinstance(value, dict) else value
+        known[id(value)] = min(1 + sum(_count(one, known) for one in parts), _MOST_VALUES + 1)
+    return known[id(value)]

@@ -7,10 +7,12 @@ Here files become arrays of one form, on which all other code relies: images (h,
 the bytes 0 and 1, maps (h, w) uint8; C-contiguous, and free to be written to.
 """
 
+import errno
 import io
 import logging
 import stat
-import uuid
+import struct
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,22 +22,33 @@ import cv2
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
+from e2net.files import write_atomically
+
 log = logging.getLogger(__name__)
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 
 _SOS, _EOI = b"\xff\xda", b"\xff\xd9"  # JPEG markers: start of scan, end of image
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PIXELS_OF_PNG = (b"IHDR", b"PLTE", b"IDAT", b"IEND")  # the chunks without which it is another picture
 _ORIENTATION = 0x0112  # the EXIF tag
+_BY_COLUMNS = (5, 6, 7, 8)  # its values for a picture that is stored so
 _TIFFS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how they begin; the last two are large ones
-_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
+_BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 259, 262, 339  # TIFF tags
+# What is read, whatever a file is called. Pillow knows many more, of which one hands the file to an interpreter of
+# PostScript, and OpenCV has some whose numbers are no colours.
+_KINDS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
+_BEGINNINGS = (_PNG, b"\xff\xd8", *_TIFFS, b"BM", b"RIFF")
 
 
 def printable(text: str) -> str:
-    """The same, fit for UTF-8: each byte XY of a file name that is no UTF-8 becomes ``\\udcXY``.
+    """The same, fit for a line of UTF-8 on a terminal, which a file's name may not write to as it likes.
 
-    In a JSON string this escape stands for just what Python has in the name's place, so the name survives.
+    Each byte XY of a file name that is no UTF-8 becomes ``\\udcXY``, which in a JSON string stands for just what Python
+    has in the name's place; line breaks and what begins a terminal's commands become escapes such as ``\\n``.
     """
-    return text.encode("utf-8", "backslashreplace").decode()
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def some(items: list[str], limit: int = 3) -> str:
@@ -105,8 +118,8 @@ def _check_regular(path: Path) -> None:
         raise ValueError(f"{path}: expected a file, found {kind}.")
 
 
-def _tiff_fault(path: Path) -> str | None:
-    """In words, what a TIFF holds that none can decode; None for other files, and where that cannot be told."""
+def _tiff_tags(path: Path) -> dict[int, Any] | None:
+    """The tags of a TIFF's first picture; None for other files, and where they cannot be read."""
     try:
         with path.open("rb") as file:
             head = file.read(8)
@@ -115,21 +128,33 @@ def _tiff_fault(path: Path) -> str | None:
             directory = TiffImagePlugin.ImageFileDirectory_v2(head)
             file.seek(directory.next)
             directory.load(file)
-            if _PHOTOMETRIC not in directory:  # cut before its end
-                return None
-            bits, sample = directory.get(_BITS, (1,)), directory.get(_SAMPLE_FORMAT, (1,))[0]
-            photometric = directory[_PHOTOMETRIC]
+            return dict(directory)
     except Exception:  # Pillow raises what comes on broken files, and broken is what the caller says then
         return None
+
+
+def _tiff_samples(path: Path) -> int | None:
+    """The kind of a TIFF's numbers, 1 for integers from 0 on; None where that cannot be told."""
+    tags = _tiff_tags(path)
+    return None if tags is None else tags.get(_SAMPLE_FORMAT, (1,))[0]
+
+
+def _tiff_fault(path: Path) -> str | None:
+    """In words, what a TIFF holds that none can decode; None for other files, and where that cannot be told."""
+    tags = _tiff_tags(path)
+    if tags is None or _PHOTOMETRIC not in tags:  # cut before its end
+        return None
+    bits, sample, photometric = tags.get(_BITS, (1,)), tags.get(_SAMPLE_FORMAT, (1,))[0], tags[_PHOTOMETRIC]
     names = {2: "signed integers", 3: "floats"}
-    return f"a TIFF of {len(bits)} x {bits[0]}-bit {names.get(sample, 'integers')}, photometric {photometric}"
+    packed = f", compression {tags[_COMPRESSION]}" if tags.get(_COMPRESSION, 1) != 1 else ""
+    return f"a TIFF of {len(bits)} x {bits[0]}-bit {names.get(sample, 'integers')}, photometric {photometric}{packed}"
 
 
 def _undecodable(path: Path, what: str, error: Exception | None = None) -> ValueError:
     """The error for a file that a decoder has given up on, with the true reason where there is another than damage."""
     size: tuple[int, int] | None = None
     try:
-        with Image.open(path) as file:
+        with Image.open(path, formats=_KINDS) as file:
             size = file.size
     except Image.DecompressionBombError as bomb:
         error = bomb
@@ -149,7 +174,7 @@ def _undecodable(path: Path, what: str, error: Exception | None = None) -> Value
     fault = _tiff_fault(path) if unknown or error is None else None
     if fault is not None:
         return _FileError(f"{path}: expected an 8- or 16-bit {what}, found {fault}. Save it as {_WANTED[what]}.")
-    because = "" if unknown or error is None else f" ({error})"
+    because = " (no PNG, JPEG, TIFF, BMP or WebP)" if unknown else "" if error is None else f" ({error})"
     return _FileError(f"{path}: truncated, or not an image that can be decoded{because}. Copy the file again.")
 
 
@@ -172,13 +197,23 @@ def _opened(path: Path, what: str) -> Iterator[ImageFile.ImageFile]:
     _check_regular(path)
     try:
         # Given a path, Pillow maps uncompressed TIFFs into memory, with sides exchanged where the orientation says so.
-        with path.open("rb") as opened, Image.open(opened) as file:
-            yield file
+        with path.open("rb") as opened:
+            if opened.read(len(_PNG)) == _PNG:
+                _check_png_is_whole(path.read_bytes(), path)
+            opened.seek(0)
+            with Image.open(opened, formats=_KINDS) as file:
+                parts = [
+                    tile[1] for tile in file.tile if tile[1]
+                ]  # left, top, right, bottom, maybe of a turned picture
+                if parts and max(p[2] for p in parts) * max(p[3] for p in parts) < file.width * file.height:
+                    raise ValueError("its lower part is missing")  # and Pillow would make it black
+                yield file
     except _FileError:
         raise
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ...
-        if isinstance(error, OSError) and error.errno is not None:  # Pillow's own have none
-            raise
+        # Pillow's own have none, and its way to an offset that a broken file names is no argument.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise error if error.filename else OSError(error.errno, error.strerror, str(path)) from error
         raise _undecodable(path, what, error) from error
 
 
@@ -188,6 +223,21 @@ def _check_jpeg_is_whole(data: bytes, path: Path) -> None:
     # thumbnail comes before it. Only where that fails (trailing rubbish may imitate a marker) Pillow decides.
     if data.rfind(_EOI) < data.rfind(_SOS):
         verify_image(path)
+
+
+def _check_png_is_whole(data: bytes, path: Path) -> None:
+    # Pillow looks at no checksum of the pixels, nor whether anything follows the last one it needs.
+    at, kind = len(_PNG), b""
+    while kind != b"IEND":
+        kind = data[at + 4 : at + 8]
+        end = at + 8 + (struct.unpack(">I", data[at : at + 4])[0] if len(kind) == 4 else len(data))
+        if end + 4 > len(data):
+            raise _FileError(
+                f"{path}: truncated, or not an image that can be decoded (its end is missing). Copy the file again."
+            )
+        if kind in _PIXELS_OF_PNG and zlib.crc32(data[at + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+            raise _FileError(f"{path}: damaged, as the checksum of its {kind.decode()} shows. Copy the file again.")
+        at = end + 4
 
 
 # JPEGs are stored in blocks of 8x8 frequencies; leaving out the upper ones decodes a smaller picture, for less.
@@ -201,7 +251,8 @@ def read_image(path: str | Path, reduce: int = 1) -> np.ndarray:
     The EXIF orientation is applied, alpha dropped, 16 bit scaled to 8, grey replicated to three channels.
 
     Args:
-        path: a file in one of the formats of `EXTENSIONS`, of at most 2^30 pixels.
+        path: a file in one of the formats of `EXTENSIONS`, or WebP, of at most twice ``PIL.Image.MAX_IMAGE_PIXELS``
+            pixels (178 million).
         reduce: 1, 2, 4 or 8: a JPEG's sides are divided by it (rounded up) while it is decoded; other formats keep
             their size.
 
@@ -215,15 +266,20 @@ def read_image(path: str | Path, reduce: int = 1) -> np.ndarray:
     path = Path(path)
     _check_regular(path)
     data = path.read_bytes()
+    if not data.startswith(_BEGINNINGS):
+        raise _undecodable(path, "picture")
+    _check_size(data, path)
     jpeg = data.startswith(b"\xff\xd8")
     if jpeg:
         _check_jpeg_is_whole(data, path)
+    elif data.startswith(_PNG):
+        _check_png_is_whole(data, path)
     elif data.startswith(_TIFFS):
-        colours = _tiff_without_alpha(path)
+        colours = _tiff_by_pillow(path)
         if colours is not None:
             return colours
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), _REDUCED[reduce if jpeg else 1]) if data else None
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), _REDUCED[reduce if jpeg else 1])
     except cv2.error as error:
         raise _undecodable(path, "picture", error) from error
     if image is None:
@@ -231,23 +287,41 @@ def read_image(path: str | Path, reduce: int = 1) -> np.ndarray:
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
-def _tiff_without_alpha(path: Path) -> np.ndarray | None:
-    """The colours of a TIFF that has an alpha, which OpenCV would multiply them by; None for other TIFFs.
+def _check_size(data: bytes, path: Path) -> None:
+    """Refuses a picture by the size that it says it has: a few bytes may claim, and decode to, any number of pixels."""
+    try:
+        with Image.open(io.BytesIO(data), formats=_KINDS):
+            pass
+    except Image.DecompressionBombError as error:
+        raise _undecodable(path, "picture", error) from error
+    except Exception:  # of kinds that Pillow doesn't know OpenCV has its own limit, and its own errors
+        return
+
+
+def _tiff_by_pillow(path: Path) -> np.ndarray | None:
+    """The colours of a TIFF of 8 bits: OpenCV lacks compressions, multiplies by alpha, and fills damage with anything.
+
+    Returns:
+        (h, w, 3) uint8, or None for the kinds that OpenCV alone knows, and those of 16 bits.
 
     Raises:
-        ValueError: it is of floats, signed or 32-bit numbers, which OpenCV would cut to some 8 bits or other.
+        ValueError: it is damaged; or it is of floats, signed or 32-bit numbers, which OpenCV would cut to some 8 bits
+            or other.
     """
     try:
-        with Image.open(path) as file:
-            mode = file.mode
-    except Exception:  # OpenCV knows kinds that Pillow doesn't, and what it doesn't know either has its own error
+        with Image.open(path, formats=_KINDS) as file:
+            mode, deep = file.mode, ";16" in str(file.tile[0][3])
+    except Exception as error:  # what OpenCV doesn't know either has its own error
+        if _tiff_samples(path) not in (None, 1):
+            raise _undecodable(path, "picture") from error
         return None
     if mode in ("F", "I"):
         raise _undecodable(path, "picture")
-    if mode != "RGBA":
-        return None
     with _opened(path, "picture") as file:
-        return np.array(np.asarray(ImageOps.exif_transpose(file))[..., :3], order="C")
+        picture = ImageOps.exif_transpose(file)
+        if mode == "RGBA":
+            return np.array(np.asarray(picture)[..., :3], order="C")
+        return np.array(picture.convert("RGB"), order="C") if mode in ("1", "L", "P", "RGB") and not deep else None
 
 
 def verify_image(path: str | Path) -> tuple[int, int]:
@@ -271,7 +345,7 @@ def verify_image(path: str | Path) -> tuple[int, int]:
     with _opened(path, "picture") as picture:
         if picture.format in ("JPEG", "MPO"):
             width, height = picture.size  # before draft(), which changes it
-            turned = picture.getexif().get(_ORIENTATION, 1) >= 5
+            turned = picture.getexif().get(_ORIENTATION, 1) in _BY_COLUMNS
             picture.draft("RGB", (max(1, width // 8), max(1, height // 8)))
             picture.load()
             return (width, height) if turned else (height, width)
@@ -354,7 +428,7 @@ def _deep(file: ImageFile.ImageFile, path: Path, what: str) -> _Pixels:
 
 def _upright(values: np.ndarray, orientation: int) -> np.ndarray:
     """An array turned and mirrored as its EXIF orientation (1 to 8) asks for."""
-    if orientation >= 5:  # stored by columns
+    if orientation in _BY_COLUMNS:
         values = values.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
         values = values[::-1]
@@ -537,7 +611,9 @@ def _array(path: Path) -> np.ndarray:
     _check_regular(path)
     try:
         values = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # NumPy raises what comes on broken headers, from SyntaxError to MemoryError
         raise ValueError(
             f"{path}: truncated, or not an array that can be read ({error}). Copy the file again."
         ) from error
@@ -600,7 +676,7 @@ def write_map(path: str | Path, values: np.ndarray) -> None:
     done, data = cv2.imencode(".png", values)
     if not done:
         raise ValueError(f"{path}: OpenCV could not encode a map of shape {tuple(values.shape)} as PNG")
-    _write(path, data.tobytes())
+    write_atomically(path, data.tobytes())
 
 
 def write_labels(path: str | Path, values: np.ndarray, palette: Sequence[Sequence[int]]) -> None:
@@ -618,15 +694,4 @@ def write_labels(path: str | Path, values: np.ndarray, palette: Sequence[Sequenc
         picture = Image.fromarray(values.astype(np.uint8))
         picture.putpalette([level for colour in palette for level in colour])  # of grey levels it makes indices
         picture.save(file, "PNG")
-    _write(Path(path), file.getvalue())
-
-
-def _write(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{uuid.uuid4().hex}.part")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_atomically(Path(path), file.getvalue())

@@ -19,7 +19,7 @@ ALLOWED = {
     for room, below in {
         "arguments": "",
         "files": "",
-        "formats": "",
+        "formats": "files",
         "drawing": "",
         "lock": "",
         "processes": "",
@@ -30,7 +30,7 @@ ALLOWED = {
         "decoders": "structures",
         "losses": "processes structures",
         "tasks": "drawing formats structures losses metrics",
-        "datasets": "formats lock processes structures tasks",
+        "datasets": "files formats lock processes structures tasks",
         "model": "structures encoders decoders tasks",
         "speed": "model processes",
         "runs": "files formats lock processes structures tasks datasets model",

@@ -1,19 +1,20 @@
 """Finished runs on disk: read, grouped into variants over seeds, checked for being comparable, and their diff."""
 
+import contextlib
 import csv
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
-from e2net.formats import some
+from e2net.files import read_yaml
+from e2net.formats import printable, some
 from e2net.runs.checkpoint import of_today
 from e2net.runs.config import build_task, flatten
 from e2net.runs.folder import CHECKPOINTS, METRICS
@@ -65,8 +66,8 @@ class Run:
     def images(self) -> dict[str, dict[str, dict[str, float]]]:
         """{test set: {stem: {score: value}}}, fractions."""
         found: dict[str, dict[str, dict[str, float]]] = {}
-        with (self.folder / PER_IMAGE).open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
+        with _rows(self.folder / PER_IMAGE) as rows:
+            for row in rows:
                 name, stem = row.pop("test_set"), row.pop("name")
                 found.setdefault(name, {})[stem] = {k: float(v) for k, v in row.items()}
         return found
@@ -79,8 +80,8 @@ class Run:
         file = self.folder / METRICS
         values: dict[str, dict[int, list[float]]] = {}
         if file.is_file():
-            with file.open(newline="", encoding="utf-8") as rows:
-                for row in csv.DictReader(rows):
+            with _rows(file) as rows:
+                for row in rows:
                     for key, text in row.items():
                         if key not in ("epoch", "step") and text and row.get("epoch"):
                             values.setdefault(key, {}).setdefault(int(float(row["epoch"])), []).append(float(text))
@@ -113,6 +114,16 @@ class Variant:
         return np.mean([[run.images[name][stem][score] for stem in stems] for run in self.runs], axis=0)
 
 
+@contextlib.contextmanager
+def _rows(file: Path) -> Iterator[Iterable[dict[str, str]]]:
+    """The rows of a table; what cannot be read of it is a ValueError that names the file."""
+    with file.open(newline="", encoding="utf-8") as stream:
+        try:
+            yield csv.DictReader(stream)
+        except (ValueError, KeyError, TypeError, OverflowError, csv.Error) as error:
+            raise ValueError(f"{file}: expected a table of numbers, found what cannot be read ({error})") from error
+
+
 def sign(task: Task, score: str) -> int:
     """1 if more of a score is better, -1 if less is."""
     return -1 if task.directions.get(score) == "min" else 1
@@ -138,7 +149,7 @@ def read_run(folder: str | Path) -> Run:
                 f"resume={folder} and its own overrides, or leave it out"
             )
     try:
-        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        config = read_yaml(folder / "config.yaml")
         document = json.loads((folder / SCORES).read_text(encoding="utf-8"))
         run = Run(folder, of_today(config), document)
         # Score files of before this was recorded have none.
@@ -154,13 +165,27 @@ def read_run(folder: str | Path) -> Run:
                 f"{SCORES} is of another {checkpoint.name} than lies there; test the run again with python train.py "
                 f"resume={folder} and its own overrides"
             )
-        complete = isinstance(run.seed, int) and run.sets and document["sets"] and document["protocol"]
-    except (ValueError, KeyError, TypeError, yaml.YAMLError) as error:
-        fault = str(error).splitlines()[0]
+        complete = isinstance(run.seed, int) and run.sets and document["protocol"]
+        _check_sets(run)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        fault = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(f"run {folder}: config.yaml or {SCORES} cannot be read ({fault})") from error
     if not complete:
         raise ValueError(f"run {folder}: {SCORES} holds no scores; test it again with the present version")
     return run
+
+
+def _check_sets(run: Run) -> None:
+    """Raises an error unless each test set has scores, the rules and files behind them, and scores of its images."""
+    for name, scores in run.document["scores"].items():
+        about = run.document["sets"][name]
+        if not scores or not all(type(value) in (int, float) for value in scores.values()):
+            raise ValueError(f"the scores of {name} are no numbers")
+        digests = (about["file_list_sha256"], about["masks_sha256"])
+        if not isinstance(about["protocol"], dict) or not all(isinstance(one, str | None) for one in digests):
+            raise ValueError(f"what is said of {name} is no protocol with two digests")
+        if name not in run.images:
+            raise ValueError(f"{PER_IMAGE} has no image of {name}")
 
 
 def identity(config: dict[str, Any], seeds: bool = False) -> dict[str, Any]:
@@ -261,6 +286,7 @@ def _names(configs: Sequence[dict[str, Any]]) -> list[str]:
         parts = [", ".join(_part(k, rows[k][i]) for k in used) for i in range(len(configs))]
         if len(set(parts)) == len(parts):
             break
+    parts = [printable(part) for part in parts]
     return [part if len(part) <= _NAME_LENGTH else part[: _NAME_LENGTH - 1] + "…" for part in parts]
 
 

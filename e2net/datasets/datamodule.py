@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, cast
 import cv2
 import numpy as np
 import torch
-import yaml
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
@@ -19,6 +18,7 @@ from e2net.datasets.cached import CachedEvalSet, CachedTrainSet, FeatureStore, V
 from e2net.datasets.pairs import FolderPairs, PartOf, Source, read_pair
 from e2net.datasets.procedural import SURROUNDINGS, ProceduralPairs
 from e2net.datasets.transforms import Augment, Resize, Size
+from e2net.files import read_yaml
 from e2net.formats import some
 from e2net.structures import Batch, Encoded, Images, Sample
 from e2net.tasks.base import Task
@@ -481,10 +481,7 @@ class FolderData(DenseData):
                 f"expected test as a list of folders or the word {VALIDATION}, got the text {test!r}: write [{test}]"
             )
         pairs = test.items() if isinstance(test, Mapping) else [(Path(path).name, path) for path in test]
-        # names become log keys and folders of predictions, so they must be one plain path component
-        odd = [path for name, path in pairs if name in ("", ".", "..") or "/" in name or "\\" in name]
-        if odd:
-            raise ValueError(f"test: {some(odd)} gives no plain name. Write a mapping, {{NAME: {odd[0]}}}.")
+        check_set_names({name: path for name, path in pairs})
         self.test_names = [name for name, _ in pairs]
         twice = sorted({name for name in self.test_names if self.test_names.count(name) > 1})
         if twice:
@@ -500,12 +497,7 @@ class FolderData(DenseData):
         file = Path(settings.get("root", "")) / CLASSES
         if not file.is_file():
             return {}
-        try:
-            return {"classes": yaml.safe_load(file.read_text(encoding="utf-8"))}
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(
-                f"{file}: expected YAML, found what cannot be read ({' '.join(str(error).split())})"
-            ) from error
+        return {"classes": read_yaml(file)}
 
     @property
     def validated(self) -> bool:
@@ -559,6 +551,22 @@ def listed(file: Path) -> list[str]:
     return [line.strip() for line in lines if line.strip()]
 
 
+def check_set_names(paths: Mapping[str, Any]) -> None:
+    """Makes sure that names of test sets are plain: they become log keys, and folders that results are written to.
+
+    Args:
+        paths: what each name stands for.
+
+    Raises:
+        ValueError: a name is no single part of a path, or cannot be printed.
+    """
+    names = {str(name).encode("utf-8", "replace").decode(): str(path) for name, path in paths.items()}
+    odd = [path for name, path in names.items() if name in ("", ".", "..") or set("/\\") & set(name)]
+    odd += [path for name, path in names.items() if not name.isprintable()]
+    if odd:
+        raise ValueError(f"test: {some(odd)} gives no plain name. Write a mapping, {{NAME: {some(odd[:1])}}}.")
+
+
 class ProceduralData(DenseData):
     """Generated camouflage (`ProceduralPairs`): needs no files, for first runs, tests and demonstrations.
 
@@ -595,6 +603,7 @@ class ProceduralData(DenseData):
     ) -> None:
         super().__init__(size, batch_size, num_workers, val_fraction, augment, seed, task)
         self._test = {"procedural": difficulty} if test is None else dict(test)
+        check_set_names({name: name for name in self._test})
         self.test_names = list(self._test)
         low, high = sides
         kind = self.task.generated

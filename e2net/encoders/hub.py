@@ -17,6 +17,8 @@ Weights = Literal["pretrained", "random"]
 
 # What a downloaded encoder comes in, beside its weights.
 _FOLDER_FILES = ("config.json", "preprocessor_config.json")
+# Kinds of files that may hold code beside weights.
+PICKLES = (".bin", ".pth", ".pt", ".tar", ".ckpt")
 # The keys that tell one published model from another; the rest of a config may be spelt differently by its file.
 _IDENTITY = (
     "model_type",
@@ -100,6 +102,9 @@ def load_backbone(path: str, config: Mapping[str, Any] | None, weights: Weights,
         found = _vision(whole)
         _check_identity(source, config or {}, found)
         processor, _ = ImageProcessingMixin.get_image_processor_dict(source)
+        folder = Path(source)
+        if weights == "pretrained" and folder.is_dir() and not any(folder.glob("*.safetensors")):
+            refuse_code(*sorted(f for f in folder.iterdir() if f.suffix in PICKLES))
         if weights == "random":
             backbone, missing = _draw(found), []
         else:
@@ -172,6 +177,17 @@ def check_weights(weights: str) -> None:
     """Raises ValueError for a word that is no source of weights."""
     if weights not in ("pretrained", "random"):
         raise ValueError(f"encoder.weights must be 'pretrained' or 'random', found {weights!r}")
+
+
+def refuse_code(*files: Path) -> None:
+    """Raises ValueError for a file that holds more than tensors: older libraries would run what it says."""
+    for file in files:
+        try:
+            torch.load(file, map_location="meta", weights_only=True, mmap=False)
+        except Exception as error:
+            raise ValueError(
+                f"{file} is no file of plain weights; expected .safetensors, or a .pth or .bin of tensors alone"
+            ) from error
 
 
 def find_folder(path: str, checkpoint_dir: str) -> Path | None:

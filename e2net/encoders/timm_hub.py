@@ -10,10 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from e2net.encoders.base import method_of
-from e2net.encoders.hub import Loaded, Weights, check_weights, find_folder, read_json
-
-# Kinds of files that may hold code beside weights.
-_PICKLES = (".bin", ".pth", ".pt", ".tar", ".ckpt")
+from e2net.encoders.hub import PICKLES, Loaded, Weights, check_weights, find_folder, read_json, refuse_code
 
 
 def load_timm(path: str, file: str | None, weights: Weights, checkpoint_dir: str, **model_args: Any) -> Loaded:
@@ -39,12 +36,11 @@ def load_timm(path: str, file: str | None, weights: Weights, checkpoint_dir: str
     if file is not None and not Path(file).is_file():
         raise FileNotFoundError(f"encoder.file {file} does not exist; expected weights of the timm model {path}")
     if file is not None and not file.endswith(".safetensors"):
-        _refuse_code(file)
+        refuse_code(Path(file))
     name = _source(path, checkpoint_dir)
     folder = find_folder(path, checkpoint_dir)
     if file is None and folder is not None and not (folder / "model.safetensors").is_file():
-        for other in sorted(f for f in folder.iterdir() if f.suffix in _PICKLES):
-            _refuse_code(str(other))
+        refuse_code(*sorted(f for f in folder.iterdir() if f.suffix in PICKLES))
     try:
         # The number of classes stays the file's own, so that timm loads strictly; with any other it passes over
         # missing weights in silence.
@@ -72,14 +68,6 @@ def load_timm(path: str, file: str | None, weights: Weights, checkpoint_dir: str
     _finish(model)
     model.e2net_arguments = _arguments(path, checkpoint_dir, model_args)
     return Loaded(model, tuple(model.pretrained_cfg["mean"]), tuple(model.pretrained_cfg["std"]))
-
-
-def _refuse_code(file: str) -> None:
-    """Raises ValueError for a file that holds more than tensors: older versions of timm would run what it says."""
-    try:
-        torch.load(file, map_location="meta", weights_only=True, mmap=False)
-    except Exception as error:
-        raise ValueError(f"encoder.file {file} is no file of plain weights; expected .safetensors or .pth") from error
 
 
 def create_timm(name: str, arguments: Mapping[str, Any]) -> nn.Module:

@@ -14,12 +14,15 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 import e2net
+from e2net.datasets.datamodule import check_set_names
 from e2net.evaluation.plots import Pictures, curve_figure, extremes_sheet
 from e2net.files import write_atomically
 from e2net.formats import printable, some
 from e2net.metrics.table import LEVEL, RESAMPLES, Interval, SetTable
+from e2net.runs.folder import SAMPLES
 from e2net.tasks.base import Task
 
 log = logging.getLogger(__name__)
@@ -117,7 +120,8 @@ def print_scores(results: Sequence[SetResult], intervals: dict[str, dict[str, In
         for column in ("maps", *columns):
             table.add_column(column, justify="right", no_wrap=True)
         for result, count, row in zip(results, counts, rows, strict=True):
-            table.add_row("  binarised" if result.binarised else result.name, count, *(row[k] for k in columns))
+            name = Text("  binarised" if result.binarised else printable(result.name))  # as it is, no markup
+            table.add_row(name, count, *(row[k] for k in columns))
             halves = ((high - low) / 2 for low, high in (intervals[result.label][k] for k in columns))
             table.add_row("  ± (95 %)", "", *map(_short, halves), style="dim")
         console.print(table)
@@ -200,10 +204,10 @@ def _paper_rows(method: str, results: Sequence[SetResult]) -> list[tuple[str, li
 
 
 def clear_report(folder: Path, name: str = "scores", extra: Iterable[str] = ()) -> None:
-    """Removes the report of an earlier evaluation (see ``write_report``), and its list of problems.
+    """Removes the report of an earlier evaluation (see ``write_report``), its list of problems and its samples.
 
-    Called where scoring begins. As ``<name>.json`` is written last, its presence means that all others are of the
-    same, finished evaluation.
+    Only what that report says it is of, as anything may lie beside it. Called where scoring begins. As ``<name>.json``
+    is written last, its presence means that all others are of the same, finished evaluation.
 
     Args:
         folder: where it lies.
@@ -211,9 +215,23 @@ def clear_report(folder: Path, name: str = "scores", extra: Iterable[str] = ()) 
         extra: patterns of the task's own files, its ``extra_files``.
     """
     prefix = name.removesuffix("scores")
-    for pattern in reversed(("problems.json", *(prefix + file for file in (*extra, *FILES)))):
-        for old in folder.glob(pattern):
-            old.unlink(missing_ok=True)
+    sets = _sets_of(folder / f"{name}.json")
+    for one in sets:
+        (folder / SAMPLES / f"test_{one}.png").unlink(missing_ok=True)
+    problems = () if prefix else ("problems.json",)  # of maps alone
+    for pattern in reversed((*problems, *(prefix + file for file in (*extra, *FILES)))):
+        for file in [pattern.replace("*", one) for one in sets] if "*" in pattern else [pattern]:
+            (folder / file).unlink(missing_ok=True)
+
+
+def _sets_of(document: Path) -> list[str]:
+    """The test sets that a report is of, by its JSON file."""
+    try:
+        sets = json.loads(document.read_text(encoding="utf-8"))["sets"]
+        check_set_names({name: name for name in sets})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or none of ours
+        return []
+    return list(sets)
 
 
 def write_report(

@@ -24,7 +24,7 @@ from e2net.evaluation.predictions import (
 )
 from e2net.evaluation.report import Scores, SetResult, clear_report, report
 from e2net.formats import some
-from e2net.runs.checkpoint import find_checkpoint, load_model
+from e2net.runs.checkpoint import find_checkpoint, load_model, trained_with
 from e2net.runs.config import (
     build_data,
     build_trainer,
@@ -205,6 +205,6 @@ def _predictor(config: dict[str, Any], trained: dict[str, Any]) -> Predictor:
     """That of a resolved ``conf/eval.yaml``; what it leaves null is as in training."""
 
     def chosen(key: str) -> Any:
-        return trained[key] if config[key] is None else config[key]
+        return trained_with(trained, key) if config[key] is None else config[key]
 
     return Predictor(chosen("flip_test"), chosen("test_scales"), config["window"], config["window_overlap"])

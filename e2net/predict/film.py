@@ -5,7 +5,6 @@ import math
 import os
 import tempfile
 import time
-import uuid
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from e2net.files import part_of
 from e2net.predict.inputs import other_kind
 
 # Where a file does not say its own.
@@ -135,7 +135,7 @@ class FilmWriter:
         self.path = path
         self.rate = rate
         self.count = 0
-        self._temporary = path.with_name(f".{uuid.uuid4().hex}.part.mp4")
+        self._temporary = part_of(path).with_suffix(".part.mp4")
         self._writer: cv2.VideoWriter | None = None
         self._size: tuple[int, int] | None = None
         self._whole = False
@@ -221,7 +221,7 @@ class FrameFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._temporary = path.with_name(f".{uuid.uuid4().hex}.part")
+        self._temporary = part_of(path)
         self._files: list[Path] = []
 
     def file(self, frame: int) -> Path:

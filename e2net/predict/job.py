@@ -26,6 +26,7 @@ from e2net.predict.result import Kind, Prediction
 from e2net.predict.segmenter import Failure, Picture, Segmenter, Timing, default_threads, load
 from e2net.predict.settings import PredictSettings
 from e2net.runs.checkpoint import find_checkpoint
+from e2net.runs.outputs import claim, is_claimed
 
 OBJECTS = "objects.json"
 # How that file begins; one that does not is somebody else's.
@@ -36,6 +37,8 @@ _PLACES: dict[Kind, tuple[str, str]] = {
     "overlay": (OVERLAYS, ".jpg"),
     "cutout": (CUTOUTS, ".png"),
 }
+# What e2net's marker in a folder of results says of it.
+_RESULTS = (MAPS, OVERLAYS, CUTOUTS, OBJECTS)
 # What a single file may be at fault for; anything else stops the job.
 _FAULTS = (ValueError, OSError, MemoryError, cv2.error)
 
@@ -116,6 +119,8 @@ class Job:
             raise ValueError(
                 f"output={self._output}: its {OBJECTS} was not written by e2net and would be replaced; choose another"
             )
+        if not is_claimed(self._output, _RESULTS):
+            self._check_free()
         checkpoint = find_checkpoint(Path(settings.ckpt).expanduser())
         if len(items) == 1:  # among many a broken one is reported at the end
             _try(items[0])
@@ -153,8 +158,22 @@ class Job:
         self._write_seconds = 0.0
         self._write_waited = 0.0
 
+    def _check_free(self) -> None:
+        """Raises ValueError if a result would replace a file of somebody else's, in a folder that is not e2net's."""
+        for item in self.items:
+            for kind in self._kinds:
+                place, extension = _PLACES[kind]
+                file = _file(self._output / place / item.name, ".mp4" if item.film else extension)
+                frames = sorted(file.glob("[0-9]" * 6 + ".png")) if item.film and kind == "cutout" else []
+                if frames or (os.path.lexists(file) and not file.is_dir()):
+                    raise ValueError(
+                        f"output={self._output}: {shown(frames[0] if frames else file)} is there and was not written "
+                        "by e2net, or by a version without markers; move it away, or give another folder"
+                    )
+
     def run(self) -> None:
         """Predicts and writes everything, then prints the speed, and on stderr what failed."""
+        claim(self._output, _RESULTS)
         if _is_ours(self._output / OBJECTS):  # of an earlier job; this one's is written last
             (self._output / OBJECTS).unlink(missing_ok=True)
         pictures = [item for item in self.items if not item.film and item.fault is None]

@@ -23,7 +23,7 @@ from e2net.model import DenseModel
 from e2net.predict.pictures import FAULTS, Picture, check_many, decode, is_picture, take
 from e2net.predict.result import Prediction
 from e2net.predict.settings import LARGEST, THRESHOLD, check_value
-from e2net.runs import load_model
+from e2net.runs.checkpoint import load_model, trained_with
 
 _AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 # How many batches later a picture of a rare shape no longer waits for others of its shape: until it is predicted,
@@ -342,12 +342,12 @@ def load(
     moved = None if encoder_path is None else os.fspath(encoder_path)
     model, config = load_model(os.fspath(path), moved)
     predictor = Predictor(
-        flip=config["flip_test"] if flip is None else flip,
-        # Runs of earlier versions have no such key.
-        scales=config.get("test_scales", (1.0,)) if scales is None else [float(s) for s in scales],
+        flip=trained_with(config, "flip_test") if flip is None else flip,
+        scales=trained_with(config, "test_scales") if scales is None else [float(s) for s in scales],
         window=None if window is None else _pair(window),
     )
-    return Segmenter(model, config["size"] if size is None else size, device, predictor, precision, threshold)
+    size = trained_with(config, "size") if size is None else size
+    return Segmenter(model, size, device, predictor, precision, threshold)
 
 
 def default_threads() -> int:

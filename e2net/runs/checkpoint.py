@@ -1,5 +1,8 @@
 """Checkpoints: plain tensors and the resolved config, without weights that can be read from elsewhere."""
 
+import copy
+import errno
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +11,7 @@ from torch import Tensor
 
 from e2net.model import DenseModel
 from e2net.processes import split_like
-from e2net.runs.config import build_model, flatten
+from e2net.runs.config import build_model, check_setting, flatten
 from e2net.runs.folder import BEST, CHECKPOINTS, LAST
 
 # The key under which a checkpoint holds what is ours, beside Lightning's own keys.
@@ -18,16 +21,17 @@ FORMAT = 1
 _PARTS = ("encoder", "neck", "decoder", "tuning")
 
 
-# What checkpoints from before there were others are about.
-_FIRST_TASK = {"_target_": "e2net.tasks.Camouflage"}
+# What checkpoints were trained with before there was a choice.
+_FIRST = {"task": {"_target_": "e2net.tasks.Camouflage"}, "neck": {"_target_": "e2net.decoders.necks.Identity"}}
+_FIRST_SETTINGS = {"flip_test": False, "test_scales": [1.0]}
 # Where classes that configs name have lain before.
 _MOVED = {f"e2net.engine.{name}.": f"e2net.training.{name}." for name in ("optim", "schedules", "cache")}
 _MOVED |= {"e2net.metrics.Protocol": "e2net.metrics.MaskProtocol"}
 
 
 def of_today(config: dict[str, Any]) -> dict[str, Any]:
-    """A run's config as it would be written now: with its task, and classes where they lie today."""
-    return {"task": _FIRST_TASK, **_moved(config)}
+    """A run's config as it would be written now: with what was not a setting yet, and classes where they lie today."""
+    return {**copy.deepcopy(_FIRST), **_moved(config)}
 
 
 def _moved(value: Any) -> Any:
@@ -38,6 +42,20 @@ def _moved(value: Any) -> Any:
         moved = {} if old is None else {"_target_": str(target).replace(old, _MOVED[old])}
         return {**{key: _moved(one) for key, one in value.items()}, **moved}
     return [_moved(one) for one in value] if isinstance(value, list) else value
+
+
+def trained_with(config: dict[str, Any], key: str) -> Any:
+    """A setting of a checkpoint's training that prediction goes by: ``size``, ``flip_test`` or ``test_scales``.
+
+    Raises:
+        ValueError: it is not there, or of another type.
+    """
+    value = config.get(key, _FIRST_SETTINGS.get(key))
+    try:
+        check_setting(key, value)
+    except ValueError as error:
+        raise ValueError(f"checkpoint's config: {error}") from error
+    return value
 
 
 def checkpoint_entry(model: DenseModel, config: dict[str, Any]) -> dict[str, Any]:
@@ -156,10 +174,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     file = find_checkpoint(path)
     try:
+        _check_whole(file)
         content = torch.load(file, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
     except Exception as error:  # whatever the unpickler trips over, from KeyError to UnpicklingError
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # as a way to an offset that a broken file names
+            raise
         reason = (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0]
         others = [file.with_name(name) for name in (LAST, BEST) if name != file.name and file.name in (LAST, BEST)]
         hint = next((f"; {other} beside it may be whole" for other in others if other.is_file()), "")
@@ -181,6 +200,20 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         **content,
         KEY: {"backbone": None, "encoder_fingerprint": None, **entry, "config": config, "format": version},
     }
+
+
+def _check_whole(file: Path) -> None:
+    """Raises an error unless a file is an archive as torch writes it, each part as it was: torch reads no checksums.
+
+    One changed bit in a tensor would be another model otherwise, and a part that is packed could be of any size.
+    """
+    with zipfile.ZipFile(file) as archive:
+        for part in archive.infolist():
+            if part.compress_type != zipfile.ZIP_STORED:
+                raise ValueError(f"{part.filename} in it is packed, which torch never does")
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise ValueError(f"{damaged} in it is damaged: its checksum is another one")
 
 
 def _not_plain(config: Any) -> str | None:

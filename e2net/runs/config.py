@@ -251,6 +251,15 @@ def _check_keys(config: dict[str, Any], plain: Mapping[str, Any], groups: Sequen
         check_part(config, key)
 
 
+def check_setting(key: str, value: Any) -> None:
+    """Makes sure that a value is one of a key of ``conf/train.yaml`` that is no group, such as ``size``.
+
+    Raises:
+        ValueError: it is of another type.
+    """
+    _check_value(key, value, _TRAINING[key])
+
+
 def check_part(config: dict[str, Any], key: str) -> None:
     """Makes sure that a group of a config, such as ``decoder``, can be built, and builds what its name says.
 
@@ -357,9 +366,10 @@ def build(config: dict[str, Any], *, _partial_: bool = False) -> Any:
     Raises:
         ValueError: a target that is not allowed, or settings that do not fit its signature.
     """
-    target = _check_node(config, str(config.get("_target_")).rpartition(".")[2], named=False)
+    lacking = _partial_ or bool(config.get("_partial_"))
+    target = _check_node(config, str(config.get("_target_")).rpartition(".")[2], named=False, whole=not lacking)
     settings = _settings(config)
-    return _partial(target, settings) if _partial_ or config.get("_partial_") else target(**settings)
+    return _partial(target, settings) if lacking else target(**settings)
 
 
 def build_trainer(config: dict[str, Any], **more: Any) -> Any:
@@ -399,7 +409,9 @@ def _partial(target: Callable[..., Any], settings: dict[str, Any]) -> Callable[.
     return call
 
 
-def _check_node(node: Mapping[str, Any], path: str, trainer: bool = False, named: bool = True) -> Callable[..., Any]:
+def _check_node(
+    node: Mapping[str, Any], path: str, trainer: bool = False, named: bool = True, whole: bool = False
+) -> Callable[..., Any]:
     """What ``node`` would call; nothing is called.
 
     Args:
@@ -407,6 +419,7 @@ def _check_node(node: Mapping[str, Any], path: str, trainer: bool = False, named
         path: its place in the config, or the name of its class.
         trainer: whether that may be Lightning's Trainer.
         named: whether ``path`` is a place.
+        whole: whether it is called with nothing but what the config has.
 
     Raises:
         ValueError: see :func:`build`.
@@ -425,7 +438,7 @@ def _check_node(node: Mapping[str, Any], path: str, trainer: bool = False, named
         settings[key] = value
     signature = inspect.signature(target)
     try:
-        signature.bind_partial(**settings)
+        (signature.bind if whole else signature.bind_partial)(**settings)
     except TypeError as error:
         raise ValueError(f"{path}: {error}; it takes {', '.join(signature.parameters) or 'no settings'}") from error
     hints = _hints(target)
@@ -440,7 +453,7 @@ def _check_value(name: str, value: Any, hint: Any) -> None:
         if "_target_" in value:
             if not _takes(hint, _built(_find(value["_target_"], f"{name}._target_"))):
                 raise ValueError(f"{name}._target_={value['_target_']}: expected {_words(hint)}")
-            _check_node(value, name)
+            _check_node(value, name, whole=not value.get("_partial_"))
             return
         for key, one in value.items():
             _check_value(f"{name}.{key}", one, Any)
@@ -653,7 +666,9 @@ def user_errors() -> Iterator[None]:
     except _user_faults() as error:
         if os.environ.get("E2NET_TRACEBACK") == "1":
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        from e2net.formats import printable
+
+        print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         raise SystemExit(2) from error
 
 

@@ -44,6 +44,11 @@ def claim(folder: Path, patterns: Iterable[str]) -> None:
     write_atomically(folder / MARKER, json.dumps(document, indent=1) + "\n")
 
 
+def is_claimed(folder: Path, patterns: Iterable[str]) -> bool:
+    """Whether a folder's marker says that all of these are e2net's."""
+    return set(patterns) <= set(_read(folder))
+
+
 def _own(folder: Path) -> set[str]:
     return {path.name for pattern in _read(folder) for path in folder.glob(pattern)}
 

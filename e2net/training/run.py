@@ -290,8 +290,8 @@ def _begin(job: TrainingJob) -> None:
     """Makes the run folder one of this run alone: no scores of an earlier state of it, its config, its history."""
     claim(job.output, run_files(job.module.task))
     clear_report(job.output, TEST_SCORES, job.module.task.extra_files)
-    for old in (job.output / SAMPLES).glob("test_*.png"):
-        old.unlink()
+    for name in job.module.test_names:
+        (job.output / SAMPLES / f"test_{name}.png").unlink(missing_ok=True)
     remove_parts(job.output)
     write_atomically(job.output / CONFIG, yaml.safe_dump(job.module.config, sort_keys=False))
     write_environment(

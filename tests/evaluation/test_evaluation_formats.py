@@ -10,13 +10,13 @@ import warnings
 import cv2
 import formats
 import numpy as np
-import py_sod_metrics
 import pytest
 import torch
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from sod import assert_equal
 
 from e2net.datasets import EvalSet, FolderPairs, TrainSet, collate
 from e2net.datasets.transforms import Augment
@@ -44,35 +44,6 @@ def score(config, root):
         evaluate(prepare_evaluation(config))
     with (root / "out" / "per_image.csv").open(newline="") as file:
         return {row["name"]: {k: float(v) for k, v in list(row.items())[2:]} for row in csv.DictReader(file)}
-
-
-def oracle(levels, mask):
-    """PySODMetrics' scores of one map of 8-bit levels and one mask."""
-    scorers = {n: getattr(py_sod_metrics, n)() for n in ("Smeasure", "Emeasure", "Fmeasure", "WeightedFmeasure", "MAE")}
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")
-        for scorer in scorers.values():
-            scorer.step(levels, mask.astype(np.uint8) * 255)
-    e, f = scorers["Emeasure"], scorers["Fmeasure"]
-    return {
-        "S": scorers["Smeasure"].sms[0],
-        "Fmax": f.changeable_fms[0].max(),
-        "Fmean": f.changeable_fms[0].mean(),
-        "Fadp": f.adaptive_fms[0],
-        "wF": scorers["WeightedFmeasure"].weighted_fms[0],
-        "Emax": e.changeable_ems[0].max(),
-        "Emean": e.changeable_ems[0].mean(),
-        "Eadp": e.adaptive_ems[0],
-        "MAE": scorers["MAE"].maes[0],
-    }
-
-
-def assert_equal(found, levels, mask, what):
-    for name, expected in oracle(levels, mask).items():
-        if np.isnan(expected):  # PySODMetrics' S where a quadrant is empty
-            assert name == "S" and not np.isnan(found[name]), what
-            continue
-        np.testing.assert_allclose(found[name], expected, rtol=0, atol=1e-9, err_msg=f"{name} of {what}")
 
 
 def folders(root, masks=(), maps=()):

@@ -81,7 +81,9 @@ def _predict(run, source, output, *more):
 
 
 def _file_names(folder):
-    return sorted(f.relative_to(folder).as_posix() for f in folder.rglob("*") if f.is_file())
+    return sorted(
+        f.relative_to(folder).as_posix() for f in folder.rglob("*") if f.is_file() and f.name != ".e2net.json"
+    )
 
 
 def _read(path):
