@@ -22,6 +22,7 @@ ALLOWED = {
         "formats": "",
         "drawing": "",
         "lock": "",
+        "page": "",
         "structures": "",
         "flops": "",
         "metrics": "structures",
@@ -37,13 +38,13 @@ ALLOWED = {
         "training": "files formats structures encoders decoders losses tasks datasets model speed runs evaluation",
         "profile": "arguments flops structures datasets speed runs evaluation training",
         "predict": "arguments drawing files formats tasks datasets model runs evaluation training",
-        "compare": "arguments drawing files flops formats lock tasks datasets model runs evaluation training",
+        "compare": "arguments drawing files flops formats lock page tasks datasets model runs evaluation training",
     }.items()
 }
 # Only these may import a plotting, logging, template or configuration framework.
 FRAMEWORKS = {
     "hydra": {"runs/config.py", "runs/launch.py", "runs/overrides.py", "compare/sweep.py"},
-    "jinja2": {"compare/page.py"},
+    "jinja2": {"page/render.py"},
     "matplotlib": {"evaluation/plots.py"},
     "rich": {"encoders/listing.py", "evaluation/report.py"},
 }
