@@ -227,21 +227,19 @@ class Header(NamedTuple):
     orientation: int
     misnamed: bool
 
-    def traps(self) -> list[str]:
-        """In words, what other programs may read otherwise than e2net."""
-        words = {
-            "1": "1 bit",
-            "CMYK": "CMYK",
-            "P": "palette",
-            "PA": "palette with alpha",
-            "LA": "alpha",
-            "RGBA": "alpha",
-            "YCbCr": "YCbCr",
-            "LAB": "Lab",
-        }
-        found = [words[self.mode]] if self.mode in words else []
-        found += ["16 bit"] * self.deep + [f"EXIF orientation {self.orientation}"] * (self.orientation != 1)
-        return found + [f"a {self.format} file by another name"] * self.misnamed
+    def traps(self) -> dict[str, str]:
+        """What other programs may read otherwise than e2net: kind, and in words what it is here."""
+        kinds = {"1": ("1 bit",), "P": ("palette",), "PA": ("palette", "alpha"), "LA": ("alpha",), "RGBA": ("alpha",)}
+        plain = self.mode in ("L", "RGB", *kinds) or self.deep
+        other = () if plain else ("CMYK",) if self.mode == "CMYK" else ("colour space",)
+        found = {kind: f"mode {self.mode}" for kind in kinds.get(self.mode, other)}
+        if self.deep:
+            found["16 bit"] = f"mode {self.mode}, {self.format}"
+        if self.orientation != 1:
+            found["EXIF rotated"] = f"orientation {self.orientation}"
+        if self.misnamed:
+            found["misnamed"] = f"a {self.format} file"
+        return found
 
 
 def read_header(path: str | Path) -> Header | None:

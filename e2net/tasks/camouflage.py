@@ -148,10 +148,7 @@ class Camouflage(Task):
         elif between > 0:
             found.append(Suspicion("grey edges", "note", f"{between:.1%} of the pixels are neither black nor white"))
         header = read_header(path)
-        traps = [] if header is None else header.traps()
-        if header is not None and header.format == "JPEG":
-            traps.append("JPEG")
-        if traps:
+        if header is not None and (traps := [*header.traps(), *["JPEG"] * (header.format == "JPEG")]):
             found.append(Suspicion("mask file", "note", ", ".join(traps)))
         return target, found
 
