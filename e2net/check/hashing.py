@@ -150,55 +150,81 @@ def _moved(first: Thumb, second: Thumb) -> tuple[Floats, NDArray[np.bool_]] | No
 
 @dataclass(frozen=True)
 class Repeat:
-    """Pictures that are the same or similar, by their positions, and as many links as it takes to join them."""
+    """Pictures that the same kind of links join, by their positions.
+
+    Attributes:
+        members: two or more.
+        links: across roles, as many as there are; or within one role, as many as it takes to join the members.
+    """
 
     members: tuple[int, ...]
     links: tuple[Link, ...]
 
 
 def find_repeats(prints: Sequence[Print], roles: Sequence[str], pool: Executor) -> list[Repeat]:
-    """Pictures that come more than once.
+    """Pictures that come more than once: first across roles, then within each of them.
 
     Args:
         prints: of all pictures.
-        roles: of each, such as train, val or test: within each of them the nearest others are looked at.
+        roles: of each, such as train, val or test.
         pool: where candidates are compared.
     """
-    found, groups = _links(prints, roles, pool)
-    members: dict[int, list[int]] = {}
-    for position in range(len(prints)):
-        members.setdefault(groups.top(position), []).append(position)
-    links: dict[int, list[Link]] = {}
-    for link in found:
-        links.setdefault(groups.top(link.first), []).append(link)
-    return [Repeat(tuple(members[top]), tuple(links[top])) for top in members if top in links]
+    links, within = _same(prints, roles)
+    # Of copies in one role one is enough, and leaves room among the nearest.
+    kept = {(prints[i].pixels, roles[i]): i for i in reversed(range(len(prints))) if prints[i].hash.any()}
+    chosen = sorted(kept.values())
+    candidates = sorted(_candidates([prints[i].hash for i in chosen], [roles[i] for i in chosen]), key=lambda c: -c[0])
+    for start in range(0, len(candidates), _BLOCK):
+        pairs = [(chosen[a], chosen[b], mirrored) for _, a, b, mirrored in candidates[start : start + _BLOCK]]
+        pairs = [
+            (a, b, mirrored)
+            for a, b, mirrored in pairs
+            if prints[a].pixels != prints[b].pixels and (roles[a] != roles[b] or not within.joined(a, b))
+        ]
+        thumbs = [(prints[a].thumb, prints[b].thumb, mirrored) for a, b, mirrored in pairs]
+        for (a, b, mirrored), value in zip(pairs, pool.map(_compare, thumbs), strict=True):
+            if value > _SIMILAR and (roles[a] != roles[b] or within.join(a, b)):
+                links.append(Link(a, b, "similar", round(min(value, 1.0), 3), mirrored))
+    across = [link for link in links if roles[link.first] != roles[link.second]]
+    return _grouped(across) + _grouped([link for link in links if roles[link.first] == roles[link.second]])
 
 
-def _links(prints: Sequence[Print], roles: Sequence[str], pool: Executor) -> tuple[list[Link], "Groups"]:
-    found: list[Link] = []
-    groups = Groups(len(prints))
+def _same(prints: Sequence[Print], roles: Sequence[str]) -> tuple[list[Link], "Groups"]:
+    """Links between equal pictures: of each to the first one in each role; and what they join within roles."""
+    links: list[Link] = []
+    within, seen = Groups(len(prints)), set()
     same: tuple[tuple[How, list[bytes | None]], ...] = (
         ("bytes", [p.data for p in prints]),
         ("pixels", [p.pixels for p in prints]),
     )
     for how, keys in same:
-        firsts: dict[bytes, int] = {}
+        firsts: dict[bytes, dict[str, int]] = {}
         for position, key in enumerate(keys):
-            if key is not None and groups.join(firsts.setdefault(key, position), position):
-                found.append(Link(firsts[key], position, how))
-    # Of copies in one role one is enough, and leaves room among the nearest.
-    kept = {(prints[i].pixels, roles[i]): i for i in reversed(range(len(prints))) if prints[i].hash.any()}
-    chosen = sorted(kept.values())
-    candidates = list(_candidates([prints[i].hash for i in chosen], [roles[i] for i in chosen]))
-    candidates.sort(key=lambda one: -one[0])
-    for start in range(0, len(candidates), _BLOCK):
-        block = [(chosen[a], chosen[b], mirrored) for _, a, b, mirrored in candidates[start : start + _BLOCK]]
-        block = [(a, b, mirrored) for a, b, mirrored in block if not groups.joined(a, b)]
-        pairs = [(prints[a].thumb, prints[b].thumb, mirrored) for a, b, mirrored in block]
-        for (a, b, mirrored), value in zip(block, pool.map(_compare, pairs), strict=True):
-            if value > _SIMILAR and groups.join(a, b):
-                found.append(Link(a, b, "similar", round(min(value, 1.0), 3), mirrored))
-    return found, groups
+            if key is not None:
+                firsts.setdefault(key, {}).setdefault(roles[position], position)
+        for position, key in enumerate(keys):
+            for role, first in firsts.get(key, {}).items() if key is not None else ():
+                pair = min(first, position), max(first, position)
+                new = within.join(*pair) if role == roles[position] else pair not in seen
+                seen.add(pair)
+                if new:
+                    links.append(Link(*pair, how))
+    return links, within
+
+
+def _grouped(links: Sequence[Link]) -> list[Repeat]:
+    """What links join, in the order of the first members."""
+    positions = sorted({position for link in links for position in (link.first, link.second)})
+    groups = Groups(max(positions, default=-1) + 1)
+    for link in links:
+        groups.join(link.first, link.second)
+    members: dict[int, list[int]] = {}
+    for position in positions:
+        members.setdefault(groups.top(position), []).append(position)
+    of: dict[int, list[Link]] = {}
+    for link in links:
+        of.setdefault(groups.top(link.first), []).append(link)
+    return [Repeat(tuple(members[top]), tuple(of[top])) for top in members]
 
 
 def _compare(pair: tuple[Thumb, Thumb, bool]) -> float:

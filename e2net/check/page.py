@@ -60,11 +60,10 @@ def page(found: Survey, images: int = 12) -> str:
 
 
 def _shot(one: Finding, figures: list[_Figure]) -> dict[str, Any]:
-    title = ", ".join(dict.fromkeys(place.title for place in one.places[:_MEMBERS]))
-    rest = len(one.places) - _MEMBERS
-    more = f" and {rest} more" if rest > 0 else ""
+    several = len(one.places) > 1
+    title = f"{len(one.places)} pictures" if several else one.places[0].title
     sets = ", ".join(dict.fromkeys(printable(place.part) for place in one.places))
-    return {"title": title + more, "sets": sets, "words": printable(one.words), "figures": figures}
+    return {"title": title, "sets": sets, "words": printable(one.words), "figures": figures}
 
 
 def _figures(found: Survey, one: Finding) -> list[tuple[str, NDArray[np.uint8]]]:

@@ -101,13 +101,28 @@ def test_a_frame_around_different_pictures_makes_them_no_repeats():
     assert _repeats(framed) == []
 
 
-def test_a_group_is_joined_by_as_few_links_as_it_takes():
+def test_copies_across_roles_and_within_them_are_told_apart():
     image = MANY[0][0]
-    same = [_print(image, b"a"), _print(image, b"b"), _print(image, b"a"), _print(scaled(image, 0.7))]
-    (one,) = _repeats([*same, *PRINTS[1:30]], ["train", "test", "train", "val", *["train"] * 29])
-    assert one.members == (0, 1, 2, 3)
-    assert [(link.first, link.second, link.how) for link in one.links[:2]] == [(0, 2, "bytes"), (0, 1, "pixels")]
-    assert len(one.links) == 3 and one.links[2].how == "similar"
+    same = [_print(image, b"a"), _print(image, b"b"), _print(image, b"a"), _print(scaled(image, 0.7)), PRINTS[1]]
+    across, within = _repeats([*same, *PRINTS[2:30]], ["train", "test", "train", "val", "test", *["train"] * 28])
+    assert across.members == (0, 1, 2, 3) and within.members == (0, 2)
+    found = {(link.first, link.second, link.how) for link in across.links}
+    assert found == {(0, 1, "pixels"), (1, 2, "pixels"), (0, 3, "similar"), (1, 3, "similar")}
+    assert [(link.first, link.second, link.how) for link in within.links] == [(0, 2, "bytes")]
+
+
+def test_only_pictures_that_are_in_two_roles_themselves_are_across():
+    """Not those of a film of which another frame is."""
+    rng = np.random.default_rng(0)
+    frames = [np.clip(MANY[0][0] + rng.normal(0, 3, MANY[0][0].shape), 0, 255).astype(np.uint8) for _ in range(4)]
+    wide = scaled(MANY[1][0], 2.0)
+    film = [np.ascontiguousarray(wide[:, start : start + 120]) for start in range(0, 92, 4)]
+    prints = [_print(image) for image in (*frames, *film)]
+    repeats = _repeats(prints, ["train"] * 2 + ["test"] * 2 + ["train"] * (len(film) - 1) + ["test"])
+    across = [one for one in repeats if one.members[0] < 4 <= one.members[-1]]
+    assert across == [] and repeats[0].members == (0, 1, 2, 3)
+    moved = next(one for one in repeats if one.members[-1] == len(prints) - 1)
+    assert len(moved.members) < len(film), "the first frame of a pan is not in its last"
 
 
 def test_frames_of_a_still_camera_are_one_group_and_take_no_square_time():
