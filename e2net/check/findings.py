@@ -44,6 +44,10 @@ MEANINGS: Mapping[str, str] = {
 }
 
 
+# Kinds of which the pictures are equal, and what differs may be the targets.
+SAME = ("same picture across sets", "same picture twice")
+
+
 @dataclass(frozen=True)
 class Place:
     """Where something was found.

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from e2net.check.findings import Finding, shown
+from e2net.check.findings import SAME, Finding, shown
 from e2net.check.report import in_parts, meaning, summary
 from e2net.check.survey import Survey
 from e2net.formats import printable
@@ -75,7 +75,8 @@ def _figures(found: Survey, one: Finding) -> list[tuple[str, NDArray[np.uint8]]]
         assert place.index is not None
         seen = shown(sources[place.part], place.index, found.task)
         if len(one.places) > 1:
-            seen = [(f"{printable(place.part)}: {place.title}", picture) for _, picture in seen[:1]]
+            seen = seen[-1:] if one.kind in SAME else seen[:1]
+            seen = [(f"{printable(place.part)}: {place.title}", picture) for _, picture in seen]
         drawn += [(caption, shrunk(picture, SIDES[0])) for caption, picture in seen]  # not all of them whole in memory
     return drawn
 

@@ -16,10 +16,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from e2net.datasets.cached import CachedEvalSet, CachedTrainSet, FeatureStore, ViewSet
-from e2net.datasets.pairs import FolderPairs, PartOf, Source, read_pair
+from e2net.datasets.pairs import FolderPairs, PartOf, Source, find_doubts, pair_files, read_pair
 from e2net.datasets.procedural import SURROUNDINGS, ProceduralPairs
+from e2net.datasets.repeats import same_files
 from e2net.datasets.transforms import Augment, Resize, Size
-from e2net.formats import some
+from e2net.formats import printable, some
 from e2net.structures import Batch, Encoded, Images, Sample
 from e2net.tasks.base import Task
 from e2net.tasks.camouflage import Camouflage
@@ -336,6 +337,45 @@ class DenseData:
             if key not in self._checked:
                 self.source(*key).check()
                 self._checked.add(key)
+
+    def warnings(self) -> list[str]:
+        """What is suspect, after :meth:`check`, as far as it is cheap to see; ``python -m e2net.check`` sees more.
+
+        Targets that have been read, and picture files that are in more than one of training, validation and test set,
+        byte by byte.
+
+        Returns:
+            A line each; none of it is an error.
+        """
+        lines = []
+        for kind, name in self._needed(None):
+            source = self.source(kind, name)
+            where = f"test set {name}" if name else "the training set"
+            for doubt, names in find_doubts(source).items():
+                what = f"{len(names)} of {len(source)} {self.task.target_name}s of {where}"
+                lines.append(f"{what} are suspect ({doubt}): {some(names)}")
+        files = self._image_files()
+        for repeat in same_files({role: list(names) for role, names in files.items()}):
+            places = " and ".join(f"{role} ({files[role][path]})" for role, path in repeat)
+            lines.append(f"the same picture in {printable(places)}")
+        return lines
+
+    def _image_files(self) -> dict[str, dict[Path, str]]:
+        """Picture files of each role, with the names of their pairs and test sets."""
+        files: dict[str, dict[Path, str]] = {"training": {}, "validation": {}, "test": {}}
+        train = self.source("train")
+        learned, held_out = self.split()
+        parts = [("training", train, "", learned), ("validation", train, "", held_out)]
+        for name in self.test_names:
+            if name != VALIDATION:
+                source = self.source("test", name)
+                parts.append(("test", source, f"{name}: ", list(range(len(source)))))
+        for role, source, lead, part in parts:
+            for index in part:
+                pair = pair_files(source, index)
+                if pair is not None:
+                    files[role][pair[0]] = lead + source.name(index)
+        return files
 
     def setup(self, stage: str | None = None) -> None:
         """List the files a stage needs and split them; for the arguments and errors, see `check`."""

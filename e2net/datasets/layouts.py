@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from e2net.datasets.datamodule import FolderData, listed
-from e2net.datasets.pairs import FolderPairs, Source, find_strays, pair_files
+from e2net.datasets.pairs import FolderPairs, Source, find_doubts, find_strays, pair_files
 from e2net.datasets.transforms import Augment
 from e2net.formats import Stray
 from e2net.tasks.base import Task
@@ -47,6 +47,12 @@ class Joined:
     def strays(self) -> list[Stray]:
         """Of both, see :class:`FolderPairs`."""
         return [stray for part in self._parts for stray in find_strays(part)]
+
+    @property
+    def doubts(self) -> dict[str, list[str]]:
+        """Of both, see :class:`FolderPairs`."""
+        first, second = (find_doubts(part) for part in self._parts)
+        return {kind: [*first.get(kind, []), *second.get(kind, [])] for kind in {**first, **second}}
 
     def read(self, index: int, at_least: tuple[int, int] | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Pair `index`, see :class:`Source`."""

@@ -89,6 +89,11 @@ def find_strays(source: Source) -> list[Stray]:
     return list(getattr(source, "strays", ()))
 
 
+def find_doubts(source: Source) -> dict[str, list[str]]:
+    """Of the targets that a source's ``check`` has read, what is suspect: kind, and names of the pairs."""
+    return dict(getattr(source, "doubts", {}))
+
+
 def _find_folder(root: Path, names: tuple[str, ...], what: str) -> Path:
     wanted = [name.lower() for name in names]
     inside = sorted(path.name for path in root.iterdir() if path.is_dir())
@@ -152,6 +157,7 @@ class FolderPairs:
 
     Attributes:
         strays: files in no pair; empty where ``strict``.
+        doubts: what ``check`` has found suspect about targets: kind, and names of the pairs.
 
     Raises:
         FileNotFoundError: the root or one of the two folders is missing.
@@ -168,6 +174,7 @@ class FolderPairs:
     ) -> None:
         self.root, self.task = Path(root), task or Camouflage()
         self.strays: list[Stray] = []
+        self.doubts: dict[str, list[str]] = {}
         strays = None if strict else self.strays
         what = self.task.target_name
         _check_root(self.root, self.task.target_folders if folders is None else folders[1:])
@@ -257,12 +264,16 @@ class FolderPairs:
             files = 2 * len(self)
             bar = tqdm(results, total=len(self), desc=f"checking {self.root}", disable=files <= _BAR_FROM)
             found = list(bar)
-        faults = [fault for fault, _ in found if fault]
+        faults = [fault for fault, _, _ in found if fault]
         if faults:
             more = f" And {len(faults) - 3} more." if len(faults) > 3 else ""
             first = " ".join(faults[:3])
             raise ValueError(f"{self.root}: {len(faults)} of {len(self)} pairs cannot be used. {first}{more}")
-        if not any(speaks for _, speaks in found):
+        self.doubts = {}
+        for name, (_, _, kinds) in zip(self._names, found, strict=True):
+            for kind in kinds:
+                self.doubts.setdefault(kind, []).append(name)
+        if not any(speaks for _, speaks, _ in found):
             what = self.task.target_name
             names = some([mask.name for _, mask in self._pairs])
             raise ValueError(
@@ -360,14 +371,14 @@ def size_fault(
     )
 
 
-def _fault(task: Task, pair: tuple[Path, Path]) -> tuple[str | None, bool]:
-    """What is wrong with a pair, if anything; and whether its target says anything."""
+def _fault(task: Task, pair: tuple[Path, Path]) -> tuple[str | None, bool, list[str]]:
+    """What is wrong with a pair, if anything; whether its target says anything; and what is suspect about that."""
     image_path, mask_path = pair
     try:
         image_size = verify_image(image_path)
         target = task.read_target(mask_path)
     except (ValueError, OSError) as error:
-        return str(error), False
+        return str(error), False, []
     if image_size != target.shape[:2]:
-        return size_fault(task, image_path, image_size, mask_path, target.shape[:2]), False
-    return None, task.says_anything(target)
+        return size_fault(task, image_path, image_size, mask_path, target.shape[:2]), False, []
+    return None, task.says_anything(target), [one.kind for one in task.suspect(target) if one.severity != "note"]
