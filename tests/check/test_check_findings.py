@@ -1,8 +1,10 @@
 """Each fault that can be planted is found for what it is, and nothing else is."""
 
+import json
 import pathlib
 import random
 import shutil
+from typing import ClassVar
 
 import cv2
 import numpy as np
@@ -11,8 +13,11 @@ from made import PICTURES, cropped, cut, data, exif, found, jpeg, make, mask, pi
 from PIL import Image
 
 from e2net.check import survey
+from e2net.check.findings import MEANINGS
+from e2net.check.report import as_json
 from e2net.datasets import FolderData, ProceduralData, SemanticData
-from e2net.tasks import Depth, Semantic
+from e2net.tasks import Camouflage, Depth, Semantic
+from e2net.tasks.base import Suspicion
 
 
 @pytest.fixture(scope="module")
@@ -253,7 +258,35 @@ def test_damaged_files_never_end_the_check(tmp_path, kind):
     assert len(unreadable) > 10 and all(one.words and one.places for one in unreadable)
 
 
+def test_every_kind_has_a_meaning(root):
+    for fault in ("cut picture", "coloured mask", "empty mask", "smooth edges", "16 bit", "no target", "turned mask"):
+        FAULTS[fault][0](root)
+    report = json.loads(as_json(survey(data(root, test=["test", "away"]))))
+    assert len(report["kinds"]) == 8 and all(one["meaning"].endswith(".") for one in report["kinds"])
+    for task in (Camouflage, Semantic, Depth):
+        assert not set(task.suspicions) & set(MEANINGS) and all(
+            text.endswith((".", "?")) for text in task.suspicions.values()
+        )
+
+
 # Other tasks and kinds of data
+
+
+class Left(Camouflage):
+    """A task with a suspicion of its own."""
+
+    suspicions: ClassVar = {"left": "The object is on the left."}
+
+    def suspect(self, target):
+        return [Suspicion("left", "error", "so it is")] if target[:, :5].any() else []
+
+
+def test_a_task_brings_its_own_suspicions(clean):
+    result = survey(data(clean, Left()))
+    left = {path.stem for path in clean.glob("*/GT/*.png") if np.array(Image.open(path))[:, :5].any()}
+    assert {one.places[0].name for one in result.findings} == left and left
+    assert {(one.severity, one.kind) for one in result.findings} == {("error", "left")}
+    assert "The object is on the left." in as_json(result)
 
 
 SKY, ROAD = 0, 1

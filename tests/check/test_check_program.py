@@ -39,7 +39,7 @@ def _run(root, tmp_path, *more):
 
 
 def _report(tmp_path):
-    return json.loads((tmp_path / "out" / "check.json").read_text())
+    return json.loads((tmp_path / "out" / "check.json").read_text(encoding="utf-8"))
 
 
 def test_a_clean_set(root, tmp_path, capsys):
@@ -53,7 +53,7 @@ def test_a_clean_set(root, tmp_path, capsys):
     assert report["sets"] == [
         {"name": name, "role": name, "pairs": count} for name, count in (("train", 8), ("val", 4), ("test", 6))
     ]
-    assert "Nothing is wrong" in (tmp_path / "out" / "check.html").read_text()
+    assert "Nothing is wrong" in (tmp_path / "out" / "check.html").read_text(encoding="utf-8")
 
 
 def test_the_exit_status_tells_errors_from_warnings(root, tmp_path, capsys):
@@ -179,7 +179,7 @@ def test_names_that_are_not_utf_8(root):
     command.append(f"output={output}")
     done = subprocess.run(command, check=False, cwd=ROOT, env=environment, capture_output=True, timeout=120)
     assert done.returncode == 1 and b"Traceback" not in done.stderr, done.stderr[-2000:]
-    report = json.loads((output / "check.json").read_text())
+    report = json.loads((output / "check.json").read_text(encoding="utf-8"))
     files = {place["file"] for one in report["findings"] for place in one["places"]}
     assert f"train/Image/1{name}.png" in files and (root / f"train/Image/1{name}.png").is_file()
     assert "\\udcff" in (output / "check.html").read_text(encoding="utf-8")
