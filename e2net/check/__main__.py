@@ -46,7 +46,7 @@ def _check(settings: CheckSettings, output: Path) -> int:
 
     from e2net.check.page import page  # noqa: PLC0415
     from e2net.check.report import FILES, as_json, print_findings  # noqa: PLC0415
-    from e2net.check.survey import data_of, survey  # noqa: PLC0415
+    from e2net.check.survey import check_data, data_of  # noqa: PLC0415
     from e2net.files import write_atomically  # noqa: PLC0415
     from e2net.runs import compose_training, user_errors  # noqa: PLC0415
     from e2net.runs.outputs import check_free, claim  # noqa: PLC0415
@@ -55,7 +55,7 @@ def _check(settings: CheckSettings, output: Path) -> int:
     with user_errors():
         check_free("output", output, FILES)
         data = data_of(compose_training([*settings.overrides, f"run_dir={output}"]))
-        found = survey(data, settings.threads)
+        found = check_data(data, settings.threads)
     html = page(found, settings.images)
     with user_errors():  # a disk that is full
         claim(output, FILES)

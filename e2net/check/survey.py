@@ -89,7 +89,7 @@ def data_of(config: dict[str, Any]) -> DenseData:
     return build_data({**config["data"], "batch_size": 1, "num_workers": 0}, build_task(config))
 
 
-def survey(data: DenseData, threads: int | None = None) -> Survey:
+def check_data(data: DenseData, threads: int | None = None) -> Survey:
     """Reads every file of a data set once.
 
     Args:

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from e2net.check import survey
+from e2net.check import check_data
 from e2net.datasets import FolderData, ProceduralPairs
 
 SETS = {"train": ("t", 8), "val": ("v", 4), "test": ("x", 6)}
@@ -46,7 +46,7 @@ def data(root, task=None, **more):
 
 def found(root, task=None, **more):
     """(severity, kind, names of the pairs) of all findings."""
-    return told(survey(data(root, task, **more), threads=2))
+    return told(check_data(data(root, task, **more), threads=2))
 
 
 def told(result):

@@ -12,7 +12,7 @@ import pytest
 from made import PICTURES, cropped, cut, data, exif, found, jpeg, make, mask, picture, put, read, scaled, told
 from PIL import Image
 
-from e2net.check import survey
+from e2net.check import check_data
 from e2net.check.findings import MEANINGS
 from e2net.check.report import as_json
 from e2net.datasets import FolderData, ProceduralData, SemanticData
@@ -197,7 +197,7 @@ def test_many_faults_at_once_are_all_found(root):
 
 def test_a_picture_with_two_targets_is_said_to_have_two(root):
     _copy(root, "t1", "t2", same_target=False)
-    (one,) = survey(data(root)).findings
+    (one,) = check_data(data(root)).findings
     assert "the same bytes, another mask" in one.words
 
 
@@ -206,7 +206,7 @@ def test_messages_name_no_place_of_this_machine(root):
         if fault != "no test set":
             FAULTS[fault][0](root)
     shutil.rmtree(root / "test" / "GT")
-    findings = survey(data(root, test=["test", "away"])).findings
+    findings = check_data(data(root, test=["test", "away"])).findings
     assert {one.kind for one in findings} >= {"unreadable picture", "unreadable target", "not there"}
     assert not any(str(root.parent) in str(one) for one in findings)
 
@@ -216,11 +216,11 @@ def test_a_missing_training_set_is_a_warning_and_nothing_at_all_an_error(root):
     assert found(root) == [("warning", "not there", ("",))]
     shutil.rmtree(root / "test")
     with pytest.raises(FileNotFoundError, match="no folder"):
-        survey(data(root))
+        check_data(data(root))
 
 
 def test_a_set_that_cannot_be_split_is_read_all_the_same(root):
-    kinds = [one.kind for one in survey(data(root, val_fraction=0.1)).findings]
+    kinds = [one.kind for one in check_data(data(root, val_fraction=0.1)).findings]
     assert kinds == []
     for stem in ["v0", "v1", "v2", "v3"]:
         picture(root, stem).unlink()
@@ -253,7 +253,7 @@ def test_damaged_files_never_end_the_check(tmp_path, kind):
         own, other = folders if kind == "picture" else folders[::-1]
         (own / f"{number}{suffix}").write_bytes(content)
         Image.fromarray(target if kind == "picture" else image).save(other / f"{number}.png")
-    result = survey(FolderData(str(tmp_path), 32, val_fraction=0, num_workers=0))
+    result = check_data(FolderData(str(tmp_path), 32, val_fraction=0, num_workers=0))
     unreadable = [one for one in result.findings if one.severity == "error"]
     assert len(unreadable) > 10 and all(one.words and one.places for one in unreadable)
 
@@ -261,7 +261,7 @@ def test_damaged_files_never_end_the_check(tmp_path, kind):
 def test_every_kind_has_a_meaning(root):
     for fault in ("cut picture", "coloured mask", "empty mask", "smooth edges", "16 bit", "no target", "turned mask"):
         FAULTS[fault][0](root)
-    report = json.loads(as_json(survey(data(root, test=["test", "away"]))))
+    report = json.loads(as_json(check_data(data(root, test=["test", "away"]))))
     assert len(report["kinds"]) == 8 and all(one["meaning"].endswith(".") for one in report["kinds"])
     for task in (Camouflage, Semantic, Depth):
         assert not set(task.suspicions) & set(MEANINGS) and all(
@@ -282,7 +282,7 @@ class Left(Camouflage):
 
 
 def test_a_task_brings_its_own_suspicions(clean):
-    result = survey(data(clean, Left()))
+    result = check_data(data(clean, Left()))
     left = {path.stem for path in clean.glob("*/GT/*.png") if np.array(Image.open(path))[:, :5].any()}
     assert {one.places[0].name for one in result.findings} == left and left
     assert {(one.severity, one.kind) for one in result.findings} == {("error", "left")}
@@ -346,7 +346,7 @@ def test_depth_maps(tmp_path, values, expected):
 
 
 def test_generated_pictures_are_checked_without_files():
-    assert told(survey(ProceduralData(32, 16, 6, val_fraction=0.3))) == []
+    assert told(check_data(ProceduralData(32, 16, 6, val_fraction=0.3))) == []
 
 
 def test_the_layout_of_voc_and_a_validation_set_of_its_own(tmp_path):
@@ -357,7 +357,7 @@ def test_the_layout_of_voc_and_a_validation_set_of_its_own(tmp_path):
     lists.mkdir(parents=True)
     (lists / "train.txt").write_text("t0\nt1\nt2\nt9\n")
     (lists / "val.txt").write_text("v0\nt2\n")
-    result = survey(SemanticData(str(tmp_path), 32, "voc", val="val", task=Semantic(classes=2)))
+    result = check_data(SemanticData(str(tmp_path), 32, "voc", val="val", task=Semantic(classes=2)))
     assert [(p.name, len(p.source)) for p in result.parts] == [("train", 3), ("val", 2)]
     assert told(result) == [
         *[("error", "no file", ("t9",))] * 2,  # neither picture nor label map

@@ -11,7 +11,7 @@ from conftest import ROOT
 from made import cut, make, mask, picture, read
 from PIL import Image
 
-from e2net.check import survey
+from e2net.check import check_data
 from e2net.check.__main__ import main
 from e2net.check.page import page
 from e2net.check.report import as_json
@@ -143,7 +143,7 @@ def test_names_add_no_element_to_the_page(root, clean, tmp_path):
     evil = EVIL.replace("/", "")
     _named(root, evil)
     _named(tmp_path / "plain", "plain")
-    pages = [page(survey(FolderData(str(one), 32, val=["v*"]))) for one in (root, tmp_path / "plain")]
+    pages = [page(check_data(FolderData(str(one), 32, val=["v*"]))) for one in (root, tmp_path / "plain")]
     found, plain = map(_Elements, pages)
     assert found.elements == plain.elements
     kinds = {name for name, _ in found.elements}
@@ -156,15 +156,15 @@ def test_names_add_no_element_to_the_page(root, clean, tmp_path):
 
 def test_the_page_is_of_no_machine_and_fetches_nothing(root):
     cut(picture(root, "t1"))
-    text = page(survey(FolderData(str(root), 32, val=["v*"])))
+    text = page(check_data(FolderData(str(root), 32, val=["v*"])))
     assert str(root) not in text and "http" not in text.replace("http-equiv", "")
     assert "default-src 'none'" in text and "prefers-color-scheme: dark" in text
-    assert text == page(survey(FolderData(str(root), 32, val=["v*"])))
+    assert text == page(check_data(FolderData(str(root), 32, val=["v*"])))
 
 
 def test_no_pictures_are_drawn_where_none_are_asked_for(root):
     Image.new("L", Image.open(mask(root, "t1")).size).save(mask(root, "t1"))
-    found = survey(FolderData(str(root), 32, val=["v*"]))
+    found = check_data(FolderData(str(root), 32, val=["v*"]))
     assert page(found, images=1).count("<img") == 2 and page(found, images=0).count("<img") == 0
     assert "And 1 more, in check.json" in page(found, images=0)
 
@@ -188,7 +188,7 @@ def test_names_that_are_not_utf_8(root):
 def test_json_has_all_that_was_found(root):
     for number in range(5):
         cut(picture(root, f"x{number}"))
-    report = json.loads(as_json(survey(FolderData(str(root), 32, val=["v*"]))))
+    report = json.loads(as_json(check_data(FolderData(str(root), 32, val=["v*"]))))
     assert [one["places"][0]["file"] for one in report["findings"]] == [f"test/Image/x{n}.png" for n in range(5)]
     assert report["counts"] == {"error": 5, "warning": 0, "note": 0}
     assert report["kinds"][0]["meaning"]
