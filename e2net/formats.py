@@ -67,7 +67,23 @@ def _special(path: Path) -> str | None:
     return None if stat.S_ISREG(mode) else kinds.get(stat.S_IFMT(mode), "a device")
 
 
-def find_by_stem(folder: str | Path, extensions: Sequence[str] = EXTENSIONS) -> dict[str, Path]:
+class Stray(NamedTuple):
+    """A file that is none of a pair.
+
+    Attributes:
+        path: of the file.
+        kind: ``same stem``, ``no file``, and of pairs ``no target`` and ``no picture``.
+        words: what was found.
+    """
+
+    path: Path
+    kind: str
+    words: str
+
+
+def find_by_stem(
+    folder: str | Path, extensions: Sequence[str] = EXTENSIONS, strays: list[Stray] | None = None
+) -> dict[str, Path]:
     """Image files directly inside a folder, by stem and in the order of the stems.
 
     Hidden files (``.DS_Store``, ``._photo.jpg``) and other extensions are ignored. Folders, pipes and the like that are
@@ -76,6 +92,7 @@ def find_by_stem(folder: str | Path, extensions: Sequence[str] = EXTENSIONS) -> 
     Args:
         folder: where to look. Links are followed.
         extensions: of the files, compared without case.
+        strays: gets what would be an error: the second file of a stem, and what is no file.
 
     Returns:
         Stem to path, sorted by stem. Empty where the folder has no image file.
@@ -89,25 +106,32 @@ def find_by_stem(folder: str | Path, extensions: Sequence[str] = EXTENSIONS) -> 
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}")
     found: dict[str, Path] = {}
-    twins: list[str] = []
-    odd: list[tuple[str, str]] = []
+    twins: list[tuple[Path, Path]] = []
+    odd: list[tuple[Path, str]] = []
     for path in sorted(folder.iterdir(), key=lambda path: (path.stem, path.suffix)):
         if path.name.startswith(".") or path.suffix.lower() not in extensions:
             continue
         kind = _special(path)
         if kind is not None:
-            odd.append((path.stem, f"{path.name} ({kind})"))
-            continue
-        if path.stem in found:
-            twins.append(f"{found[path.stem].name} and {path.name}")
-        found[path.stem] = path
+            odd.append((path, kind))
+        elif path.stem in found:
+            twins.append((found[path.stem], path))
+        else:
+            found[path.stem] = path
+    lost = [(path, kind) for path, kind in odd if path.stem not in found]
+    if strays is not None:
+        strays += [Stray(second, "same stem", f"beside {first.name}") for first, second in twins]
+        strays += [Stray(path, "no file", kind) for path, kind in lost]
+        return found
     if twins:
-        raise ValueError(f"{folder}: the same stem twice: {some(twins)}. Keep one file per stem.")
-    lost = [name for stem, name in odd if stem not in found]
+        names = [f"{first.name} and {second.name}" for first, second in twins]
+        raise ValueError(f"{folder}: the same stem twice: {some(names)}. Keep one file per stem.")
     if lost:
-        raise ValueError(f"{folder}: expected image files, found {some(lost)}. Remove or rename what is no file.")
+        names = [f"{path.name} ({kind})" for path, kind in lost]
+        raise ValueError(f"{folder}: expected image files, found {some(names)}. Remove or rename what is no file.")
     if odd:
-        log.warning("%s: ignored, being no files: %s", printable(str(folder)), some([name for _, name in odd]))
+        names = [f"{path.name} ({kind})" for path, kind in odd]
+        log.warning("%s: ignored, being no files: %s", printable(str(folder)), some(names))
     return found
 
 
@@ -150,7 +174,15 @@ def _tiff_fault(path: Path) -> str | None:
     return f"a TIFF of {len(bits)} x {bits[0]}-bit {names.get(sample, 'integers')}, photometric {photometric}{packed}"
 
 
-def _undecodable(path: Path, what: str, error: Exception | None = None) -> ValueError:
+class _FileError(ValueError):
+    """What is wrong with a file, said already."""
+
+
+class UnreadableError(_FileError):
+    """A file that cannot be decoded: damaged, too large, or of no known format."""
+
+
+def _undecodable(path: Path, what: str, error: Exception | None = None) -> UnreadableError:
     """The error for a file that a decoder has given up on, with the true reason where there is another than damage."""
     size: tuple[int, int] | None = None
     try:
@@ -162,24 +194,20 @@ def _undecodable(path: Path, what: str, error: Exception | None = None) -> Value
         error = error or other
     if isinstance(error, Image.DecompressionBombError):
         most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-        return _FileError(
+        return UnreadableError(
             f"{path}: expected a {what} of at most {most // 10**6} million pixels, found a larger one ({error})."
             " Scale it down, or cut it into parts."
         )
     if isinstance(error, cv2.error) and size is not None and size[0] * size[1] > 1 << 30:
-        return _FileError(
+        return UnreadableError(
             f"{path}: expected a {what} of at most 2^30 pixels, found {size[0]}x{size[1]}. Scale it down."
         )
     unknown = isinstance(error, UnidentifiedImageError)
     fault = _tiff_fault(path) if unknown or error is None else None
     if fault is not None:
-        return _FileError(f"{path}: expected an 8- or 16-bit {what}, found {fault}. Save it as {_WANTED[what]}.")
+        return UnreadableError(f"{path}: expected an 8- or 16-bit {what}, found {fault}. Save it as {_WANTED[what]}.")
     because = " (no PNG, JPEG, TIFF, BMP or WebP)" if unknown else "" if error is None else f" ({error})"
-    return _FileError(f"{path}: truncated, or not an image that can be decoded{because}. Copy the file again.")
-
-
-class _FileError(ValueError):
-    """What is wrong with a file, said already."""
+    return UnreadableError(f"{path}: truncated, or not an image that can be decoded{because}. Copy the file again.")
 
 
 _WANTED = {
@@ -215,6 +243,55 @@ def _opened(path: Path, what: str) -> Iterator[ImageFile.ImageFile]:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise error if error.filename else OSError(error.errno, error.strerror, str(path)) from error
         raise _undecodable(path, what, error) from error
+
+
+class Header(NamedTuple):
+    """What a file says of itself before its pixels.
+
+    Attributes:
+        format: as Pillow calls it.
+        mode: of the pixels, as Pillow calls it.
+        deep: whether they have 16 bits a channel or more.
+        orientation: of EXIF, 1 to 8; 1 is upright.
+        misnamed: whether the name ends as that of another format does.
+    """
+
+    format: str
+    mode: str
+    deep: bool
+    orientation: int
+    misnamed: bool
+
+    def traps(self) -> dict[str, str]:
+        """What other programs may read otherwise than e2net: kind, and in words what it is here."""
+        kinds = {"1": ("1 bit",), "P": ("palette",), "PA": ("palette", "alpha"), "LA": ("alpha",), "RGBA": ("alpha",)}
+        plain = self.mode in ("L", "RGB", *kinds) or self.deep
+        other = () if plain else ("CMYK",) if self.mode == "CMYK" else ("colour space",)
+        found = {kind: f"mode {self.mode}" for kind in kinds.get(self.mode, other)}
+        if self.deep:
+            found["16 bit"] = f"mode {self.mode}, {self.format}"
+        if self.orientation != 1:
+            found["EXIF rotated"] = f"orientation {self.orientation}"
+        if self.misnamed:
+            found["misnamed"] = f"a {self.format} file"
+        return found
+
+
+def read_header(path: str | Path) -> Header | None:
+    """What a picture's file says of itself; None where Pillow does not know its format (OpenCV may)."""
+    path = Path(path)
+    try:
+        _check_regular(path)
+        with path.open("rb") as opened, Image.open(opened) as file:
+            raw = str(file.tile[0][3]) if file.tile else ""
+            named = Image.registered_extensions().get(path.suffix.lower())
+            kind = "JPEG" if file.format == "MPO" else str(file.format)
+            deep = file.mode[0] in "IF" or ";16" in raw
+            turned = file.getexif().get(_ORIENTATION, 1)
+            upright = turned if turned in range(1, 9) else 1
+            return Header(kind, file.mode, deep, upright, named is not None and named != kind)
+    except Exception:  # Pillow raises what comes on broken files; who reads the pixels says what is wrong
+        return None
 
 
 def _check_jpeg_is_whole(data: bytes, path: Path) -> None:
@@ -448,6 +525,20 @@ def _grey(pixels: _Pixels, path: Path, what: str, remedy: str) -> np.ndarray:
     return values[..., 0]
 
 
+class MaskLevels(NamedTuple):
+    """A mask, and how binary its file is.
+
+    Attributes:
+        mask: (h, w) bool, as ``read_mask`` gives it.
+        between: of the pixels, the fraction that is neither 0 nor the largest value in the file.
+        doubtful: the fraction that is between an eighth and seven eighths of it.
+    """
+
+    mask: np.ndarray
+    between: float
+    doubtful: float
+
+
 def read_mask(path: str | Path) -> np.ndarray:
     """Read a binary mask, refusing files whose meaning would be a guess.
 
@@ -469,6 +560,26 @@ def read_mask(path: str | Path) -> np.ndarray:
             point, negative, or with other values that do not reach half of the range (a label map).
     """
     path = Path(path)
+    return _binary(path, _mask_values(path))
+
+
+def read_mask_levels(path: str | Path) -> MaskLevels:
+    """Read a binary mask as :func:`read_mask` does, and say how many of its pixels were in doubt.
+
+    Args:
+        path: see there, as for the errors.
+    """
+    path = Path(path)
+    values, full = _mask_values(path)
+    mask = _binary(path, (values, full))
+    largest = int(values.max())
+    between = np.count_nonzero((values != 0) & (values != largest))
+    doubtful = np.count_nonzero((values > largest // 8) & (values < largest - largest // 8)) if between else 0
+    return MaskLevels(mask, between / values.size, doubtful / values.size)
+
+
+def _mask_values(path: Path) -> tuple[np.ndarray, int]:
+    """The levels (h, w) of a mask's file, black being 0, and the largest that its type can hold."""
     pixels = _pixels(path, "mask")
     alpha, full = pixels.alpha, pixels.full
     if pixels.keyed or (alpha is not None and alpha.min() != alpha.max()):
@@ -477,8 +588,11 @@ def read_mask(path: str | Path) -> np.ndarray:
             f"{path}: expected a grey mask, found one whose transparency {how}: is the object in the colour or in the"
             " alpha? Save it as 8-bit grey."
         )
-    values = _grey(pixels, path, "mask", f"a label map or an overlay? {_HALVES}")
+    return _grey(pixels, path, "mask", f"a label map or an overlay? {_HALVES}"), full
 
+
+def _binary(path: Path, levels: tuple[np.ndarray, int]) -> np.ndarray:
+    values, full = levels
     largest = int(values.max())
     if values.dtype.kind == "i" and values.min() < 0:
         raise ValueError(f"{path}: expected a mask from 0 up, found values down to {values.min()}. {_HALVES}")
@@ -614,7 +728,7 @@ def _array(path: Path) -> np.ndarray:
     except OSError:
         raise
     except Exception as error:  # NumPy raises what comes on broken headers, from SyntaxError to MemoryError
-        raise ValueError(
+        raise UnreadableError(
             f"{path}: truncated, or not an array that can be read ({error}). Copy the file again."
         ) from error
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiu":
@@ -634,7 +748,7 @@ def _exr(path: Path) -> np.ndarray:
             " OPENCV_IO_ENABLE_OPENEXR=1 when Python starts; set that, or save depth as .npy in metres."
         ) from error
     if values is None:
-        raise ValueError(
+        raise UnreadableError(
             f"{path}: truncated, or OpenCV here has no OpenEXR. Copy the file again, or save depth as .npy in metres."
         )
     return values[..., -1] if values.ndim == 3 else values  # OpenCV has the first channel, R, last

@@ -23,6 +23,7 @@ ALLOWED = {
         "drawing": "",
         "lock": "",
         "processes": "",
+        "page": "",
         "structures": "",
         "flops": "",
         "metrics": "structures",
@@ -37,17 +38,18 @@ ALLOWED = {
         "evaluation": "drawing files formats processes structures metrics tasks datasets model speed runs",
         "training": "files formats processes structures encoders decoders losses tasks datasets model speed runs "
         "evaluation",
+        "check": "arguments drawing files formats page tasks datasets runs",
         "profile": "arguments flops structures datasets speed runs evaluation training",
         "predict": "arguments drawing files formats tasks datasets model runs evaluation training",
-        "compare": "arguments drawing files flops formats lock tasks datasets model runs evaluation training",
+        "compare": "arguments drawing files flops formats lock page tasks datasets model runs evaluation training",
     }.items()
 }
 # Only these may import a plotting, logging, template or configuration framework.
 FRAMEWORKS = {
     "hydra": {"runs/config.py", "runs/launch.py", "runs/overrides.py", "compare/sweep.py"},
-    "jinja2": {"compare/page.py"},
+    "jinja2": {"page/render.py"},
     "matplotlib": {"evaluation/plots.py"},
-    "rich": {"encoders/listing.py", "evaluation/report.py"},
+    "rich": {"check/report.py", "encoders/listing.py", "evaluation/report.py"},
 }
 
 
@@ -82,7 +84,7 @@ def test_layers_import_only_what_is_below_them():
 def test_no_program_knows_one_task():
     """Neither a score's name, nor an activation, nor a task's own modules: they ask ``tasks.base``."""
     scores = {name for task in (Camouflage, Depth, Semantic) for name in task.directions if len(name) > 1}
-    for room in ("training", "evaluation", "predict", "compare", "profile"):
+    for room in ("training", "evaluation", "predict", "check", "compare", "profile"):
         for file in (PACKAGE / room).rglob("*.py"):
             for node in ast.walk(ast.parse(file.read_text())):
                 assert not (isinstance(node, ast.Constant) and node.value in scores), f"{file} names {node.value}"
@@ -103,7 +105,7 @@ def test_importing_the_package_has_no_side_effects():
 @pytest.mark.parametrize(
     "command",
     ["train.py --help", "eval.py --help"]
-    + [f"-m e2net.{name} --help" for name in ("predict", "compare", "profile", "encoders")],
+    + [f"-m e2net.{name} --help" for name in ("predict", "check", "compare", "profile", "encoders")],
 )
 def test_help_is_there_before_torch_is(command):
     whole = [sys.executable, "-X", "importtime", *command.split()]

@@ -1,6 +1,7 @@
 """Programs and tests do the same however they are started."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -50,6 +51,7 @@ def test_some_of_each_kind_of_test_pass_in_a_hostile_environment(tmp_path):
         "training/test_training_run.py": "Ctrl-C",
         "predict/test_predict_settings.py": "settings",
         "test_profile.py": "table_fits or wrong_arguments",
+        "check/test_check_program.py": "clean_set",
     }
     names = " or ".join(chosen.values())
     files = [str(ROOT / "tests" / name) for name in chosen]
@@ -58,7 +60,19 @@ def test_some_of_each_kind_of_test_pass_in_a_hostile_environment(tmp_path):
     assert found.returncode == 0, found.stdout[-3000:].decode(errors="replace")
 
 
-@pytest.mark.parametrize("program", ["train.py", "e2net.encoders"])
+@pytest.mark.parametrize("program", ["predict", "check", "compare", "profile", "encoders"])
+def test_help_takes_less_than_two_seconds(program):
+    """Of the processor, as this machine may have others to serve."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, "-m", f"e2net.{program}", "--help"], check=True, cwd=ROOT, capture_output=True
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert b"key=value" in done.stdout
+    assert after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime < 2
+
+
+@pytest.mark.parametrize("program", ["train.py", "e2net.encoders", "e2net.check"])
 def test_a_program_ends_well_in_a_terminal_that_is_not_utf_8(tmp_path, program):
     if program == "train.py":
         quick = ["size=64", "data.n_train=12", "data.n_test=2", "data.num_workers=0", "data.val_fraction=0.3"]
@@ -66,5 +80,7 @@ def test_a_program_ends_well_in_a_terminal_that_is_not_utf_8(tmp_path, program):
         found = _start(tmp_path, str(ROOT / program), *quick, f"hydra.run.dir={tmp_path}/a run")
         assert (tmp_path / "a run" / "test_scores.json").is_file()
     else:
-        found = _start(tmp_path, "-m", program, "size=64")
+        few = ["data.n_train=12", "data.n_test=2", "data.val_fraction=0.3", f"output={tmp_path}/a check"]
+        more = few if program == "e2net.check" else []
+        found = _start(tmp_path, "-m", program, "size=64", *more)
     assert found.returncode == 0, found.stderr[-3000:].decode(errors="replace")

@@ -6,16 +6,12 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
+from e2net.page.render import colour
+
 WIDTH, HEIGHT = 520, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 80, 16, 16, 52
 # Different to whoever sees no colours as well.
 _DASHES = ("", "7 4", "2 3", "9 3 2 3", "12 4", "1 3")
-_MAX_SERIES = 6
-
-
-def colour(position: int) -> str:
-    """The CSS class of a variant's colour."""
-    return f"s{position % _MAX_SERIES}"
 
 
 @dataclass(frozen=True)

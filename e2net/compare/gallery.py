@@ -1,15 +1,11 @@
 """Pictures of the images on which two variants disagree most: image, target, and each one's result, as data URIs."""
 
-import base64
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from e2net.compare.runs import Run, Variant, sign
 from e2net.compare.sweep import evaluation_config
@@ -17,22 +13,10 @@ from e2net.datasets import DenseData, Source
 from e2net.datasets.pairs import PartOf, read_pair
 from e2net.evaluation import EvaluationJob, prepare_evaluation
 from e2net.evaluation.data import DataModule
+from e2net.page.pictures import Picture, encode_all
 from e2net.runs.checkpoint import find_checkpoint
 from e2net.runs.config import build_data
 from e2net.runs.outputs import claim
-
-_SIDES = (320, 256, 208, 160, 128, 96)  # of a picture's longer side: the first at which all fit into _BYTES
-_BYTES = 3_500_000
-_QUALITY = 82
-
-
-@dataclass(frozen=True)
-class Picture:
-    """An encoded picture."""
-
-    uri: str
-    width: int
-    height: int
 
 
 @dataclass(frozen=True)
@@ -105,10 +89,7 @@ def draw(examples: Sequence[Example], variants: Sequence[Variant], output: Path,
         image, target = read_pair(sources[e.test_set], positions[e.test_set][e.stem], task=task)
         both = [task.read_result(maps[i] / e.test_set / f"{e.stem}.png") for i in (e.first, e.second)]
         loaded.append([image, *task.side_by_side(target, *both)])
-    for side in _SIDES:
-        pictures = [tuple(_encode(values, side) for values in one) for one in loaded]
-        if sum(len(p.uri) for one in pictures for p in one) <= _BYTES:
-            break
+    pictures = encode_all(loaded)
     return [
         Example(e.test_set, e.stem, e.first, e.second, e.scores, e.means, shown)
         for e, shown in zip(examples, pictures, strict=True)
@@ -146,16 +127,3 @@ class _ChosenData(DenseData):
     def test_source(self, name: str) -> Source:
         source = self._data.test_source(name)
         return PartOf(source, [i for i in range(len(source)) if source.name(i) in self._chosen[name]])
-
-
-def _encode(values: NDArray[Any], side: int) -> Picture:
-    height, width = values.shape[:2]
-    scale = min(1.0, side / max(height, width))
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    small = cv2.resize(values, size, interpolation=cv2.INTER_AREA) if scale < 1 else values
-    grey = np.ptp(small, axis=2).max() == 0  # a smaller file as such
-    coded = small[..., 0] if grey else small[..., ::-1]
-    done, data = cv2.imencode(".jpg", np.ascontiguousarray(coded), [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
-    if not done:
-        raise ValueError("OpenCV could not encode a picture as JPEG")
-    return Picture("data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode(), *size)

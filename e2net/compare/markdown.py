@@ -2,7 +2,7 @@
 
 from e2net.compare import tables
 from e2net.compare.result import Comparison
-from e2net.compare.tables import Cell, Table
+from e2net.page.tables import Cell, Table
 
 
 def markdown(found: Comparison) -> str:

@@ -4,27 +4,21 @@ import math
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-import e2net
 from e2net.compare import charts, tables
 from e2net.compare.gallery import Example
 from e2net.compare.result import Comparison
 from e2net.compare.statistics import mean_and_deviation
+from e2net.page.render import colour, render
+
+_TEMPLATE = Path(__file__).parent / "template"
 
 
 def page(found: Comparison) -> str:
     """The whole file. Whatever a run brings along is escaped; only charts are markup already."""
-    templates = FileSystemLoader(Path(__file__).parent / "template")
-    environment = Environment(
-        loader=templates, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.globals["colour"] = charts.colour
-    environment.filters |= {"signed": tables.signed, "fraction": tables.fraction}
-    return environment.get_template("page.html").render(
+    values = dict(
         found=found,
-        version=e2net.__version__,
         title=tables.title([v.name for v in found.variants]),
         facts=_facts(found),
         several=any(len(v.runs) > 1 for v in found.variants),
@@ -38,6 +32,7 @@ def page(found: Comparison) -> str:
         runs=tables.run_table(found),
         method=tables.method(found),
     )
+    return render(_TEMPLATE, values, {"signed": tables.signed, "fraction": tables.fraction})
 
 
 def _facts(found: Comparison) -> str:
@@ -140,6 +135,6 @@ def _shot(found: Comparison, example: Example) -> dict[str, Any]:
         name = found.variants[i].name
         alt = f"map of {example.stem} by {name}, {found.score} {score:.3f}"
         caption = f"{name}, {found.score} {tables.fraction(score)}"
-        shown.append({"picture": picture, "alt": alt, "caption": caption, "colour": charts.colour(i)})
+        shown.append({"picture": picture, "alt": alt, "caption": caption, "colour": colour(i)})
     several = any(len(found.variants[i].runs) > 1 for i in (example.first, example.second))
     return {"stem": example.stem, "means": example.means, "several": several, "shown": shown}

@@ -1,47 +1,13 @@
 """The tables of a report, the same for HTML and Markdown."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from markupsafe import Markup
 
 from e2net.compare.result import Comparison
 from e2net.compare.statistics import Difference, mean_and_deviation
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A cell.
-
-    Attributes:
-        text: what stands in it.
-        value: what it is sorted by; None: its text.
-        best: of its column, or otherwise to be seen first.
-        minor: what follows the text and matters less.
-        picture: an SVG instead of the text.
-        variant: position of the variant that it names.
-        code: whether the text is a path or a setting.
-    """
-
-    text: str
-    value: float | None = None
-    best: bool = False
-    minor: str = ""
-    picture: Markup | None = None
-    variant: int | None = None
-    code: bool = False
-
-
-@dataclass
-class Table:
-    """A table with a title; ``note`` goes below it. The first column is text."""
-
-    title: str
-    head: list[str]
-    rows: list[list[Cell]] = field(default_factory=list)
-    note: str = ""
-    numeric: bool = True
+from e2net.page.tables import Cell, Table
 
 
 def arrow(score: str, sign: int) -> str:

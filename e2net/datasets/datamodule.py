@@ -15,11 +15,12 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from e2net import processes
 from e2net.datasets.cached import CachedEvalSet, CachedTrainSet, FeatureStore, ViewSet
-from e2net.datasets.pairs import FolderPairs, PartOf, Source, read_pair
+from e2net.datasets.pairs import FolderPairs, PartOf, Source, find_doubts, pair_files, read_pair
 from e2net.datasets.procedural import SURROUNDINGS, ProceduralPairs
+from e2net.datasets.repeats import same_files
 from e2net.datasets.transforms import Augment, Resize, Size
 from e2net.files import read_yaml
-from e2net.formats import some
+from e2net.formats import printable, some
 from e2net.structures import Batch, Encoded, Images, Sample
 from e2net.tasks.base import Task
 from e2net.tasks.camouflage import Camouflage
@@ -224,11 +225,16 @@ class DenseData:
         seed: for order and augmentation; the split does not depend on it.
         task: what the targets mean, see :class:`~e2net.tasks.base.Task`; None: camouflage.
 
+    Attributes:
+        test_names: of the test sets.
+        strict: files in no pair are an error; set it to False, before anything is listed, to look for such faults.
+
     Raises:
         ValueError: an argument is out of its range.
     """
 
     test_names: list[str]
+    strict = True
 
     def __init__(
         self,
@@ -281,7 +287,8 @@ class DenseData:
         """
         raise NotImplementedError
 
-    def _source(self, kind: str, name: str = "") -> Source:
+    def source(self, kind: str, name: str = "") -> Source:
+        """The pairs of ``train``, validation included, or of one ``test`` set; listed once."""
         if (kind, name) not in self._sources:
             self._sources[kind, name] = self.train_source() if kind == "train" else self.test_source(name)
         return self._sources[kind, name]
@@ -311,8 +318,13 @@ class DenseData:
                 )
         return held_out
 
-    def _split(self) -> tuple[list[int], list[int]]:
-        source = self._source("train")
+    def split(self) -> tuple[list[int], list[int]]:
+        """Which pairs of the training set are to train on, and which for validation.
+
+        Raises:
+            ValueError: one of the two would be empty.
+        """
+        source = self.source("train")
         held_out = self._held_out([source.name(index) for index in range(len(source))])
         train = [index for index, held in enumerate(held_out) if not held]
         return train, [index for index, held in enumerate(held_out) if held]
@@ -331,15 +343,54 @@ class DenseData:
         self.setup(stage)
         for key in self._needed(stage):
             if key not in self._checked:
-                self._source(*key).check()
+                self.source(*key).check()
                 self._checked.add(key)
+
+    def warnings(self) -> list[str]:
+        """What is suspect, after :meth:`check`, as far as it is cheap to see; ``python -m e2net.check`` sees more.
+
+        Targets that have been read, and picture files that are in more than one of training, validation and test set,
+        byte by byte.
+
+        Returns:
+            A line each; none of it is an error.
+        """
+        lines = []
+        for kind, name in self._needed(None):
+            source = self.source(kind, name)
+            where = f"test set {name}" if name else "the training set"
+            for doubt, names in find_doubts(source).items():
+                what = f"{len(names)} of {len(source)} {self.task.target_name}s of {where}"
+                lines.append(f"{what} are suspect ({doubt}): {some(names)}")
+        files = self._image_files()
+        for repeat in same_files({role: list(names) for role, names in files.items()}):
+            places = " and ".join(f"{role} ({files[role][path]})" for role, path in repeat)
+            lines.append(f"the same picture in {printable(places)}")
+        return lines
+
+    def _image_files(self) -> dict[str, dict[Path, str]]:
+        """Picture files of each role, with the names of their pairs and test sets."""
+        files: dict[str, dict[Path, str]] = {"training": {}, "validation": {}, "test": {}}
+        train = self.source("train")
+        learned, held_out = self.split()
+        parts = [("training", train, "", learned), ("validation", train, "", held_out)]
+        for name in self.test_names:
+            if name != VALIDATION:
+                source = self.source("test", name)
+                parts.append(("test", source, f"{name}: ", list(range(len(source)))))
+        for role, source, lead, part in parts:
+            for index in part:
+                pair = pair_files(source, index)
+                if pair is not None:
+                    files[role][pair[0]] = lead + source.name(index)
+        return files
 
     def setup(self, stage: str | None = None) -> None:
         """List the files a stage needs and split them; for the arguments and errors, see `check`."""
         for key in self._needed(stage):
-            self._source(*key)
+            self.source(*key)
         if stage not in ("test", "predict"):
-            self._split()
+            self.split()
 
     def begin_at(self, epoch: int, batches: int) -> None:
         """Where a resumed run goes on: the epoch, from 0, and how many of its batches it does without.
@@ -350,16 +401,16 @@ class DenseData:
 
     def train_names(self) -> list[str]:
         """Stems of the training images, without those held out."""
-        return [self._source("train").name(index) for index in self._split()[0]]
+        return [self.source("train").name(index) for index in self.split()[0]]
 
     def train_targets(self) -> Iterator[np.ndarray]:
         """The targets of the training images, without those held out, read one by one."""
-        source = self._source("train")
-        return (read_pair(source, index, task=self.task)[1] for index in self._split()[0])
+        source = self.source("train")
+        return (read_pair(source, index, task=self.task)[1] for index in self.split()[0])
 
     def val_names(self) -> list[str]:
         """Stems of the images held out for validation."""
-        return [self._source("train").name(index) for index in self._split()[1]]
+        return [self.source("train").name(index) for index in self.split()[1]]
 
     def _loader(
         self, dataset: Dataset[Sample], keep_workers: bool, num_workers: int | None = None, **kwargs: Any
@@ -386,7 +437,7 @@ class DenseData:
         # Cached records are mapped into memory: to pass them between processes would cost more than to read them.
         workers = None if self._cache is None else 0
         if self._cache is None:
-            dataset = TrainSet(self._source("train"), self._split()[0], self.size, self.augment, self.seed, self.task)
+            dataset = TrainSet(self.source("train"), self.split()[0], self.size, self.augment, self.seed, self.task)
         else:
             flip = self.augment.flip if self.augment is not None else 0.0
             dataset = CachedTrainSet(self._cache.store, self.train_names(), self._cache.views, flip, self.seed)
@@ -397,23 +448,23 @@ class DenseData:
 
     def val_dataloader(self) -> DataLoader[Sample] | list[DataLoader[Sample]]:
         """The held-out images, in the order of their stems; an empty list where there are none."""
-        indices = self._split()[1]
+        indices = self.split()[1]
         if not indices:
             return []
-        dataset: Dataset[Sample] = EvalSet(self._source("train"), indices, self.size, self.task)
+        dataset: Dataset[Sample] = EvalSet(self.source("train"), indices, self.size, self.task)
         if self._cache is not None:
             dataset = CachedEvalSet(dataset, self._cache.store, self._cache.first_val, self._cache.mirrored)
         return self._loader(dataset, True)
 
     def view_loader(self, views: int) -> DataLoader[Sample]:
         """Fixed views of the training images, in order, see :class:`~e2net.datasets.cached.ViewSet`."""
-        dataset = ViewSet(self._source("train"), self._split()[0], self.size, self.augment, views, self.seed, self.task)
+        dataset = ViewSet(self.source("train"), self.split()[0], self.size, self.augment, views, self.seed, self.task)
         return self._loader(dataset, False)
 
     def view_key(self, views: int) -> list[Any]:
         """What the pixels of :meth:`view_loader` and of the validation part depend on, for JSON."""
         drawn = [vars(self.augment), self.seed] if views > 1 and self.augment is not None else None
-        return [self.task.key(), self._source("train").identity(), self.train_names(), self.val_names(), views, drawn]
+        return [self.task.key(), self.source("train").identity(), self.train_names(), self.val_names(), views, drawn]
 
     def read_features(self, store: FeatureStore, views: int, first_val: int, mirrored: bool) -> None:
         """From now on training and validation batches hold features from a store.
@@ -428,7 +479,7 @@ class DenseData:
 
     def test_dataloader(self) -> list[DataLoader[Sample]]:
         """One loader for each of `test_names`, in that order."""
-        sources = [self._source("test", name) for name in self.test_names]
+        sources = [self.source("test", name) for name in self.test_names]
         return [self._loader(EvalSet(source, range(len(source)), self.size, self.task), False) for source in sources]
 
 
@@ -522,12 +573,14 @@ class FolderData(DenseData):
 
     def train_source(self) -> Source:
         """See the base class."""
-        return FolderPairs(self.root / self.train, self.task)
+        return FolderPairs(self.root / self.train, self.task, strict=self.strict)
 
     def test_source(self, name: str) -> Source:
         """See the base class."""
         folder = self.test_root(name)
-        return PartOf(self._source("train"), self._split()[1]) if folder is None else FolderPairs(folder, self.task)
+        if folder is None:
+            return PartOf(self.source("train"), self.split()[1])
+        return FolderPairs(folder, self.task, strict=self.strict)
 
     def test_root(self, name: str) -> Path | None:
         """The folder of one test set, which holds its folders of images and masks; None: the images held out.

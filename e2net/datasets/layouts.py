@@ -7,8 +7,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from e2net.datasets.datamodule import FolderData, listed
-from e2net.datasets.pairs import FolderPairs, Source
+from e2net.datasets.pairs import FolderPairs, Source, find_doubts, find_strays, pair_files
 from e2net.datasets.transforms import Augment
+from e2net.formats import Stray
 from e2net.tasks.base import Task
 
 Layout = Literal["folders", "ade20k", "voc"]
@@ -37,6 +38,21 @@ class Joined:
         """Of pair `index`."""
         source, place = self._at(index)
         return source.name(place) if source is self._parts[0] else f"{self._name}_{source.name(place)}"
+
+    def files(self, index: int) -> tuple[Path, Path] | None:
+        """Image and target of pair `index`; None where there are no files."""
+        return pair_files(*self._at(index))
+
+    @property
+    def strays(self) -> list[Stray]:
+        """Of both, see :class:`FolderPairs`."""
+        return [stray for part in self._parts for stray in find_strays(part)]
+
+    @property
+    def doubts(self) -> dict[str, list[str]]:
+        """Of both, see :class:`FolderPairs`."""
+        first, second = (find_doubts(part) for part in self._parts)
+        return {kind: [*first.get(kind, []), *second.get(kind, [])] for kind in {**first, **second}}
 
     def read(self, index: int, at_least: tuple[int, int] | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Pair `index`, see :class:`Source`."""
@@ -118,8 +134,9 @@ class SemanticData(FolderData):
 
     def _pairs(self, part: str) -> FolderPairs:
         if self.layout == "folders":
-            return FolderPairs(self.root / part, self.task)
+            return FolderPairs(self.root / part, self.task, strict=self.strict)
         if self.layout == "ade20k":
-            return FolderPairs(self.root, self.task, (f"images/{part}", f"annotations/{part}"))
+            folders = f"images/{part}", f"annotations/{part}"
+            return FolderPairs(self.root, self.task, folders, strict=self.strict)
         stems = listed(self.root / "ImageSets" / "Segmentation" / f"{part}.txt")
-        return FolderPairs(self.root, self.task, ("JPEGImages", "SegmentationClass"), stems)
+        return FolderPairs(self.root, self.task, ("JPEGImages", "SegmentationClass"), stems, self.strict)

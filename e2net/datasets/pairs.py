@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from tqdm import tqdm
 
-from e2net.formats import EXTENSIONS, find_by_stem, read_image, some, verify_image
+from e2net.formats import EXTENSIONS, Stray, find_by_stem, read_image, some, verify_image
 from e2net.structures import plain
 from e2net.tasks.base import Task
 from e2net.tasks.camouflage import Camouflage
@@ -78,6 +78,22 @@ def read_pair(
         raise TypeError(f"{found}: {error}") from error
 
 
+def pair_files(source: Source, index: int) -> tuple[Path, Path] | None:
+    """Image and target of pair `index` as files; None where a source has none, or does not say."""
+    files = getattr(source, "files", None)
+    return None if files is None else files(index)
+
+
+def find_strays(source: Source) -> list[Stray]:
+    """Files beside the pairs of a source that should be in pairs; only where it was told to keep them."""
+    return list(getattr(source, "strays", ()))
+
+
+def find_doubts(source: Source) -> dict[str, list[str]]:
+    """Of the targets that a source's ``check`` has read, what is suspect: kind, and names of the pairs."""
+    return dict(getattr(source, "doubts", {}))
+
+
 def _find_folder(root: Path, names: tuple[str, ...], what: str) -> Path:
     wanted = [name.lower() for name in names]
     inside = sorted(path.name for path in root.iterdir() if path.is_dir())
@@ -113,8 +129,11 @@ def _check_any(folder: Path, found: dict[str, Path], allowed: Sequence[str] = EX
         raise ValueError(f"{folder}: no file ends in {extensions}; found {seen}.")
 
 
-def _chosen(folder: Path, found: dict[str, Path], stems: Sequence[str]) -> dict[str, Path]:
+def _chosen(folder: Path, found: dict[str, Path], stems: Sequence[str], strays: list[Stray] | None) -> dict[str, Path]:
     missing = [stem for stem in stems if stem not in found]
+    if strays is not None and stems:
+        strays += [Stray(folder / stem, "no file", "listed, but not there") for stem in missing]
+        return {stem: found[stem] for stem in stems if stem in found}
     if missing or not stems:
         raise ValueError(
             f"{folder}: expected a file of each of the {len(stems)} stems listed, found none of {len(missing)}"
@@ -134,6 +153,11 @@ class FolderPairs:
         task: what the targets mean; None: camouflage.
         folders: of images and of targets under root, where they have other names.
         stems: of the pairs; others that lie there too are left out. None: all.
+        strict: what is in no pair is an error. False: it is kept in ``strays``, for who looks for such faults.
+
+    Attributes:
+        strays: files in no pair; empty where ``strict``.
+        doubts: what ``check`` has found suspect about targets: kind, and names of the pairs.
 
     Raises:
         FileNotFoundError: the root or one of the two folders is missing.
@@ -146,8 +170,12 @@ class FolderPairs:
         task: Task | None = None,
         folders: tuple[str, str] | None = None,
         stems: Sequence[str] | None = None,
+        strict: bool = True,
     ) -> None:
         self.root, self.task = Path(root), task or Camouflage()
+        self.strays: list[Stray] = []
+        self.doubts: dict[str, list[str]] = {}
+        strays = None if strict else self.strays
         what = self.task.target_name
         _check_root(self.root, self.task.target_folders if folders is None else folders[1:])
         if folders is None:
@@ -155,24 +183,30 @@ class FolderPairs:
             mask_folder = _find_folder(self.root, self.task.target_folders, f"{what}s")
         else:
             image_folder, mask_folder = (self.root / folder for folder in folders)
-        images, masks = find_by_stem(image_folder), find_by_stem(mask_folder, self.task.extensions)
+        images = find_by_stem(image_folder, strays=strays)
+        masks = find_by_stem(mask_folder, self.task.extensions, strays)
         _check_any(image_folder, images)
         _check_any(mask_folder, masks, self.task.extensions)
         if stems is not None:
-            images, masks = _chosen(image_folder, images, stems), _chosen(mask_folder, masks, stems)
-        no_mask = [path.name for stem, path in images.items() if stem not in masks]
-        no_image = [path.name for stem, path in masks.items() if stem not in images]
-        if no_mask or no_image:
+            images = _chosen(image_folder, images, stems, strays)
+            masks = _chosen(mask_folder, masks, stems, strays)
+        no_mask = [path for stem, path in images.items() if stem not in masks]
+        no_image = [path for stem, path in masks.items() if stem not in images]
+        self.strays += [Stray(path, "no target", f"a picture without {what}") for path in no_mask]
+        self.strays += [Stray(path, "no picture", f"a {what} without picture") for path in no_image]
+        if strict and self.strays:
             parts = []
             if no_mask:
-                parts.append(f"{len(no_mask)} of {len(images)} images without {what} ({some(no_mask)})")
+                names = some([path.name for path in no_mask])
+                parts.append(f"{len(no_mask)} of {len(images)} images without {what} ({names})")
             if no_image:
-                parts.append(f"{len(no_image)} of {len(masks)} {what}s without image ({some(no_image)})")
+                names = some([path.name for path in no_image])
+                parts.append(f"{len(no_image)} of {len(masks)} {what}s without image ({names})")
             raise ValueError(
                 f"{self.root}: {', '.join(parts)}. Image and {what} must have the same stem: add or"
                 f" remove files in {image_folder.name}/ and {mask_folder.name}/ until they match."
             )
-        self._names = list(images)
+        self._names = [stem for stem in images if stem in masks]
         self._pairs = [(images[stem], masks[stem]) for stem in self._names]
 
     def __len__(self) -> int:
@@ -182,6 +216,10 @@ class FolderPairs:
     def name(self, index: int) -> str:
         """The stem of pair `index`; pairs are sorted by it."""
         return self._names[index]
+
+    def files(self, index: int) -> tuple[Path, Path]:
+        """Image and target of pair `index`."""
+        return self._pairs[index]
 
     def read(self, index: int, at_least: tuple[int, int] | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Read pair `index`.
@@ -204,7 +242,7 @@ class FolderPairs:
         factor = next(factor for factor in (8, 4, 2, 1) if factor <= max(1.0, spare))
         image = read_image(image_path, factor)
         if image.shape[:2] not in ((height, width), (-(-height // factor), -(-width // factor))):
-            raise ValueError(_size_fault(self.task, image_path, verify_image(image_path), mask_path, mask.shape))
+            raise ValueError(size_fault(self.task, image_path, verify_image(image_path), mask_path, mask.shape))
         return image, mask
 
     def identity(self) -> list[Any]:
@@ -226,12 +264,16 @@ class FolderPairs:
             files = 2 * len(self)
             bar = tqdm(results, total=len(self), desc=f"checking {self.root}", disable=files <= _BAR_FROM)
             found = list(bar)
-        faults = [fault for fault, _ in found if fault]
+        faults = [fault for fault, _, _ in found if fault]
         if faults:
             more = f" And {len(faults) - 3} more." if len(faults) > 3 else ""
             first = " ".join(faults[:3])
             raise ValueError(f"{self.root}: {len(faults)} of {len(self)} pairs cannot be used. {first}{more}")
-        if not any(speaks for _, speaks in found):
+        self.doubts = {}
+        for name, (_, _, kinds) in zip(self._names, found, strict=True):
+            for kind in kinds:
+                self.doubts.setdefault(kind, []).append(name)
+        if not any(speaks for _, speaks, _ in found):
             what = self.task.target_name
             names = some([mask.name for _, mask in self._pairs])
             raise ValueError(
@@ -257,6 +299,10 @@ class PartOf:
     def name(self, index: int) -> str:
         """The stem of pair `index`."""
         return self._source.name(self._indices[index])
+
+    def files(self, index: int) -> tuple[Path, Path] | None:
+        """Image and target of pair `index`; None where the source has no files."""
+        return pair_files(self._source, self._indices[index])
 
     def read(self, index: int, at_least: tuple[int, int] | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Pair `index`, see :class:`Source`."""
@@ -315,23 +361,24 @@ class FolderTargets:
         return None if path is None else read_image(path)
 
 
-def _size_fault(
+def size_fault(
     task: Task, image_path: Path, image_size: tuple[int, ...], mask_path: Path, mask_size: tuple[int, ...]
 ) -> str:
+    """In words, that image and target, (h, w) pixels, have different sizes."""
     return (
         f"{mask_path}: the {task.target_name} has {mask_size[1]}x{mask_size[0]} pixels, its image {image_path.name}"
         f" {image_size[1]}x{image_size[0]}; export the {task.target_name} at the size of the image."
     )
 
 
-def _fault(task: Task, pair: tuple[Path, Path]) -> tuple[str | None, bool]:
-    """What is wrong with a pair, if anything; and whether its target says anything."""
+def _fault(task: Task, pair: tuple[Path, Path]) -> tuple[str | None, bool, list[str]]:
+    """What is wrong with a pair, if anything; whether its target says anything; and what is suspect about that."""
     image_path, mask_path = pair
     try:
         image_size = verify_image(image_path)
         target = task.read_target(mask_path)
     except (ValueError, OSError) as error:
-        return str(error), False
+        return str(error), False, []
     if image_size != target.shape[:2]:
-        return _size_fault(task, image_path, image_size, mask_path, target.shape[:2]), False
-    return None, task.says_anything(target)
+        return size_fault(task, image_path, image_size, mask_path, target.shape[:2]), False, []
+    return None, task.says_anything(target), [one.kind for one in task.suspect(target) if one.severity != "note"]

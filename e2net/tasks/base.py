@@ -4,7 +4,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self
 
 import cv2
 import numpy as np
@@ -27,6 +27,23 @@ Sampler = Callable[[Array, bool], Array]
 
 # What is said of the targets beside the data, such as {"classes": [...]}; read when it is called.
 About = Callable[[], Mapping[str, Any]]
+
+
+# What is wrong stops a training or makes its results wrong; what is suspect may; a note is worth knowing.
+Severity = Literal["error", "warning", "note"]
+
+
+class Suspicion(NamedTuple):
+    """Something about a target that can be read and may be wrong all the same.
+
+    Attributes:
+        kind: of the task's ``suspicions``.
+        words: what was found.
+    """
+
+    kind: str
+    severity: Severity
+    words: str
 
 
 class SetScores(Protocol):
@@ -93,6 +110,8 @@ class Task(ABC):
     paper_columns: ClassVar[tuple[tuple[str, str, str], ...]]
     # Of the protocol, what tables name; the JSON file has all of it.
     protocol_fields: ClassVar[tuple[str, ...]] = ()
+    # What can be suspect about a target: kind, and what it means.
+    suspicions: ClassVar[Mapping[str, str]] = {}
     # What can be odd about a result on disk without stopping the evaluation: kind, in words.
     problems: ClassVar[Mapping[str, str]] = {"resized": "not of the target's size, resized"}
     # Of what ``report_files`` writes, patterns of the names.
@@ -181,6 +200,19 @@ class Task(ABC):
     def says_anything(self, target: Array) -> bool:
         """Whether a target (h, w) holds anything to learn or to score; a set in which none does is refused."""
         return True
+
+    def suspect(self, target: Array) -> list[Suspicion]:
+        """What is suspect about a target in canonical form; cheap, as training asks it of every target."""
+        return []
+
+    def inspect_target(self, path: Path) -> tuple[Array, list[Suspicion]]:
+        """The target in a file, in canonical form, and all that is suspect about it: what the file alone shows, too.
+
+        Raises:
+            ValueError: see :meth:`read_target`.
+        """
+        target = self.canonical(self.read_target(path))
+        return target, self.suspect(target)
 
     def key(self) -> Any:
         """What the canonical targets depend on beside their files, for JSON."""
@@ -271,6 +303,10 @@ class Task(ABC):
     def overlay(self, image: Array, values: Array) -> Array:
         """Image (h, w, 3) uint8 RGB with a result, as in a file and of the same size, drawn over it; RGB as well."""
         return cv2.addWeighted(image, 0.5, as_rgb(self.shown(values)), 0.5, 0)
+
+    def target_overlay(self, image: Array, target: Array) -> Array:
+        """Image (h, w, 3) uint8 RGB with a target of the same size drawn over it; RGB as well."""
+        return cv2.addWeighted(image, 0.5, as_rgb(self.shown(target)), 0.5, 0)
 
     # Scores
 

@@ -18,7 +18,7 @@ from e2net.losses.depth import bins_to_depth
 from e2net.metrics.depth import HIGHER_IS_BETTER, DepthProtocol, score_depth
 from e2net.metrics.depth_set import DepthTable
 from e2net.structures import plain
-from e2net.tasks.base import Array, Sampler, SetScores, Task, resize_nearest
+from e2net.tasks.base import Array, Sampler, SetScores, Suspicion, Task, resize_nearest
 
 Head = Literal["regression", "bins"]
 
@@ -27,6 +27,8 @@ _NEAREST, _FARTHEST = 1e-3, 10.0
 # Pixels that suffice for the median.
 _SAMPLE = 10_000
 _LARGEST = 65535
+# Of the known depths beyond the range, from where on it is suspect.
+_OUTSIDE = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +77,14 @@ class Depth(Task):
         ("d1", r"$\delta_1\uparrow$", "δ1 ↑"),
     )
     protocol_fields = ("minimum", "maximum", "median_scaling", "eigen_crop")
+    suspicions = {  # noqa: RUF012
+        "empty": "No pixel has a depth that is known and between task.minimum and task.maximum: nothing to learn.",
+        "out of range": f"More than {_OUTSIDE:.0%} of the known depths are not between task.minimum and task.maximum: "
+        "they are not learned from, and predictions never reach them.",
+        "mostly unknown": "More than half of the pixels have no depth.",
+        "not finite": "NaN or infinity stands for an unknown depth: e2net reads it so, other tools may not.",
+        "negative": "Negative depths: e2net takes them as unknown.",
+    }
     problems = {  # noqa: RUF012
         "resized": "not of the target's size, resized bilinearly",
         "holes": "without a depth at some pixels, which count as protocol.minimum",
@@ -106,9 +116,37 @@ class Depth(Task):
     # Targets
 
     def read_target(self, path: Path) -> NDArray[np.float32]:
-        target = self.canonical(read_depth(path, self.scale))
+        return self._canonical(path, read_depth(path, self.scale))
+
+    def _canonical(self, path: Path, metres: Array) -> NDArray[np.float32]:
+        target = self.canonical(metres)
         self._check_unit(path, target, "task.scale, the metres in one unit of the file")
         return target
+
+    def suspect(self, target: Array) -> list[Suspicion]:
+        if not self.says_anything(target):
+            return [Suspicion("empty", "warning", "no known depth in the range")]
+        known = target > 0
+        count, inside = int(known.sum()), int(((target >= self.minimum) & (target <= self.maximum)).sum())
+        found = []
+        if inside < (1 - _OUTSIDE) * count:
+            share, low, high = 1 - inside / count, float(target[known].min()), float(target.max())
+            words = f"{share:.0%} of the known depths, which are {low:.3g} to {high:.3g} m"
+            found.append(Suspicion("out of range", "warning", words))
+        if count < target.size / 2:
+            found.append(Suspicion("mostly unknown", "note", f"{1 - count / target.size:.0%} of the pixels"))
+        return found
+
+    def inspect_target(self, path: Path) -> tuple[NDArray[np.float32], list[Suspicion]]:
+        metres = read_depth(path, self.scale)
+        target = self._canonical(path, metres)
+        found = self.suspect(target)
+        finite = np.isfinite(metres)
+        if not finite.all():
+            found.append(Suspicion("not finite", "note", f"{1 - float(finite.mean()):.1%} of the pixels"))
+        if (metres[finite] < 0).any():
+            found.append(Suspicion("negative", "warning", f"down to {float(metres[finite].min()):.3g} m"))
+        return target, found
 
     def _check_unit(self, path: Path, metres: Array, remedy: str) -> None:
         """Refuses a file whose median depth no scene of this range has."""

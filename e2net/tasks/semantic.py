@@ -24,7 +24,7 @@ from e2net.losses.semantic_loss import SemanticLoss
 from e2net.metrics.semantic import HIGHER_IS_BETTER, LabelCounts, LabelProtocol, LabelTable, score_labels
 from e2net.metrics.table import SetTable
 from e2net.structures import IGNORED, plain
-from e2net.tasks.base import About, Array, Sampler, SetScores, Task, resize_nearest
+from e2net.tasks.base import About, Array, Sampler, SetScores, Suspicion, Task, resize_nearest
 
 Labels = NDArray[np.uint16]
 # Number, names, or names with colours.
@@ -73,6 +73,12 @@ class Semantic(Task):
         ("mAcc", r"mAcc$\uparrow$", "mAcc ↑"),
     )
     protocol_fields = ("boundary",)
+    suspicions = {  # noqa: RUF012
+        "foreign labels": "Labels of no class that are not ignored either: training stops at them. Do task.classes, "
+        "task.ignore and task.first_label fit?",
+        "empty": "All pixels are ignored: nothing to learn or to score.",
+        "one class": "All pixels that count are of one class.",
+    }
     problems = {"resized": "not of the target's size, resized to the nearest pixel"}  # noqa: RUF012
     extra_files = ("per_class.csv", "confusion_*.png")
 
@@ -156,18 +162,40 @@ class Semantic(Task):
     def _read(self, path: Path, ignoring: bool) -> Labels:
         values = read_labels(path)
         labels: Labels = self._coding(ignoring)[values]
-        strange = values[labels == _STRANGE]
-        if strange.size:
-            found = np.unique(strange)
-            shown = ", ".join(map(str, found[:5])) + (" and more" if len(found) > 5 else "")
-            span = f"{self.first_label} to {self.first_label + self.out_channels - 1}"
-            more = f" or {self.ignore} (task.ignore)" if ignoring and self.ignore is not None else ""
-            what = "labels" if ignoring else "a class at every pixel of a result:"
-            raise ValueError(
-                f"{path}: expected {what} {span} ({self.names[0]} to {self.names[-1]}){more}, found {shown} at"
-                f" {strange.size} of {values.size} pixels; do task.classes fit?"
-            )
+        fault = self._strange(values, labels, ignoring)
+        if fault is not None:
+            raise ValueError(f"{path}: {fault}; do task.classes fit?")
         return labels
+
+    def _strange(self, values: Labels, labels: Labels, ignoring: bool) -> str | None:
+        """In words, the labels of a file (h, w) that mean nothing in ours."""
+        strange = values[labels == _STRANGE]
+        if not strange.size:
+            return None
+        found = np.unique(strange)
+        shown = ", ".join(map(str, found[:5])) + (" and more" if len(found) > 5 else "")
+        span = f"{self.first_label} to {self.first_label + self.out_channels - 1}"
+        more = f" or {self.ignore} (task.ignore)" if ignoring and self.ignore is not None else ""
+        what = "labels" if ignoring else "a class at every pixel of a result:"
+        return (
+            f"expected {what} {span} ({self.names[0]} to {self.names[-1]}){more}, found {shown} at"
+            f" {strange.size} of {values.size} pixels"
+        )
+
+    def suspect(self, target: Array) -> list[Suspicion]:
+        there = np.bincount(target.ravel(), minlength=IGNORED + 1)[: self.out_channels].nonzero()[0]
+        if len(there) == 0:
+            return [Suspicion("empty", "warning", "all pixels are ignored")]
+        return [Suspicion("one class", "note", f"only {self.names[there[0]]}")] if len(there) == 1 else []
+
+    def inspect_target(self, path: Path) -> tuple[Labels, list[Suspicion]]:
+        values = read_labels(path)
+        labels: Labels = self._coding(ignoring=True)[values]
+        fault = self._strange(values, labels, ignoring=True)
+        if fault is None:
+            return labels, self.suspect(labels)
+        # Shown as ignored, which is what no class has.
+        return np.where(labels == _STRANGE, np.uint16(IGNORED), labels), [Suspicion("foreign labels", "error", fault)]
 
     def canonical(self, target: Array) -> Labels:
         if target.dtype != np.uint16 or target.ndim != 2:

@@ -64,6 +64,9 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+# Lines about suspect data in the log of a run.
+_WARNINGS = 5
+
 
 def run_files(task: Task) -> tuple[str, ...]:
     """Patterns of what a run leaves in its folder, beside its log."""
@@ -117,6 +120,8 @@ def prepare_training(config: dict[str, Any]) -> TrainingJob:
             restore(model, content)
         data.begin_at(*ResumeState.position(content))
     data.check()
+    if is_first_process():
+        _warn_of(data)
     task.prepare_loss(criterion, data.train_targets())
     if content is not None:
         check_same_images(content.get(ResumeState.KEY, {}).get("images"), data, config["resume"])
@@ -147,6 +152,16 @@ def prepare_training(config: dict[str, Any]) -> TrainingJob:
     names = tuple(data.test_names)
     module = DenseModule(model, config, criterion, optim, names, predictor, rescale)
     return TrainingJob(module, data, trainer, output, resume, cache=cache)
+
+
+def _warn_of(data: DenseData) -> None:
+    """Logs what is suspect about the data, some lines of it."""
+    lines = data.warnings()
+    for line in lines[:_WARNINGS]:
+        log.warning("%s", line)
+    if lines:
+        more = f"{len(lines) - _WARNINGS} more like these; " if len(lines) > _WARNINGS else ""
+        log.warning("%spython -m e2net.check with the same data and task shows all, with pictures", more)
 
 
 def _resumed(config: dict[str, Any], task: Task) -> tuple[Path | None, dict[str, Any] | None]:

@@ -8,7 +8,8 @@ import yaml
 
 from e2net.compare.comparison import compare
 from e2net.compare.cost import Cost
-from e2net.compare.gallery import Example, Picture
+from e2net.compare.gallery import Example
+from e2net.page.pictures import Picture
 
 SCORES = ("S", "MAE")
 

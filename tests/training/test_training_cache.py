@@ -100,8 +100,8 @@ def test_an_interrupted_pass_goes_on_where_it_stopped(tmp_path, encoded, monkeyp
 def test_records_are_the_features_of_view_and_mirror_image(tmp_path):
     job = _prepare(tmp_path, "data.test={}", views=2)
     train(job)
-    store, source = job.data._cache.store, job.data._source("train")
-    views = ViewSet(source, job.data._split()[0], job.data.size, job.data.augment, 2, job.data.seed)
+    store, source = job.data._cache.store, job.data.source("train")
+    views = ViewSet(source, job.data.split()[0], job.data.size, job.data.augment, 2, job.data.seed)
     encoder = job.module.model.encoder
     for entry in (0, 1, 5):
         sample = views[entry]

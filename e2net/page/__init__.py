@@ -1,0 +1,1 @@
+"""Reports as one HTML file each: what the pages of several programs share."""
