@@ -116,7 +116,7 @@ def recipe(name, out):
 def _few_steps(folder, *overrides):
     """Two epochs of two steps, with averaged weights and mirror images, on few tensors: each costs FSDP time."""
     few = ("decoder=linear", "decoder.dropout=0.1", "logger=csv")
-    config = small_recipe("recommended", folder, *few, *overrides, patches=2, n_train=14, n_test=3, val_fraction=0.2)
+    config = small_recipe("recommended", folder, *few, *overrides, patches=2, n_train=20, n_test=3, val_fraction=0.2)
     config["trainer"] |= {"max_epochs": 2, "limit_train_batches": 2, "precision": "64-true"}
     if "path" not in config["encoder"]:
         config["encoder"]["config"]["num_hidden_layers"] = 4
@@ -130,7 +130,7 @@ class Stop(L.Callback):
         self.kill = kill
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        if trainer.current_epoch == 1 and batch_idx == 0:
+        if trainer.current_epoch == 1 and batch_idx == 1:
             if not self.kill:
                 raise KeyboardInterrupt
             if RANK == 1:
@@ -140,8 +140,9 @@ class Stop(L.Callback):
 def _two_epochs(name, folder, resume=None):
     strategy, _, _ = name.partition("_")
     config = _few_steps(folder, f"strategy={strategy}", *(["schedule=plateau"] if strategy == "ddp" else []))
-    config["trainer"] |= {"precision": "32-true"}
-    return {**config, "resume": resume}
+    # Saved last behind the second epoch's first step of three.
+    config["trainer"] |= {"precision": "32-true", "limit_train_batches": 3}
+    return {**config, "checkpoint_every_n_steps": 1, "resume": resume}
 
 
 def whole_run(name, out):
@@ -150,7 +151,7 @@ def whole_run(name, out):
 
 
 def stopped(name, out):
-    """Ended in the second of them."""
+    """Ended within the second of them."""
     job = prepare_training(settings(_two_epochs(name, out / name)))
     job.trainer.callbacks.append(Stop(name.endswith("killed")))
     try:
