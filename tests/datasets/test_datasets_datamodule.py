@@ -6,6 +6,7 @@ from lightning import LightningModule, Trainer
 from PIL import Image
 
 from e2net.datasets import Augment, FolderData, ProceduralData, collate, in_validation
+from e2net.datasets.datamodule import EpochSampler
 from e2net.evaluation.data import DataModule
 from e2net.structures import Sample
 
@@ -211,15 +212,31 @@ def test_set_epoch_resumes_where_the_run_would_have_been(root):
     assert same(third, list(loader))
 
 
-def test_processes_share_an_epoch(root, monkeypatch):
-    shares = []
-    for rank in range(2):
-        monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-        monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
-        shares.append([position for _, position in folder_data(root).train_dataloader().sampler])
-    assert [len(share) for share in shares] == [9, 9]
-    assert set(shares[0]) | set(shares[1]) == set(range(17))
+def _batches(sampler, batch_size):
+    """As the training loader makes them, by step."""
+    positions = [position for _, position in sampler]
+    drop = len(sampler) > batch_size
+    steps = len(positions) // batch_size if drop else -(-len(positions) // batch_size)
+    return [positions[step * batch_size : (step + 1) * batch_size] for step in range(steps)]
+
+
+@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_processes_have_at_each_step_what_one_would_have(monkeypatch, world, batch_size):
+    for images in range(1, 40):
+        one = _batches(EpochSampler(range(images), 3, batch_size * world), batch_size * world)
+        monkeypatch.setattr("e2net.processes.count", lambda: world)
+        shares = []
+        for rank in range(world):
+            monkeypatch.setattr("e2net.processes.rank", lambda rank=rank: rank)
+            shares.append(_batches(EpochSampler(range(images), 3, batch_size), batch_size))
+        monkeypatch.undo()
+        assert len({tuple(map(len, share)) for share in shares}) == 1, "some would wait for the others"
+        together = [[p for turn in zip(*step, strict=True) for p in turn] for step in zip(*shares, strict=True)]
+        if images >= batch_size * world:
+            assert together == one
+        else:
+            assert len(together) == 1 and set(together[0]) == set(range(images))
 
 
 def test_opencv_has_no_threads_that_a_fork_would_lose(root):
