@@ -97,8 +97,8 @@ def _run(config, tested):
 def recipe(name, out):
     """21 steps in three epochs of seven and a rest, with an odd number of pictures in validation and in test.
 
-    In float32 rounding alone, which AdamW blows up to whole steps where a gradient should be 0, parts two trainings by
-    more than 1e-5 within so many steps.
+    In float64: AdamW makes whole steps of gradients that should be 0, and so of rounding, which in float32 can part two
+    trainings by more than 1e-5 within so many steps.
     """
     config = small_recipe(name, out / name, patches=2, n_train=34, n_test=5, val_fraction=0.15)
     config["trainer"] |= {"max_epochs": 3, "precision": "64-true"}
