@@ -124,7 +124,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=4121)
     parser.add_argument("--workers", type=int, default=0, help="processes that read pictures")
-    parser.add_argument("--most", type=float, default=64, help="MiB by which a peak may be higher")
+    parser.add_argument("--most", type=float, default=48, help="KiB that a picture may leave behind: its curves")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     eighth = max(24, arguments.pictures // 8)
@@ -132,6 +132,6 @@ if __name__ == "__main__":
     print(table(*runs, arguments.pictures - eighth))
     if arguments.json:
         arguments.json.write_text(json.dumps(runs, indent=1) + "\n")
-    sys.exit(
-        any(many["peak"] - few["peak"] > arguments.most for few, many in zip(*(r.values() for r in runs), strict=True))
-    )
+    limit = arguments.most * (arguments.pictures - eighth) / 1024
+    few, many = (run.values() for run in runs)
+    sys.exit(any(b["peak"] - a["peak"] > limit for a, b in zip(few, many, strict=True)))

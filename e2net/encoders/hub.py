@@ -165,7 +165,11 @@ def build_described(description: Mapping[str, Any]) -> nn.Module:
     keys = dict(description.get("config") or {})
     model_type = keys.pop("model_type", None)
     try:
-        return _draw(type(AutoConfig.for_model(model_type)).from_dict(keys))
+        defaults = AutoConfig.for_model(model_type)
+        for key, value in keys.items():  # which transformers would look at when the model runs
+            if isinstance(getattr(defaults, key, None), bool) and not isinstance(value, bool):
+                raise ValueError(f"expected true or false for {key}, found {value!r}")
+        return _draw(type(defaults).from_dict(keys))
     except Exception as error:  # not our code: whatever it is, the description is at fault
         raise ValueError(
             f"checkpoint: transformers cannot build the encoder {model_type} that it describes ({error}); update "
