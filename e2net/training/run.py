@@ -125,15 +125,9 @@ def prepare_training(config: dict[str, Any]) -> TrainingJob:
     task.prepare_loss(criterion, data.train_targets())
     if content is not None:
         check_same_images(content.get(ResumeState.KEY, {}).get("images"), data, config["resume"])
-    step = 0 if content is None else content["global_step"]
-    trainer = _trainer(config, output, data, step, strategy)
+    trainer = _trainer(config, output, data, 0 if content is None else content["global_step"], strategy)
     strategy.check(trainer, model, cached=cache.views > 0)
-    check_batches(config, len(data.train_names()), len(data.val_names()), trainer.world_size)
-    if auto and trainer.world_size > 1:
-        raise ValueError(
-            f"data.batch_size=auto is found on one device, which are {trainer.world_size} here; give a number of images"
-            " for each"
-        )
+    _check_batches(config, data, trainer.world_size, auto)
     if auto and content is None:
         data.batch_size = choose_batch_size(
             model,
@@ -149,8 +143,7 @@ def prepare_training(config: dict[str, Any]) -> TrainingJob:
         config["data"]["batch_size"] = data.batch_size
     if config["compile"]:
         compile_model(model)
-    names = tuple(data.test_names)
-    module = DenseModule(model, config, criterion, optim, names, predictor, rescale)
+    module = DenseModule(model, config, criterion, optim, tuple(data.test_names), predictor, rescale)
     return TrainingJob(module, data, trainer, output, resume, cache=cache)
 
 
@@ -246,6 +239,15 @@ def fill_cache(job: TrainingJob) -> None:
             device=strategy.root_device,
             autocast=strategy.precision_plugin.forward_context,
             precision=str(job.trainer.precision),
+        )
+
+
+def _check_batches(config: dict[str, Any], data: DenseData, processes: int, auto: bool) -> None:
+    """Refuses an epoch without a batch, and to look for a batch size on several devices."""
+    check_batches(config, len(data.train_names()), len(data.val_names()), processes)
+    if auto and processes > 1:
+        raise ValueError(
+            f"data.batch_size=auto is found on one device, found {processes}; give a number of images for each"
         )
 
 
