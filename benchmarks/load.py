@@ -1,4 +1,4 @@
-"""Memory of training, evaluation and prediction over as many pictures as NC4K has (4,121), of as many sizes.
+"""Memory of training, evaluation, prediction and check over as many pictures as NC4K has (4,121), of as many sizes.
 
 Each program runs as a user starts it, over an eighth of the pictures and then over all; the resident memory of it and
 of all that it has started is read four times a second. What a program holds for each picture would show as a higher
@@ -93,6 +93,11 @@ def main(count: int, workers: int) -> dict:
             "predict": [
                 *(python, "-m", "e2net.predict", f"ckpt={run}", f"input={place / 'data' / 'train' / 'Image'}"),
                 *(f"output={place / 'predicted'}", "device=cpu", "rle=true", "overlays=true"),
+            ],
+            "check": [
+                # Not with the test set, which has the same pictures.
+                *(python, "-m", "e2net.check", "data=folder", f"data.root={place / 'data'}", "data.test=[]"),
+                f"output={place / 'check'}",
             ],
         }
         for program, command in programs.items():
