@@ -309,11 +309,13 @@ def _check_png_is_whole(data: bytes, path: Path) -> None:
         kind = data[at + 4 : at + 8]
         end = at + 8 + (struct.unpack(">I", data[at : at + 4])[0] if len(kind) == 4 else len(data))
         if end + 4 > len(data):
-            raise _FileError(
+            raise UnreadableError(
                 f"{path}: truncated, or not an image that can be decoded (its end is missing). Copy the file again."
             )
         if kind in _PIXELS_OF_PNG and zlib.crc32(data[at + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
-            raise _FileError(f"{path}: damaged, as the checksum of its {kind.decode()} shows. Copy the file again.")
+            raise UnreadableError(
+                f"{path}: damaged, as the checksum of its {kind.decode()} shows. Copy the file again."
+            )
         at = end + 4
 
 

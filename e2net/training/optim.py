@@ -64,7 +64,9 @@ class AdamW:
 
     def build(self, model: DenseModel, total_steps: int) -> dict[str, Any]:
         """What Lightning's ``configure_optimizers`` returns, for a run of ``total_steps`` optimiser steps."""
-        optimizer = _AdamW(self.groups(model), fused=True)
+        # One kernel, but for float64: under trainer.precision=64-true torch counts steps in a type that it refuses.
+        fused = all(parameter.dtype != torch.float64 for parameter in model.parameters())
+        optimizer = _AdamW(self.groups(model), fused=fused)
         return {"optimizer": optimizer, "lr_scheduler": self.schedule.configure(optimizer, total_steps, model.task)}
 
 

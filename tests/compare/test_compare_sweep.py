@@ -225,7 +225,7 @@ def test_sweep_continues_where_it_stopped(swept, capfd):
     folder = swept[0]
     shutil.copytree(folder / "store", folder / "again" / "store")
     store = folder / "again" / "store"
-    linear, caem = (next(store.glob(f"{name}_strategy_auto*")) for name in ("linear", "caem"))
+    linear, caem = (next(store.glob(f"{name}_clip_norm*")) for name in ("linear", "caem"))
     untouched = (linear / ".lock").stat().st_mtime_ns
     scores = json.loads((caem / "test_scores.json").read_text())["scores"]
     (caem / "test_scores.json").unlink()
@@ -326,7 +326,7 @@ def _snapshot(root):
 def test_broken_and_unreadable_checkpoints_lose_nothing(swept, tmp_path, capfd):
     """A broken one starts again in another folder, what cannot be read fails its run, and a sweep/ is nobody's."""
     shutil.copytree(swept[0] / "store", tmp_path / "store")
-    linear, caem = (next((tmp_path / "store").glob(f"{name}_strategy_auto*")) for name in ("linear", "caem"))
+    linear, caem = (next((tmp_path / "store").glob(f"{name}_clip_norm*")) for name in ("linear", "caem"))
     for run in (linear, caem):
         (run / "test_scores.json").unlink()
         (run / "notes").mkdir()

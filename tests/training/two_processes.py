@@ -153,7 +153,7 @@ def whole_run(name, out):
 def stopped(name, out):
     """Ended within the second of them."""
     job = prepare_training(settings(_two_epochs(name, out / name)))
-    job.trainer.callbacks.append(Stop(name.endswith("killed")))
+    job.trainer.callbacks.insert(0, Stop(name.endswith("killed")))
     try:
         train(job)
     except KeyboardInterrupt:
