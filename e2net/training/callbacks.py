@@ -72,8 +72,8 @@ class LastCheckpoint(Checkpoint):
 
     Also where a run is to end within an epoch, as by ``trainer.max_time``. It is written between two optimiser steps.
     What follows an epoch's last one is left to the end of the epoch, so that a validation is never half done; SIGTERM
-    waits for it too. A state whose last step was skipped as not finite is not written: the one before may be the last
-    good one.
+    waits for it too. A state whose last step was skipped as not finite is not written, but for fp16's first steps: the
+    one before may be the last good one.
 
     Args:
         file: where to.
@@ -137,7 +137,7 @@ class LastCheckpoint(Checkpoint):
 
     def _save(self, trainer: L.Trainer, pl_module: Any) -> None:
         pl_module.finite.look()
-        if pl_module.finite.in_a_row:
+        if pl_module.finite.doubtful:
             log.warning("%s stays that of before the skipped steps", self.file.name)
             return
         trainer.save_checkpoint(self.file, weights_only=False)

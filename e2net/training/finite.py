@@ -12,8 +12,10 @@ from e2net.structures import NotFiniteError
 
 log = logging.getLogger(__name__)
 
-# So many skipped steps in a row are no accident. Above the 16 in which fp16's scale falls from its first value to 1.
+# So many skipped steps in a row are no accident.
 MOST = 20
+# In so many at most fp16's scale falls from its first value to 1.
+_SETTLING = 16
 # To look at the results of a step is to wait for the device: it is done for so many steps at once.
 _EVERY = 10
 
@@ -54,6 +56,11 @@ class FiniteSteps:
         layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
         self._live = [b for layer in layers for b in (layer.running_mean, layer.running_var) if b is not None]
         self._kept = [value.clone() for value in self._live]
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether the present weights may be what the last steps were skipped for; the same in all processes."""
+        return self.in_a_row > (_SETTLING if self._scaled else 0)
 
     def add_loss(self, names: Sequence[str], loss: Tensor) -> Tensor:
         """Notes a batch's loss.

@@ -50,6 +50,7 @@ from e2net.runs.outputs import check_free, claim
 from e2net.runs.provenance import file_hash, weights_hash, write_environment
 from e2net.runs.resume import check_same_images, check_same_run, images_hash
 from e2net.speed import compile_model
+from e2net.structures import NotFiniteError
 from e2net.tasks.base import Task
 from e2net.training.averaging import WeightAverage
 from e2net.training.cache import FeatureCache
@@ -329,6 +330,10 @@ def _to_test(job: TrainingJob) -> Path:
     """The best checkpoint of this run, the last one where nothing was validated; whatever else lies in the folder."""
     files = [c.file for c in job.trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint | LastCheckpoint)]
     there = [file for file in files if file.is_file()]
+    if not there:
+        raise NotFiniteError(
+            "expected a checkpoint to test, found none: all steps were skipped, see above; lower optim.lr"
+        )
     if there != files:
         log.warning("no validation had a finite score: %s is tested", there[0].name)
     return there[0]

@@ -17,6 +17,7 @@ from e2net.predict.segmenter import Segmenter
 from e2net.runs.checkpoint import read_checkpoint
 from e2net.structures import NotFiniteError
 from e2net.training import train
+from e2net.training.finite import FiniteSteps
 from e2net.training.module import DenseModule
 
 BAD = [float("nan"), float("inf"), -float("inf")]
@@ -151,3 +152,27 @@ def test_a_rate_far_too_high_ends_in_one_line(tmp_path):
     line = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 1 and line.startswith("error: ") and "finite" in line, done.stderr[-2000:]
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("scaled, most", [(False, 0), (True, 16)])
+def test_steps_that_fp16_skips_until_its_scale_fits_do_not_keep_a_run_from_being_saved(scaled, most):
+    steps = FiniteSteps()
+    steps.start(torch.nn.Linear(1, 1), scaled)
+    found = []
+    for number in range(19):
+        steps.add_loss(["a"], torch.tensor(1.0))
+        steps.add_step(number, torch.tensor(False))
+        steps.look()
+        found.append(steps.doubtful)
+    assert found == [False] * most + [True] * (19 - most)
+    steps.add_loss(["a"], torch.tensor(1.0))
+    steps.add_step(19, torch.tensor(True))
+    steps.look()
+    assert not steps.doubtful and (steps.skipped, steps.in_a_row) == (19, 0)
+
+
+def test_a_run_without_any_good_step_has_nothing_to_test(tmp_path):
+    job = tiny_job(tmp_path, "data.val_fraction=0")
+    job.trainer.callbacks.insert(0, Spoil("loss", range(99)))
+    with pytest.raises(NotFiniteError, match="found none: all steps were skipped"):
+        train(job)
