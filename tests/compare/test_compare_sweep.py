@@ -249,7 +249,7 @@ def browser(swept, tmp_path_factory):
 
 
 def test_page_loads_without_errors_and_without_the_network(browser):
-    assert browser.run("document.title").startswith("linear, strategy=auto against caem")
+    assert browser.run("document.title").startswith("linear, clip=norm against caem")
     said = [e for e in browser.events if e["method"] in ("Runtime.consoleAPICalled", "Runtime.exceptionThrown")]
     logged = [e for e in browser.events if e["method"] == "Log.entryAdded"]
     assert said == [] and logged == []

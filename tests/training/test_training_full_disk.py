@@ -12,6 +12,7 @@ import sys
 import lightning as L
 import pytest
 import torch
+from apart import start
 from conftest import ROOT
 from tiny import TINY, tiny_job
 
@@ -23,30 +24,25 @@ from e2net.training import train
 resource = pytest.importorskip("resource", reason="limits of a file's size are set by the module resource, of Unix")
 
 
-def in_child(work):
-    """What an OSError in a process of its own says: (number, file); None where it came to its end."""
-    read, write = os.pipe()
-    pid = os.fork()
-    if pid == 0:
+def in_child(work, file):
+    """What an OSError in a process of its own says, by way of a file; None where it came to its end."""
+
+    def told():
         try:
             work()
-            os._exit(0)
         except OSError as error:
-            os.write(write, f"{no_space(error)}".encode())
+            limit(resource.RLIM_INFINITY)
+            file.write_text(str(no_space(error)))
             os._exit(1)
-        except BaseException as error:
-            os.write(write, f"{type(error).__name__}: {error}".encode())
-            os._exit(2)
-    os.close(write)
-    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    with os.fdopen(read) as pipe:
-        told = pipe.read()
-    assert status in (0, 1), f"{status}: {told}"
-    return told if status else None
+
+    process = start(told)
+    process.join(300)
+    assert process.exitcode in (0, 1)
+    return file.read_text() if process.exitcode else None
 
 
 def limit(size):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
 class FillUp(L.Callback):
@@ -65,12 +61,11 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(size, tmp_pat
     options = ["trainer.max_epochs=3", "logger=csv"]
 
     def work():
-        torch.set_num_threads(1)
         job = tiny_job(tmp_path / "run", *options)
         job.trainer.callbacks.append(FillUp(1, size))
         train(job)
 
-    told = in_child(work)
+    told = in_child(work, tmp_path.with_suffix(".said"))
     assert re.match(rf"no space left for {tmp_path}/run/\S+ \(File too large\)", told), told
     content = [read_checkpoint(tmp_path / "run" / "checkpoints" / name) for name in ("best.ckpt", "last.ckpt")]
     assert [one["epoch"] for one in content] == [0, 0]
@@ -88,7 +83,7 @@ def test_a_feature_cache_that_does_not_fit_is_an_error_and_no_signal(tmp_path):
         limit(10_000)
         FeatureStore(tmp_path, "key", 100, [(8, 4, 4)], (32, 32))
 
-    assert re.match(rf"no space left for {tmp_path}/\w+/features.bin", in_child(work))
+    assert re.match(rf"no space left for {tmp_path}/\w+/features.bin", in_child(work, tmp_path.with_suffix(".said")))
     assert list(tmp_path.iterdir()) == []
     store = FeatureStore(tmp_path, "key", 100, [(8, 4, 4)], (32, 32))
     blocks = sum(file.stat().st_blocks * 512 for file in store.folder.iterdir())
@@ -104,7 +99,7 @@ def test_a_file_is_whole_or_not_there(size, tmp_path):
         limit(size)
         write_atomically(file, "after" * 1000)
 
-    assert in_child(work) == f"no space left for {file} (File too large)"
+    assert in_child(work, tmp_path.with_suffix(".said")) == f"no space left for {file} (File too large)"
     assert [p.name for p in tmp_path.iterdir()] == ["scores.json"] and file.read_text() == "before"
 
 

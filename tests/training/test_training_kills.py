@@ -11,6 +11,7 @@ import time
 
 import pytest
 import torch
+from apart import start
 from tiny import rows_of, tiny_config
 
 from e2net.runs.checkpoint import read_checkpoint
@@ -30,31 +31,38 @@ COMMON = [
 ]  # fmt: skip
 
 
-def child(config, ends=None, with_signal=signal.SIGKILL):
-    """Trains in a process of its own, which gets a signal after so many seconds.
+def child(config, when=None, with_signal=signal.SIGKILL):
+    """Trains in a process of its own, which gets a signal as soon as ``when()``.
 
     Returns:
         Its exit status: 0, -9 where it was killed, 130 where it was interrupted.
     """
-    pid = os.fork()
-    if pid == 0:
+
+    def work():
         try:
             train(prepare_training(config))
-            os._exit(0)
         except KeyboardInterrupt:
             os._exit(130)
-        except BaseException as error:
-            print(f"{type(error).__name__}: {error}", flush=True)
-            os._exit(3)
-    until = None if ends is None else time.monotonic() + ends
-    while True:
-        done, status = os.waitpid(pid, 0 if until is None else os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        if time.monotonic() > until:
-            os.kill(pid, with_signal)
-            until = None
+
+    process = start(work)
+    while when is not None and process.exitcode is None:
+        if when():
+            os.kill(process.pid, with_signal)
+            break
         time.sleep(0.002)
+    process.join(300)
+    return process.exitcode
+
+
+def after(seconds):
+    until = time.monotonic() + seconds
+    return lambda: time.monotonic() > until
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server():
+    """So that the first run takes no longer than others."""
+    start(int).join(300)
 
 
 def goes_on(folder, options):
@@ -88,17 +96,6 @@ def assert_same(folder, expected, kills=0):
     assert scores[0] == scores[1]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    """No drawing of curves, which takes as long as all the rest; and one thread, as forked ones may hang."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("e2net.evaluation.report.curve_figure", lambda curves: b"a picture")
-        yield
-    torch.set_num_threads(threads)
-
-
 def options_of(name, folder):
     return [*COMMON, *RUNS[name], f"cache.folder={folder}/cache"]
 
@@ -113,7 +110,7 @@ def test_killed_at_random_moments(name, tmp_path):
     print(f"seed {seed}")
     moments, kills = random.Random(seed), 0
     while kills < KILLS:
-        status = child(goes_on(tmp_path / "run", options), moments.uniform(0, lasts))
+        status = child(goes_on(tmp_path / "run", options), after(moments.uniform(0, lasts)))
         assert status in (0, -signal.SIGKILL)
         kills += status != 0
         if status == 0 and kills < KILLS:
@@ -123,24 +120,21 @@ def test_killed_at_random_moments(name, tmp_path):
     assert_same(tmp_path / "run", tmp_path / "whole", kills)
 
 
+@pytest.mark.parametrize("rows", [2, 9])
 @pytest.mark.parametrize("name", ["frozen", "full"])
-def test_sigterm_saves_first(name, tmp_path):
+def test_sigterm_saves_first(name, rows, tmp_path):
     """At the step at which it came, though no checkpoint was asked for within epochs."""
-    options = [*options_of(name, tmp_path), "checkpoint_every_n_steps=null", "data.n_train=40"]
-    start = time.monotonic()
+    options = [*options_of(name, tmp_path), "checkpoint_every_n_steps=null", "data.n_train=60"]
+    folder, metrics = tmp_path / "run", tmp_path / "run" / "metrics.csv"
+    status = child(
+        tiny_config(folder, *options),
+        lambda: metrics.is_file() and metrics.read_bytes().count(b"\n") > rows,
+        signal.SIGTERM,
+    )
+    assert status == 130
+    content = read_checkpoint(folder / "checkpoints" / "last.ckpt")
+    losses = [row for row in rows_of(folder) if "train/loss" in row]
+    assert 0 < len(losses) == content["global_step"]
     assert child(tiny_config(tmp_path / "whole", *options)) == 0
-    lasts = time.monotonic() - start
-    moments, saved = random.Random(0), []
-    for at in range(3):
-        folder = tmp_path / f"run{at}"
-        status = child(tiny_config(folder, *options), lasts * moments.uniform(0.3, 0.7), signal.SIGTERM)
-        if status in (0, -signal.SIGTERM) or not (folder / "checkpoints" / "last.ckpt").is_file():
-            continue  # it had not begun to train, or did so no longer
-        assert status == 130
-        content = read_checkpoint(folder / "checkpoints" / "last.ckpt")
-        saved.append(content["resume"]["position"])
-        losses = [row for row in rows_of(folder) if "train/loss" in row]
-        assert len(losses) == content["global_step"]
-        assert child(goes_on(folder, options)) == 0
-        assert_same(folder, tmp_path / "whole")
-    assert any(batches for _, batches in saved), "none came within an epoch"
+    assert child(goes_on(folder, options)) == 0
+    assert_same(folder, tmp_path / "whole")

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from apart import start
 from tiny import rows_of, tiny_job
 
 from e2net.compare.runs import read_run
@@ -49,20 +50,19 @@ def end_at(patch, moment, how):
 
 def in_child(work):
     """Does some work in a process of its own, and returns the signal that ended it; None: it came to an end."""
-    child = os.fork()
-    if child == 0:
+
+    def told():
         try:
             work()
-            os._exit(0)
         except OSError as error:
             os._exit(0 if error.errno == errno.ENOSPC else 3)
         except BaseException:
             os._exit(3)
-    status = os.waitpid(child, 0)[1]
-    if os.WIFSIGNALED(status):
-        return os.WTERMSIG(status)
-    assert os.WEXITSTATUS(status) == 0
-    return None
+
+    process = start(told)
+    process.join()
+    assert process.exitcode <= 0
+    return -process.exitcode or None
 
 
 def assert_consistent(folder):
@@ -133,7 +133,7 @@ def ended(folder, moment, how, *overrides):
             return False
 
         def work():
-            end_at(patch, moment, how)
+            end_at(pytest.MonkeyPatch(), moment, how)
             train(tiny_job(folder, *overrides))
 
         return in_child(work) == signal.SIGKILL
