@@ -127,6 +127,11 @@ class FSDP(Strategy):
                 f"strategy=fsdp: expected parameters that can be split, found a single number, {single[0]}; give "
                 "another tuning (frozen, lora, partial, full), or strategy=ddp"
             )
+        if trainer.strategy.root_device.type == "cpu" and not shards_on_cpus():
+            raise ValueError(
+                f"strategy=fsdp: expected a GPU, as torch {torch.__version__} splits models on GPUs alone, found a "
+                "CPU; take a newer torch, or strategy=ddp"
+            )
 
     def build(self, config: dict[str, Any]) -> DenseModel:
         """The model, in other processes than the first one without values: they read no weights and take no memory."""
@@ -138,6 +143,11 @@ class FSDP(Strategy):
             model = build_model({**config, "encoder": drawn})
         model.encoder.pretrained = encoder.get("weights") == "pretrained"  # what a checkpoint leaves out
         return model
+
+
+def shards_on_cpus() -> bool:
+    """Whether this torch can split a model over processes on CPUs; 2.6 cannot, as its CPU streams have no events."""
+    return hasattr(torch.cpu.Stream, "record_event")
 
 
 def has_values(model: nn.Module) -> bool:

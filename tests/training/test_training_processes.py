@@ -20,10 +20,11 @@ from torch import nn
 from e2net.runs import build, compose_training
 from e2net.runs.checkpoint import load_model, read_checkpoint
 from e2net.runs.config import check_training
-from e2net.training.strategies import FSDP, has_values
+from e2net.training.strategies import FSDP, has_values, shards_on_cpus
 
 SCRIPT = Path(__file__).parent / "two_processes.py"
 SPLIT = ("frozen", "full")
+splits = pytest.mark.skipif(not shards_on_cpus(), reason="this version of torch splits models on GPUs alone")
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +119,9 @@ def _tensors(content, place=""):
         yield place, content
 
 
-@pytest.mark.parametrize("whole, ended", [("ddp_whole", "ddp_killed"), ("fsdp_whole", "fsdp_stopped")])
+@pytest.mark.parametrize(
+    "whole, ended", [("ddp_whole", "ddp_killed"), pytest.param("fsdp_whole", "fsdp_stopped", marks=splits)]
+)
 def test_a_run_that_went_on_equals_one_that_never_ended(out, whole, ended):
     """To the last bit; one ended as its second process was killed, the other by Ctrl-C, and both as on two machines."""
     folders = [out / "two" / name for name in (whole, ended)]
@@ -137,6 +140,13 @@ def test_a_run_that_went_on_equals_one_that_never_ended(out, whole, ended):
     assert scores[0] == scores[1]
 
 
+@pytest.mark.skipif(shards_on_cpus(), reason="this version of torch splits models on CPUs too")
+def test_a_torch_that_splits_on_gpus_alone_is_refused(out):
+    for found in _found(out, "fsdp_refused"):
+        assert f"expected a GPU, as torch {torch.__version__} splits models on GPUs alone" in found["said"]
+
+
+@splits
 @pytest.mark.parametrize("tuning", SPLIT)
 def test_a_split_model_trains_as_copies_do(out, tuning):
     for found in _found(out, tuning):
@@ -147,6 +157,7 @@ def test_a_split_model_trains_as_copies_do(out, tuning):
     assert not found["fsdp"]["wrote"]
 
 
+@splits
 @pytest.mark.parametrize("tuning", SPLIT)
 def test_the_checkpoint_of_a_split_model_is_whole(out, tuning):
     ddp, fsdp = (out / "two" / f"{strategy}_{tuning}" for strategy in ("ddp", "fsdp"))
@@ -203,7 +214,7 @@ def test_scaled_losses_do_not_go_with_a_split_model():
         (["strategy=single"], "SingleDeviceStrategy"),
         (["strategy=ddp", "trainer.devices=2"], "DDPStrategy"),
         (["strategy=ddp", "strategy.find_unused_parameters=true"], "DDPStrategy"),
-        (["strategy=fsdp", "trainer.devices=2"], "ShardedStrategy"),
+        pytest.param(["strategy=fsdp", "trainer.devices=2"], "ShardedStrategy", marks=splits),
     ],
 )
 def test_strategy_is_what_the_group_and_the_devices_say(tmp_path, overrides, name):
