@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from e2net.arguments import print_anywhere
 from e2net.runs.folder import owned
-from e2net.runs.launch import failures_told, one_of_many
+from e2net.runs.launch import failures_told, full_disk_told, one_of_many
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="eval")
@@ -22,7 +22,7 @@ def main(config: DictConfig) -> None:
     from e2net.runs import inherit, resolve, user_errors  # noqa: PLC0415
     from e2net.structures import NotFiniteError  # noqa: PLC0415
 
-    with one_of_many():
+    with one_of_many(), full_disk_told("make room, then evaluate again"):
         try:
             with contextlib.ExitStack() as held:
                 with user_errors():

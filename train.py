@@ -8,10 +8,9 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from e2net.arguments import print_anywhere
-from e2net.files import no_space
 from e2net.runs.config import list_groups
 from e2net.runs.folder import owned
-from e2net.runs.launch import failures_told, one_of_many
+from e2net.runs.launch import failures_told, full_disk_told, one_of_many
 
 # For --help, which is printed before main() runs.
 OmegaConf.register_new_resolver("list_groups", lambda: list_groups(Path(__file__).parent / "conf"))
@@ -22,9 +21,10 @@ def main(config: DictConfig) -> None:
     """Composes the config, builds and checks everything, then trains and tests."""
     # Only now, as these take seconds to import, which --help and a misspelt key need not wait for.
     from e2net.runs import resolve, user_errors  # noqa: PLC0415
-    from e2net.training import NotFiniteError, OutOfMemoryError, prepare_training, train  # noqa: PLC0415
+    from e2net.structures import NotFiniteError  # noqa: PLC0415
+    from e2net.training import OutOfMemoryError, prepare_training, train  # noqa: PLC0415
 
-    with one_of_many():
+    with one_of_many(), full_disk_told(f"make room, then continue with resume={config.run_dir}"):
         try:
             with contextlib.ExitStack() as held:
                 with user_errors():
@@ -38,12 +38,6 @@ def main(config: DictConfig) -> None:
             raise SystemExit(130) from None
         except (OutOfMemoryError, NotFiniteError) as error:
             print(f"\nerror: {error}", file=sys.stderr)
-            raise SystemExit(1) from None
-        except OSError as error:
-            told = no_space(error)
-            if told is None:
-                raise
-            print(f"\nerror: {told}; make room, then continue with resume={config.run_dir}", file=sys.stderr)
             raise SystemExit(1) from None
 
 

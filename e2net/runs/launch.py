@@ -17,6 +17,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
 
+from e2net.files import no_space
 from e2net.runs.folder import LOCK, is_first_process, new_folder
 
 log = logging.getLogger(__name__)
@@ -85,6 +86,23 @@ def one_of_many() -> Iterator[None]:
             raise
         cause = stop.__cause__ or stop.__context__
         raise FailedJobError(" ".join(str(cause).split())) from None
+
+
+@contextlib.contextmanager
+def full_disk_told(advice: str) -> Iterator[None]:
+    """A disk that fills up ends the program with one line and status 1; whatever else goes wrong passes through.
+
+    Args:
+        advice: what to do then.
+    """
+    try:
+        yield
+    except OSError as error:
+        told = no_space(error)
+        if told is None:
+            raise
+        print(f"\nerror: {told}; {advice}", file=sys.stderr)
+        raise SystemExit(1) from None
 
 
 @contextlib.contextmanager

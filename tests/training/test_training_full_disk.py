@@ -4,6 +4,7 @@ The disk is played by the limit that an operating system sets to a file's size: 
 middle of a file. Set by a forked process, as it is of a whole process.
 """
 
+import errno
 import os
 import re
 import subprocess
@@ -19,6 +20,7 @@ from tiny import TINY, tiny_job
 from e2net.datasets.cached import FeatureStore
 from e2net.files import no_space, write_atomically
 from e2net.runs.checkpoint import read_checkpoint
+from e2net.runs.launch import full_disk_told
 from e2net.training import train
 
 resource = pytest.importorskip("resource", reason="limits of a file's size are set by the module resource, of Unix")
@@ -117,3 +119,14 @@ runpy.run_path({str(ROOT / "train.py")!r}, run_name="__main__")
         r"^error: no space left for \S+best.ckpt \(File too large\); make room, then continue with resume=\S+run$",
         done.stderr.strip().splitlines()[-1],
     ), done.stderr[-2000:]
+
+
+def test_other_errors_than_a_full_disk_keep_their_traceback(tmp_path, capsys):
+    """And evaluation says the same line, with advice of its own."""
+    with pytest.raises(FileNotFoundError), full_disk_told("make room"):
+        (tmp_path / "nowhere").read_bytes()
+    with pytest.raises(SystemExit) as stop, full_disk_told("make room, then evaluate again"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "maps/a.png")
+    assert stop.value.code == 1
+    line = "error: no space left for maps/a.png (No space left on device); make room, then evaluate again\n"
+    assert capsys.readouterr().err.lstrip("\n") == line
