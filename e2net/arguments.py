@@ -10,6 +10,7 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import MISSING, fields
+from datetime import datetime
 from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
@@ -113,6 +114,17 @@ def check_folder(key: str, folder: Path) -> None:
     found = next(p for p in (folder, *folder.parents) if p.exists())
     if not found.is_dir():
         raise ValueError(f"{key}={folder}: expected a folder or a free name, found a file: {found}")
+
+
+def output_folder(given: str | None, program: str) -> Path:
+    """Where a program writes its results: the folder that was given, else one of this moment in ``runs``.
+
+    Raises:
+        ValueError: see :func:`check_folder`.
+    """
+    folder = Path(given or f"runs/{program}_{datetime.now():%Y-%m-%d_%H-%M-%S}").expanduser()
+    check_folder("output", folder)
+    return folder
 
 
 def print_anywhere() -> None:

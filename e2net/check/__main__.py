@@ -4,10 +4,9 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 
-from e2net.arguments import check_folder, help_text, print_anywhere, read_settings
+from e2net.arguments import help_text, output_folder, print_anywhere, read_settings
 from e2net.check.settings import USAGE, CheckSettings
 
 
@@ -25,8 +24,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0 if arguments else 2
     try:
         settings = read_settings(CheckSettings, arguments)
-        output = Path(settings.output or f"runs/check_{datetime.now():%Y-%m-%d_%H-%M-%S}").expanduser()
-        check_folder("output", output)
+        output = output_folder(settings.output, "check")
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

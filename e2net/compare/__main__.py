@@ -2,10 +2,9 @@
 
 import sys
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 
-from e2net.arguments import check_folder, help_text, print_anywhere, read_settings
+from e2net.arguments import check_folder, help_text, output_folder, print_anywhere, read_settings
 from e2net.compare.settings import USAGE, CompareSettings
 
 
@@ -23,8 +22,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0 if arguments else 2
     try:
         settings = read_settings(CompareSettings, arguments)
-        output = Path(settings.output or f"runs/compare_{datetime.now():%Y-%m-%d_%H-%M-%S}").expanduser()
-        check_folder("output", output)
+        output = output_folder(settings.output, "compare")
         check_folder("store", Path(settings.store).expanduser())
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

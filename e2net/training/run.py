@@ -81,6 +81,8 @@ class TrainingJob(EvaluationJob):
 
     module: DenseModule
     cache: FeatureCache = dataclasses.field(default_factory=FeatureCache)
+    # Optimiser steps that a resumed run has taken.
+    step: int = 0
 
 
 def prepare_training(config: dict[str, Any]) -> TrainingJob:
@@ -126,7 +128,8 @@ def prepare_training(config: dict[str, Any]) -> TrainingJob:
     task.prepare_loss(criterion, data.train_targets())
     if content is not None:
         check_same_images(content.get(ResumeState.KEY, {}).get("images"), data, config["resume"])
-    trainer = _trainer(config, output, data, 0 if content is None else content["global_step"], strategy)
+    step = 0 if content is None else content["global_step"]
+    trainer = _trainer(config, output, data, step, strategy)
     strategy.check(trainer, model, cached=cache.views > 0)
     _check_batches(config, data, trainer.world_size, auto)
     if auto and content is None:
@@ -145,7 +148,7 @@ def prepare_training(config: dict[str, Any]) -> TrainingJob:
     if config["compile"]:
         compile_model(model)
     module = DenseModule(model, config, criterion, optim, tuple(data.test_names), predictor, rescale)
-    return TrainingJob(module, data, trainer, output, resume, cache=cache)
+    return TrainingJob(module, data, trainer, output, resume, cache=cache, step=step)
 
 
 def _warn_of(data: DenseData) -> None:
@@ -321,9 +324,7 @@ def _begin(job: TrainingJob) -> None:
     if job.checkpoint is None:
         (job.output / METRICS).unlink(missing_ok=True)  # of a start that came to nothing
     else:
-        content = read_checkpoint(job.checkpoint)
-        validated = job.data.validated
-        carry_over(job.checkpoint, job.output, content["global_step"], validated)
+        carry_over(job.checkpoint, job.output, job.step, job.data.validated)
 
 
 def _to_test(job: TrainingJob) -> Path:

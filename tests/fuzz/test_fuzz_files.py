@@ -94,13 +94,19 @@ def told(file, how, seed):
     return f"{file.what}, {how}, seed {seed}"
 
 
+def write_damaged(folder, kind, how, suffix, seed):
+    """A file of some kind, its damaged bytes, their place, and all of it in words."""
+    rng = np.random.default_rng(seed)
+    file = bad_files.written(rng, kind)
+    data = bad_files.damaged(file.data, how, rng)
+    (path := folder / f"a{suffix}").write_bytes(data)
+    return file, data, path, told(file, how, seed)
+
+
 @fuzz(0.2)
 @given(seed=seeds, kind=kinds, how=damages, suffix=suffixes)
 def test_pictures(folder, seed, kind, how, suffix):
-    rng = np.random.default_rng(seed)
-    file = bad_files.written(rng, kind)
-    data, what = bad_files.damaged(file.data, how, rng), told(file, how, seed)
-    (path := folder / f"a{suffix}").write_bytes(data)
+    file, data, path, what = write_damaged(folder, kind, how, suffix, seed)
     found, size = read(read_image, path, what), read(verify_image, path, what)
     if isinstance(found, str):
         assert isinstance(size, str) or data.startswith(b"\xff\xd8"), what
@@ -148,10 +154,7 @@ def grey(values):
 @fuzz(0.16)
 @given(seed=seeds, other=kinds, same=st.booleans(), how=damages, suffix=suffixes)
 def test_masks_and_maps(folder, reader, meaning, kind, seed, other, same, how, suffix):
-    rng = np.random.default_rng(seed)
-    file = bad_files.written(rng, kind if same else other)
-    data, what = bad_files.damaged(file.data, how, rng), told(file, how, seed)
-    (path := folder / f"a{suffix}").write_bytes(data)
+    file, data, path, what = write_damaged(folder, kind if same else other, how, suffix, seed)
     found = read(reader, path, what)
     if data == file.data and file.samples is not None:
         expected = meaning(file.samples)
@@ -170,10 +173,7 @@ def test_masks_and_maps(folder, reader, meaning, kind, seed, other, same, how, s
 @fuzz(0.12)
 @given(seed=seeds, kind=kinds, how=damages, suffix=suffixes)
 def test_label_maps(folder, seed, kind, how, suffix):
-    rng = np.random.default_rng(seed)
-    file = bad_files.written(rng, kind)
-    data, what = bad_files.damaged(file.data, how, rng), told(file, how, seed)
-    (path := folder / f"a{suffix}").write_bytes(data)
+    file, data, path, what = write_damaged(folder, kind, how, suffix, seed)
     found = read(read_labels, path, what)
     check_damage(found, data, what)
     if isinstance(found, str):
@@ -207,10 +207,7 @@ def test_depth_arrays(folder, seed, how, scale):
 @fuzz(0.06)
 @given(seed=seeds, kind=kinds, how=damages, suffix=suffixes)
 def test_depth_pictures(folder, seed, kind, how, suffix):
-    rng = np.random.default_rng(seed)
-    file = bad_files.written(rng, kind)
-    data, what = bad_files.damaged(file.data, how, rng), told(file, how, seed)
-    (path := folder / f"a{suffix}").write_bytes(data)
+    file, data, path, what = write_damaged(folder, kind, how, suffix, seed)
     found = read(read_depth, path, what)
     check_damage(found, data, what)
     wide = file.samples is not None and file.samples.dtype == np.uint16
