@@ -17,6 +17,7 @@ PACKAGE = Path(__file__).parent.parent / "e2net"
 ALLOWED = {
     room: set(below.split())
     for room, below in {
+        "attention": "",
         "arguments": "",
         "files": "",
         "formats": "files",
@@ -27,8 +28,8 @@ ALLOWED = {
         "structures": "",
         "flops": "",
         "metrics": "structures",
-        "encoders": "arguments structures flops",
-        "decoders": "structures",
+        "encoders": "arguments attention structures flops",
+        "decoders": "attention structures",
         "losses": "processes structures",
         "tasks": "drawing formats structures losses metrics",
         "datasets": "files formats lock processes structures tasks",

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from e2net.decoders.base import Decoder
 from e2net.decoders.caem import CAEM
-from e2net.decoders.layers import Fuse, TransformerBlock, attention, conv_bn, resize
+from e2net.decoders.layers import Fuse, TransformerBlock, attend, conv_bn, resize
 from e2net.decoders.pyramid import Align, PyramidName
 from e2net.structures import Output
 
@@ -101,7 +101,7 @@ class CCM(nn.Module):
         g1, g2, g3, g4 = maps
         fine, context = (rearrange(g, "b c h w -> b (h w) c") for g in (g1, g4))
         k, v = self.kv(self.norm_kv(context)).chunk(2, dim=-1)
-        seen = self.proj(attention(self.q(self.norm_q(fine)), k, v, self.heads))
+        seen = self.proj(attend(self.q(self.norm_q(fine)), k, v, self.heads))
         fused = fine + torch.sigmoid(self.gate(torch.cat([fine, seen], dim=-1))) * seen
         x = rearrange(fused, "b (h w) c -> b c h w", h=g1.shape[-2])
         limit = [-(-side // self.OUTPUT_STRIDE) for side in image_size]

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from e2net.attention import attention
+
 
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:
     """Bilinear resampling (``align_corners=False``) of (B, C, h, w) to ``size``; the input itself if it has it."""
@@ -114,8 +116,8 @@ class Fuse(nn.Module):
         return F.relu(self.norm(convolve(self.coarse, coarse, size) + convolve(self.fine, fine, size)), inplace=True)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """Multi-head scaled dot-product attention that never holds the whole attention matrix.
+def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """Multi-head attention of tokens, see :func:`e2net.attention.attention`.
 
     Args:
         q: (B, N, C); k, v: (B, M, C). M stays what it is: keys and values are not upsampled to the queries' grid.
@@ -125,7 +127,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
         (B, N, C).
     """
     q, k, v = (rearrange(t, "b n (heads c) -> b heads n c", heads=heads) for t in (q, k, v))
-    return rearrange(F.scaled_dot_product_attention(q, k, v), "b heads n c -> b n (heads c)")
+    return rearrange(attention(q, k, v), "b heads n c -> b n (heads c)")
 
 
 class TransformerBlock(nn.Module):
@@ -144,5 +146,5 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(self.norm1(x)).chunk(3, dim=-1)
-        x = x + self.proj(attention(q, k, v, self.heads))
+        x = x + self.proj(attend(q, k, v, self.heads))
         return x + self.mlp(self.norm2(x))

@@ -9,10 +9,13 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from e2net.attention import attention
 from e2net.encoders.base import IMAGENET_MEAN, IMAGENET_STD, Encoder, are_indices
 from e2net.encoders.hub import Weights, build_backbone, build_described, describe_backbone, load_backbone
 from e2net.encoders.timm_hub import load_timm
 
+# The name by which transformers knows our attention.
+_ATTENTION = "e2net"
 # Where the forward pass of this thread keeps the outputs of its chosen blocks; None outside of any. The hooks that fill
 # it stay on the blocks: to add and remove them in each pass would show one thread's blocks to another's.
 _KEPT: ContextVar[dict[nn.Module, Tensor] | None] = ContextVar("e2net_kept", default=None)
@@ -63,6 +66,7 @@ class ViTEncoder(Encoder):
         del layers[blocks[-1] + 1 :]
         for i in blocks:
             layers[i].register_forward_hook(_keep)
+        _set_attention(backbone)
         super().__init__(backbone, mean, std, shape.patch_size, pretrained)
         if class_token and not shape.has_class_token:
             raise ValueError(f"{type(backbone).__name__} has no class token; set encoder.class_token=false")
@@ -247,6 +251,28 @@ class ViTEncoder(Encoder):
                 f"{type(self.backbone).__name__} cannot take images of {height}x{width} ({error}): "
                 f"its position embeddings are for {own}x{own}: set size={own}"
             ) from error
+
+
+def _set_attention(backbone: Any) -> None:
+    """Has a Hugging Face model that attends by PyTorch's fused kernel attend by :func:`e2net.attention.attention`."""
+    if _is_timm(backbone) or backbone.config._attn_implementation != "sdpa":
+        return
+    from transformers import AttentionInterface  # noqa: PLC0415
+
+    AttentionInterface.register(_ATTENTION, _attend)
+    backbone.set_attn_implementation(_ATTENTION)
+
+
+def _attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None, **settings: Any
+) -> tuple[Tensor, None]:
+    """As transformers calls it: (B, heads, N, c) each -> (B, N, heads, c)."""
+    usual = query.shape[-1] ** -0.5
+    if attention_mask is not None or settings.get("dropout") or settings.get("scaling", usual) != usual:
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward  # noqa: PLC0415
+
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
+    return attention(query, key, value).transpose(1, 2).contiguous(), None
 
 
 def _keep(block: nn.Module, _inputs: Any, output: Any) -> None:

@@ -14,7 +14,7 @@ from e2net.decoders import (
     Pyramid,
     UPerNetDecoder,
 )
-from e2net.decoders.layers import Fuse, TransformerBlock, attention, convolve, resize
+from e2net.decoders.layers import Fuse, TransformerBlock, attend, convolve, resize
 from e2net.decoders.upernet import PyramidPooling
 from e2net.flops import FlopCounter
 
@@ -263,7 +263,7 @@ def test_attention_equals_the_formula_with_fewer_keys_than_queries():
         part = slice(4 * head, 4 * head + 4)
         scores = (q[..., part] @ k[..., part].transpose(1, 2) / 2).softmax(-1)
         expected[..., part] = scores @ v[..., part]
-    torch.testing.assert_close(attention(q, k, v, 3), expected)
+    torch.testing.assert_close(attend(q, k, v, 3), expected)
 
 
 def test_transformer_block_equals_torchs_own():
