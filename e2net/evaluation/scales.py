@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,29 +51,40 @@ def scaled_size(size: Sequence[int], scale: float, multiple: int) -> Size:
 
 
 class RandomScale:
-    """Resizes each training batch by one of several factors.
+    """Resizes each training batch by one of several factors, which may change in the course of training.
 
-    The factor depends on seed, epoch and batch and on nothing else, as does everything that the data sets draw: a
-    resumed run draws what the uninterrupted one would have drawn, and all processes draw the same.
+    The factor depends on seed, epoch, batch and the progress of training and on nothing else, as does everything that
+    the data sets draw: a resumed run draws what the uninterrupted one would have drawn, and all processes draw alike.
 
     Args:
-        scales: factors on the size; ``(1.0,)`` leaves every batch alone.
+        scales: factors on the size, such as ``(0.75, 1.0, 1.25)``; ``(1.0,)`` leaves every batch alone. Or steps,
+            ``[[0, [0.5, 0.75]], [0.6, [1.0]]]``: pairs of (progress, factors), each from there on; 0.6 is after 60 % of
+            all steps. Small pictures first cost a fraction of the time (progressive resizing).
         seed: for the draws.
 
+    Attributes:
+        scales: all factors that ever occur.
+
     Raises:
-        ValueError: see :func:`check_scales`.
+        ValueError: see :func:`check_scales`; or steps that don't rise from 0 within [0, 1).
     """
 
-    def __init__(self, scales: Sequence[float] = (1.0,), seed: int = 0) -> None:
-        self.scales, self.seed = check_scales("train_scales", scales), seed
+    def __init__(self, scales: "Sequence[float] | Sequence[Sequence[Any]]" = (1.0,), seed: int = 0) -> None:
+        steps: list[tuple[float, Any]] = [(0.0, scales)]
+        if isinstance(scales, Sequence) and any(isinstance(step, Sequence) for step in scales):
+            steps = _as_steps(scales)
+        self.steps = [(start, check_scales("train_scales", factors)) for start, factors in steps]
+        self.scales = tuple(dict.fromkeys(factor for _, factors in self.steps for factor in factors))
+        self.seed = seed
 
-    def draw(self, epoch: int, batch: int) -> float:
-        """The factor of one batch; every one of ``scales`` is equally likely."""
+    def draw(self, epoch: int, batch: int, progress: float = 0.0) -> float:
+        """The factor of one batch; each one of its time is equally likely."""
+        factors = [factors for start, factors in self.steps if start <= progress][-1]
         rng = np.random.default_rng([self.seed, epoch, batch, _STREAM])
-        return self.scales[int(rng.integers(len(self.scales)))]
+        return factors[int(rng.integers(len(factors)))]
 
     def __call__(
-        self, image: Images, target: Tensor, multiple: int, epoch: int, batch: int, task: Task
+        self, image: Images, target: Tensor, multiple: int, epoch: int, batch: int, task: Task, progress: float = 0.0
     ) -> tuple[Images, Tensor]:
         """Resizes one batch, bilinearly with antialiasing.
 
@@ -81,15 +94,29 @@ class RandomScale:
             multiple: the new height and width are multiples of it, pixels.
             epoch, batch: which batch this is.
             task: whose targets these are.
+            progress: the share of training that is done, in [0, 1].
 
         Returns:
             Image (B, 3, H', W') and target (B, 1, H', W').
         """
-        size = scaled_size(image.shape[-2:], self.draw(epoch, batch), multiple)
+        size = scaled_size(image.shape[-2:], self.draw(epoch, batch, progress), multiple)
         if size == tuple(image.shape[-2:]):
             return image, target
         with torch.autocast(target.device.type, enabled=False):
             return resize(image, size), task.resize_batch(target, size)
+
+
+def _as_steps(given: Sequence[Any]) -> list[tuple[float, Any]]:
+    """Pairs of (progress, factors), checked but for the factors."""
+    pairs = [tuple(step) if isinstance(step, Sequence) and not isinstance(step, str) else () for step in given]
+    starts = [pair[0] for pair in pairs if len(pair) == 2 and isinstance(pair[0], int | float)]
+    rising = bool(starts) and starts[0] == 0 and starts[-1] < 1 and all(a < b for a, b in pairwise(starts))
+    if len(starts) != len(pairs) or not rising:
+        raise ValueError(
+            "train_scales: expected factors, or steps that rise from 0 and stay below 1, as shares of training, such as"
+            f" [[0, [0.5]], [0.6, [1.0]]]; got {list(given)}"
+        )
+    return [(float(start), factors) for start, factors in pairs]
 
 
 def resize(image: Images, size: Size) -> Tensor:

@@ -150,7 +150,7 @@ class _Loop:
         assert self.module.criterion is not None
         with self.precision.forward_context():
             with watch.part("encoder"):
-                image, target = self.module.resized(batch, 0, self.count)
+                image, target = self.module.resized(batch, 0, self.count, progress=1.0)
             loss = step(self.module.model, image, target, self.module.criterion, 0.5, watch.part)["loss"]
         with watch.part("backward"):
             self.update.backward(loss)

@@ -61,7 +61,7 @@ _TRAINING: dict[str, Any] = {
     "size": int | Sequence[int],
     "seed": int,
     "ema": float | None,
-    "train_scales": Sequence[float],
+    "train_scales": Sequence[float] | Sequence[Sequence[Any]],
     "test_scales": Sequence[float],
     "flip_test": bool,
     "compile": bool,

@@ -72,9 +72,10 @@ class DenseModule(EvaluationModule):
         self.val_scores.forget()  # a position may have been another image's
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        image, target = self.resized(batch, self.current_epoch, batch_idx)
+        progress = min(1.0, self.global_step / self._total_steps)
+        image, target = self.resized(batch, self.current_epoch, batch_idx, progress)
         with one_batch():
-            losses = step(self.model, image, target, self.criterion, min(1.0, self.global_step / self._total_steps))
+            losses = step(self.model, image, target, self.criterion, progress)
         loss, size = self.finite.add_loss(batch.names, losses["loss"]), len(batch.names)
         counted = torch.stack([loss.detach() * size, torch.full_like(loss, size)])
         self.mean_loss += torch.where(loss.isfinite(), counted, 0.0)
@@ -85,10 +86,10 @@ class DenseModule(EvaluationModule):
             self.log("train/skipped", float(self.finite.skipped), batch_size=size)
         return loss
 
-    def resized(self, batch: Batch, epoch: int, batch_idx: int) -> tuple[Images, Tensor]:
+    def resized(self, batch: Batch, epoch: int, batch_idx: int, progress: float) -> tuple[Images, Tensor]:
         """Images in [0, 1] and targets of a training batch, at the size drawn for it."""
-        multiple = self.model.encoder.size_multiple
-        return self.rescale(unit_range(batch.image), batch.target, multiple, epoch, batch_idx, self.model.task)
+        multiple, task = self.model.encoder.size_multiple, self.model.task
+        return self.rescale(unit_range(batch.image), batch.target, multiple, epoch, batch_idx, task, progress)
 
     def on_after_backward(self) -> None:
         self.finite.after_backward()

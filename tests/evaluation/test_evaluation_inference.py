@@ -150,6 +150,26 @@ def test_training_sizes_are_drawn_from_seed_epoch_and_batch():
     assert drawn != [RandomScale((0.5, 1.0, 1.5), 4).draw(epoch, batch) for epoch in range(10) for batch in range(30)]
 
 
+def test_training_sizes_change_in_steps():
+    rescale = RandomScale([[0, [0.5, 0.75]], [0.6, [1.0]]])
+    assert rescale.scales == (0.5, 0.75, 1.0)
+    assert {rescale.draw(0, batch, 0.59) for batch in range(20)} == {0.5, 0.75}
+    assert {rescale.draw(0, batch, progress) for batch in range(20) for progress in (0.6, 1.0)} == {1.0}
+    image = torch.rand(1, 3, 64, 64)
+    sides = [rescale(image, image[:, :1], 16, 0, 0, Camouflage(), x)[0].shape[-1] for x in (0.0, 0.7)]
+    assert sides[0] in (32, 48) and sides[1] == 64
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [[[0.1, [1.0]]], [[0, [1.0]], [0.5, [0.5]], [0.5, [1.0]]], [[0, [1.0]], 0.5], [[0, 1.0]], [[0, []]], [[0]],
+     [["a", [1]]], [[0, [1.0]], [1.0, [0.5]]], ["ab"], [[0, ["x"]]], [[]]],
+)  # fmt: skip
+def test_wrong_steps_of_training_sizes_are_refused(wrong):
+    with pytest.raises(ValueError, match=r"train_scales: expected"):
+        RandomScale(wrong)
+
+
 def test_training_batches_are_resized():
     image = torch.rand(2, 3, 64, 96)
     mask = torch.zeros(2, 1, 64, 96)

@@ -22,7 +22,7 @@ RUNS = {
     "frozen": ["tuning=frozen", "data.num_workers=1"],
     "cached": ["tuning=frozen", "cache.views=2"],
     "adapter": ["tuning=adapter", "tuning.reduction=2", "schedule=plateau", "schedule.monitor=train/mean_loss"],
-    "full": ["tuning=full", "ema=0.9", "train_scales=[0.5,1.0]", "trainer.accumulate_grad_batches=2"],
+    "full": ["tuning=full", "ema=0.9", "train_scales=[[0,[0.5,1.0]],[0.4,[1.0]]]", "trainer.accumulate_grad_batches=2"],
     "epochs": ["tuning=scratch", "checkpoint_every_n_steps=null"],
 }
 COMMON = [
