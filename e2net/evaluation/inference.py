@@ -8,11 +8,15 @@ from torch import Tensor
 
 from e2net.datasets.transforms import Size
 from e2net.evaluation.scales import check_scales, resize, scaled_size
+from e2net.evaluation.zoom import check_zoom, found_box
 from e2net.formats import some
 from e2net.model import DenseModel
 from e2net.structures import Images, NotFiniteError, unit_range
+from e2net.tasks.base import Task
 
 Forward = Callable[[Images], Tensor]
+# Of a mean of two looks, the second's part.
+SECOND = 0.5
 
 
 def check_finite(activated: Tensor, names: Sequence[str]) -> None:
@@ -49,6 +53,8 @@ class Predictor:
             window's is not divided; an image that fits into one window is predicted as without windows.
         overlap: of neighbouring windows, at least, as a fraction of their side, 0 to below 1.
         windows_at_once: how many windows are one batch of the model; bounds the memory.
+        zoom: of a task with objects: look again at the box of what was found, its sides times this and enlarged to the
+            image's size, and average both looks there; 0: don't. Up to twice the cost.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -61,6 +67,7 @@ class Predictor:
         window: int | Sequence[int] | None = None,
         overlap: float = 0.5,
         windows_at_once: int = 8,
+        zoom: float = 0.0,
     ) -> None:
         sides = (window, window) if isinstance(window, int) else tuple(window or ())
         if window is not None and (len(sides) != 2 or not all(isinstance(s, int) and s > 0 for s in sides)):
@@ -73,10 +80,11 @@ class Predictor:
             raise ValueError(f"windows_at_once: expected at least 1, got {windows_at_once}")
         self.flip, self.scales = flip, check_scales("test_scales", scales)
         self.window: Size | None = (sides[0], sides[1]) if sides else None
-        self.overlap, self.windows_at_once = overlap, windows_at_once
+        self.overlap, self.windows_at_once, self.zoom = overlap, windows_at_once, zoom
 
-    def check(self, multiple: int) -> None:
-        """Raises ValueError unless ``multiple`` divides the window's sides (pixels)."""
+    def check(self, multiple: int, task: Task) -> None:
+        """Raises ValueError unless ``multiple`` divides the window's sides (pixels), and a zoom suits the task."""
+        check_zoom(self.zoom, task)
         if self.window is not None and any(side % multiple for side in self.window):
             raise ValueError(
                 f"window: expected sides that are multiples of the encoder's {multiple} pixels, got"
@@ -92,6 +100,28 @@ class Predictor:
             ValueError: image or window is of a size that the encoder does not take.
         """
         image = unit_range(image)
+        first = self._passes(model, image)
+        return self._look_again(model, image, first) if self.zoom else first
+
+    def _look_again(self, model: DenseModel, image: Images, first: Tensor) -> Tensor:
+        """The first look's results (B, C, H, W), averaged with those of a second one in the box of what was found."""
+        assert isinstance(image, Tensor)
+        size = (image.shape[-2], image.shape[-1])
+        boxes = [found_box(model.task.soft(one, size), self.zoom) for one in first]
+        # One that is the whole image would show nothing new.
+        smaller = [b for b, (top, low, left, right) in enumerate(boxes) if (low - top, right - left) != size]
+        if not smaller:
+            return first
+        result = first.clone()
+        crops = [image[b : b + 1, :, boxes[b][0] : boxes[b][1], boxes[b][2] : boxes[b][3]] for b in smaller]
+        for b, one in zip(smaller, self._passes(model, torch.cat([resize(crop, size) for crop in crops])), strict=True):
+            top, low, left, right = boxes[b]
+            there = result[b : b + 1, :, top:low, left:right]
+            there += SECOND * (resize(one[None], (low - top, right - left)) - there)
+        return result
+
+    def _passes(self, model: DenseModel, image: Images) -> Tensor:
+        """One look: the mean over scales and mirror images, for floats in [0, 1]."""
 
         def forward(pixels: Images) -> Tensor:
             return model.task.activate(model(pixels).prediction)

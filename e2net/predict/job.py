@@ -134,6 +134,7 @@ class Job:
             settings.window,
             settings.precision,
             settings.threshold,
+            settings.zoom,
         )
         task = self.model.model.task
         if not task.objects:

@@ -123,8 +123,7 @@ class Segmenter:
         sides = _pair(size)
         model.encoder.check_size(*sides)
         self.predictor = predictor or Predictor()
-        if self.predictor.window is not None:
-            model.encoder.check_size(*self.predictor.window)
+        self.predictor.check(model.encoder.size_multiple, model.task)
         if max(self.predictor.scales) * max(sides) > LARGEST:
             raise ValueError(f"scales={list(self.predictor.scales)}: expected at most {LARGEST} pixels a side of size")
         self.device = _device(device)
@@ -317,6 +316,7 @@ def load(
     window: int | Sequence[int] | None = None,
     precision: str = "auto",
     threshold: float = THRESHOLD,
+    zoom: float | None = None,
 ) -> Segmenter:
     """A trained model, ready to predict.
 
@@ -331,12 +331,14 @@ def load(
             :class:`~e2net.evaluation.inference.Predictor`.
         precision: ``auto`` takes bf16 on a GPU that has it, fp16 on one that has not, fp32 on a CPU.
         threshold: the probability above which a pixel belongs to the object, where the task has objects.
+        zoom: a second look at what was found, see :class:`~e2net.evaluation.inference.Predictor`; None does as the run
+            did in its test.
 
     Raises:
         FileNotFoundError: no checkpoint there, or the encoder's files are missing.
         ValueError: no checkpoint of e2net, another encoder than in training, or an argument that does not suit it.
     """
-    options = {"device": device, "flip": flip, "size": size, "scales": scales, "window": window}
+    options = {"device": device, "flip": flip, "size": size, "scales": scales, "window": window, "zoom": zoom}
     for key, value in (options | {"precision": precision, "threshold": threshold}).items():
         check_value(key, value)
     moved = None if encoder_path is None else os.fspath(encoder_path)
@@ -345,6 +347,7 @@ def load(
         flip=trained_with(config, "flip_test") if flip is None else flip,
         scales=trained_with(config, "test_scales") if scales is None else [float(s) for s in scales],
         window=None if window is None else _pair(window),
+        zoom=trained_with(config, "zoom_test") if zoom is None else float(zoom),
     )
     size = trained_with(config, "size") if size is None else size
     return Segmenter(model, size, device, predictor, precision, threshold)

@@ -60,6 +60,9 @@ class PredictSettings:
     scales: Annotated[
         list | None, "average the maps at these factors on size, as [0.75,1,1.25]; null: as in the run's test"
     ] = None
+    zoom: Annotated[
+        float | None, "a second look at what was found, as zoom_test in training; 0: off, null: as in the run's test"
+    ] = None
     window: Annotated[
         int | list | None, "look at windows of this size one by one, where size is much larger than in training"
     ] = None
@@ -93,6 +96,8 @@ def check_value(key: str, value: Any) -> None:
         return
     if key == "threshold" and not 0 < value < 1:
         raise ValueError(f"{said}: expected a probability between 0 and 1, both excluded")
+    if key == "zoom" and value and not 1 <= value <= 100:
+        raise ValueError(f"{said}: expected 0 (off), or from 1 to 100")
     if key in _RANGES:
         low, high = _RANGES[key]
         sides = value if is_a(value, list) else [value, value]

@@ -23,7 +23,7 @@ _PARTS = ("encoder", "neck", "decoder", "tuning")
 
 # What checkpoints were trained with before there was a choice.
 _FIRST = {"task": {"_target_": "e2net.tasks.Camouflage"}, "neck": {"_target_": "e2net.decoders.necks.Identity"}}
-_FIRST_SETTINGS = {"flip_test": False, "test_scales": [1.0]}
+FIRST_SETTINGS = {"flip_test": False, "test_scales": [1.0], "zoom_test": 0.0}
 # Where classes that configs name have lain before.
 _MOVED = {f"e2net.engine.{name}.": f"e2net.training.{name}." for name in ("optim", "schedules", "cache")}
 _MOVED |= {"e2net.metrics.Protocol": "e2net.metrics.MaskProtocol"}
@@ -45,12 +45,12 @@ def _moved(value: Any) -> Any:
 
 
 def trained_with(config: dict[str, Any], key: str) -> Any:
-    """A setting of a checkpoint's training that prediction goes by: ``size``, ``flip_test`` or ``test_scales``.
+    """A setting of a checkpoint's training that prediction goes by: ``size``, or how test pictures are looked at.
 
     Raises:
         ValueError: it is not there, or of another type.
     """
-    value = config.get(key, _FIRST_SETTINGS.get(key))
+    value = config.get(key, FIRST_SETTINGS.get(key))
     try:
         check_setting(key, value)
     except ValueError as error:

@@ -47,14 +47,14 @@ class FeatureCache:
         Args:
             encoder: under its tuning policy.
             data: what it will look at.
-            plain: whether training batches keep their size, and scores come from one scale.
+            plain: whether training batches keep their size, and scores come from one look at one scale.
         """
         if not self.views:
             return
         if not encoder.frozen:
             raise ValueError("cache.views needs an encoder that does not change: tuning=frozen, or cache.views=0")
         if not plain:
-            raise ValueError("cache.views keeps one size: expected train_scales=[1] and test_scales=[1]")
+            raise ValueError("cache.views keeps one size: expected train_scales=[1], test_scales=[1] and zoom_test=0")
         if self.views > 1 and data.augment is None:
             raise ValueError(
                 f"cache.views={self.views} would keep equal views: data.augment is off; take cache.views=1"

@@ -130,9 +130,9 @@ def test_impossible_arguments(arguments, words):
 
 
 def test_window_must_suit_the_encoder():
-    Predictor(window=(32, 48)).check(16)
+    Predictor(window=(32, 48)).check(16, Camouflage())
     with pytest.raises(ValueError, match="multiples of the encoder's 16 pixels, got 32x40"):
-        Predictor(window=(32, 40)).check(16)
+        Predictor(window=(32, 40)).check(16, Camouflage())
 
 
 def test_scaled_sizes():

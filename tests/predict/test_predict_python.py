@@ -22,6 +22,7 @@ PREDICTORS = {
     "plain": Predictor(),
     "mirrored": Predictor(flip=True, scales=(0.75, 1)),
     "windows": Predictor(window=32, windows_at_once=3),
+    "zoomed": Predictor(zoom=1.5),
 }
 
 

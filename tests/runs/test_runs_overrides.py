@@ -36,7 +36,7 @@ OTHERS = [
     "data._target_=e2net.datasets.ProceduralData", "data.augment._target_=e2net.datasets.Resize",
 ]  # fmt: skip
 PLAIN = [
-    "size=64", "flip_test=false", "test_scales=[0.5]", "test_scales=[1.0]", "window=32", "seed=5",
+    "size=64", "flip_test=false", "zoom_test=1.5", "test_scales=[0.5]", "test_scales=[1.0]", "window=32", "seed=5",
     "window_overlap=0.25", "precision=64-true", "precision=nonsense", "accelerator=tpu", "num_samples=3", "output=else",
     "method=mine", "scores=[IoU]", "binarised_too=true", "bootstrap_seed=4", "num_workers=1", "encoder_path=nowhere",
     "protocol.quantise=false", "protocol.normalize=as_is", "protocol.binarise=true", "allow_missing=true",
@@ -61,7 +61,8 @@ def trained(tmp_path_factory):
         "train", "size=32", "data=folder", f"data.root={folder}/data", "data.train=b", "data.test=[a,b]",
         "data.batch_size=64", "data.num_workers=0", "data.val_fraction=0", "data.seed=3", "data.augment.flip=0.1",
         "data.augment.scale=[0.9,1.0]", "data.augment.rotate=3", "data.augment.colour=0.1", "data.augment.noise=0.1",
-        "data.test_folder=.", "flip_test=true", "test_scales=[0.5,1.0]", "decoder=linear", f"run_dir={folder}/run",
+        "data.test_folder=.", "flip_test=true", "zoom_test=2", "test_scales=[0.5,1.0]", "decoder=linear",
+        f"run_dir={folder}/run",
     )  # fmt: skip
     model = prepare_training(config).module.model
     file = folder / "run" / "checkpoints" / "last.ckpt"
@@ -221,7 +222,7 @@ ACCEPTED = {
     "num_samples": [0], "num_workers": [0, None], "output": ["nonsense"], "predictions": [None],
     "protocol.binarise": [True],
     "protocol.quantise": [True], "scores": [[]], "seed": [0], "size": [None], "test_scales": [None], "window": [None],
-    "window_overlap": [0],
+    "window_overlap": [0], "zoom_test": [0, None],
 }  # fmt: skip
 WRONG = ["nonsense", "", -1, 0, math.inf, -math.inf, math.nan, True, None, [], {}, [math.nan], {"a": 1}, 1e15, 10**15]
 

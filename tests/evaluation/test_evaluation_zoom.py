@@ -1,0 +1,106 @@
+"""The second look: where it looks, against a plain loop, and what becomes of both looks."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+from e2net.evaluation.inference import Predictor
+from e2net.evaluation.zoom import check_zoom, found_box
+from e2net.structures import Output
+from e2net.tasks import Camouflage, Depth, Semantic
+
+
+@given(
+    size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    zoom=st.floats(1, 4),
+    blobs=st.lists(st.tuples(*[st.floats(0, 1)] * 5), max_size=3),
+)
+@settings(max_examples=100, deadline=None)
+def test_box_holds_what_was_found_with_its_surroundings(size, zoom, blobs):
+    height, width = size
+    certainty = torch.zeros(size)
+    for y, x, h, w, value in blobs:
+        top, left = int(y * (height - 1)), int(x * (width - 1))
+        certainty[top : top + 1 + int(h * height), left : left + 1 + int(w * width)] = value
+    box = found_box(certainty, zoom)
+    most = certainty.max().item()
+    pixels = [
+        (y, x)
+        for y in range(height)
+        for x in range(width)
+        if (certainty[y, x] > 0.5 if most > 0.5 else certainty[y, x] >= most / 2)
+    ]
+    for axis, side in enumerate(size):
+        start, end = box[2 * axis : 2 * axis + 2]
+        first, last = min(p[axis] for p in pixels), max(p[axis] for p in pixels) + 1
+        assert 0 <= start <= first and last <= end <= side
+        asked = max((last - first) * zoom, 0.3 * side)
+        assert abs((end - start) - min(side, asked)) < 1
+        # In the middle, unless the image ends there.
+        middle = (first + last) / 2
+        assert abs((start + end) / 2 - middle) <= 1 or start == 0 or end == side
+
+
+class _Model(nn.Module):
+    """Finds what is bright, and is surer where it sees it large: every logit grows with the share of bright pixels."""
+
+    encoder = type("Encoder", (), {"size_multiple": 8})
+    task = Camouflage()
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(self, image):
+        self.seen.append(image)
+        bright = (image.mean(1, keepdim=True) - 0.5) * 2
+        return Output(bright * (1 + 10 * (bright > 0).float().mean((1, 2, 3), keepdim=True)))
+
+
+def _images():
+    images = torch.zeros(3, 3, 64, 96, dtype=torch.uint8)
+    images[0, :, 8:24, 16:40] = 255
+    images[1, :, 40:64, 80:96] = 255
+    images[2] = 255  # the whole image: nothing to look at again
+    return images
+
+
+@pytest.mark.parametrize("settings", [{}, {"flip": True}, {"flip": True, "scales": (0.75, 1.0)}])
+def test_both_looks_are_averaged_in_the_box_and_nothing_else_changes(settings):
+    model, images = _Model(), _images()
+    first = Predictor(**settings)(model, images)
+    model.seen.clear()
+    both = Predictor(zoom=1.5, **settings)(model, images)
+    passes = len(model.seen) // 2
+    assert [len(seen) for seen in model.seen] == [3] * passes + [2] * passes
+    assert torch.equal(both[2], first[2])
+    for b in range(2):
+        top, low, left, right = found_box(first[b, 0], 1.5)
+        crop = images[b : b + 1, :, top:low, left:right].float() / 255
+        enlarged = F.interpolate(crop, size=(64, 96), mode="bilinear", align_corners=False, antialias=True)
+        second = Predictor(**settings)(model, (enlarged * 255).round().to(torch.uint8))
+        back = F.interpolate(second, size=(low - top, right - left), mode="bilinear", antialias=True)[0]
+        inside = (first[b, :, top:low, left:right] + back) / 2
+        torch.testing.assert_close(both[b, :, top:low, left:right], inside, atol=0.02, rtol=0)
+        assert both[b, 0, top:low, left:right].max() > first[b, 0].max()
+        outside = torch.ones(64, 96, dtype=torch.bool)
+        outside[top:low, left:right] = False
+        assert torch.equal(both[b, 0][outside], first[b, 0][outside])
+
+
+def test_off_is_the_first_look_alone():
+    model, images = _Model(), _images()
+    assert torch.equal(Predictor(zoom=0)(model, images), Predictor()(model, images)) and len(model.seen) == 2
+
+
+def test_what_is_no_zoom_is_refused():
+    for zoom in (0.5, -1, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match=r"zoom_test: expected 0 \(off\) or a number of at least 1"):
+            check_zoom(zoom, Camouflage())
+    for task in (Depth(), Semantic(classes=("a", "b"))):
+        check_zoom(0, task)
+        with pytest.raises(ValueError, match="has no objects to look at again"):
+            check_zoom(1.5, task)
