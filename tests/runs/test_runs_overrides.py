@@ -113,7 +113,9 @@ def _used_or_refused(trained, before, override, **kwargs):
 
 
 def test_every_key_is_used_or_refused(trained):
-    before = _facts(_prepare(trained))
+    predictor = (job := _prepare(trained)).module.predictor
+    assert (predictor.flip, predictor.scales, predictor.zoom) == (True, (0.5, 1.0), 2)  # as in training
+    before = _facts(job)
     told = {o: _used_or_refused(trained, before, o) for o in [*DEFAULTS, *OTHERS, *PLAIN]}
     refused = {o for o, result in told.items() if result == "refused"}
     assert refused == {

@@ -115,12 +115,9 @@ def test_evaluation_at_other_scales_and_in_windows(run, tmp_path):
 
 def test_evaluation_looks_as_the_training_run_did(tmp_path):
     """Its scales and its mirror images, unless told otherwise."""
-    scores = train(
-        _prepare(tmp_path / "run", "trainer.max_epochs=1", "test_scales=[1.0,1.5]", "flip_test=true", "zoom_test=1.5")
-    )
+    scores = train(_prepare(tmp_path / "run", "trainer.max_epochs=1", "test_scales=[1.0,1.5]", "flip_test=true"))
     assert _evaluate(tmp_path / "run", tmp_path / "eval") == scores
     assert _evaluate(tmp_path / "run", tmp_path / "plain", "test_scales=[1.0]", "flip_test=false") != scores
-    assert _evaluate(tmp_path / "run", tmp_path / "once", "zoom_test=0") != scores
 
 
 def test_printed_scores_are_those_of_the_written_maps(run, tmp_path):
