@@ -318,7 +318,14 @@ def test_folders_that_do_not_fit(folders):
 
 
 def test_options_are_checked(folders):
-    for override in ("num_workers=-1", "bootstrap_seed=x", "binarised_too=2", "allow_missing=maybe", "method=' '"):
+    for override in (
+        "num_workers=-1",
+        "bootstrap_seed=x",
+        "binarised_too=2",
+        "breakdown=2",
+        "allow_missing=maybe",
+        "method=' '",
+    ):
         with pytest.raises(ValueError, match=override.split("=")[0]):
             _run(folders, override)
     with pytest.raises(ValueError, match="no test sets are named"):
