@@ -4,7 +4,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Sequence
 
-from e2net.metrics.objects import BAND, EDGE, ERRORS, SURROUNDINGS, Mask, error_of, measure_object
+from e2net.metrics.objects import BAND, EDGE, ERRORS, SPECK, SURROUNDINGS, Mask, error_of, measure_object
 from e2net.tasks.base import Array, Group, Grouping, Placed
 
 # Bounds of the groups of each measure, each the least value of the next group: fixed ones, so that two evaluations have
@@ -23,8 +23,8 @@ _ABOUT = {
     "size": ("object size", "Share of the picture's pixels that are object."),
     "parts": (
         "parts",
-        "Connected parts of the mask (by edges or corners); those below 2 % of the largest are specks and not counted. "
-        "An object behind a branch has two parts.",
+        "How many objects, counted as connected parts of the mask (by edges or corners); those below "
+        f"{100 * SPECK:.0f} % of the largest are specks and not counted. An object behind a branch has two parts.",
     ),
     "colour": (
         "colour contrast",
