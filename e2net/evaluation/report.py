@@ -291,7 +291,18 @@ def write_report(
         except Exception as error:  # the scores are worth more than a picture of them
             log.warning("%s%s could not be drawn: %s", prefix, file, error)
             problems[label].setdefault("pictures", []).append(f"{file}: {error}")
-    document = {
+    write("scores.json", _json(_document(results, intervals, method, about, problems)))
+
+
+def _document(
+    results: Sequence[SetResult],
+    intervals: dict[str, dict[str, Interval]],
+    method: str,
+    about: dict[str, Any],
+    problems: dict[str, dict[str, list[str]]],
+) -> dict[str, Any]:
+    """The content of the JSON file; see ``write_report``, ``problems`` being those of every result by its label."""
+    return {
         "e2net": e2net.__version__,
         "method": method,
         **about,
@@ -311,7 +322,6 @@ def write_report(
             for r in results
         },
     }
-    write("scores.json", _json(document))
 
 
 def _breakdown_page(results: Sequence[SetResult], breakdowns: Mapping[str, Breakdown], method: str) -> str:
