@@ -36,7 +36,7 @@ ALLOWED = {
         "model": "structures encoders decoders tasks",
         "speed": "model processes",
         "runs": "files formats lock processes structures tasks datasets model",
-        "evaluation": "drawing files formats processes structures metrics tasks datasets model speed runs",
+        "evaluation": "drawing files formats page processes structures metrics tasks datasets model speed runs",
         "training": "files formats processes structures encoders decoders losses tasks datasets model speed runs "
         "evaluation",
         "check": "arguments drawing files formats page tasks datasets runs",
@@ -50,7 +50,7 @@ FRAMEWORKS = {
     "hydra": {"runs/config.py", "runs/launch.py", "runs/overrides.py", "compare/sweep.py"},
     "jinja2": {"page/render.py"},
     "matplotlib": {"evaluation/plots.py"},
-    "rich": {"check/report.py", "encoders/listing.py", "evaluation/report.py"},
+    "rich": {"check/report.py", "encoders/listing.py", "evaluation/breakdown.py", "evaluation/report.py"},
 }
 
 

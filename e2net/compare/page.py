@@ -6,10 +6,11 @@ from typing import Any
 
 from markupsafe import Markup
 
-from e2net.compare import charts, tables
+from e2net.compare import tables
 from e2net.compare.gallery import Example
 from e2net.compare.result import Comparison
 from e2net.compare.statistics import mean_and_deviation
+from e2net.page import charts
 from e2net.page.render import colour, render
 
 _TEMPLATE = Path(__file__).parent / "template"

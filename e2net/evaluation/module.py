@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
 from typing import Any, cast
 
 import lightning as L
@@ -12,9 +12,10 @@ from torch import Tensor
 
 from e2net.evaluation.inference import Predictor, check_finite
 from e2net.model import DenseModel
+from e2net.processes import gather_objects
 from e2net.speed import halve_frozen
 from e2net.structures import Batch, Images
-from e2net.tasks.base import SetScores, Task
+from e2net.tasks.base import Placed, SetScores, Task
 
 # Maps that may wait to be scored; where scoring is slower than the network, memory is bounded by this.
 _WAITING = 64
@@ -29,6 +30,7 @@ class EvaluationModule(L.LightningModule):
         test_names: names of the test sets, in the order of their data loaders.
         predictor: how maps are computed; None: in one pass.
         task: by which test sets are scored; None: the model's. Scores of the image need ``test_images`` set.
+        breakdown: also find where each image belongs in the task's groupings, see ``placed``.
 
     Attributes:
         test_images: for each test set, reads an image (h, w, 3) uint8 RGB at its own size by position.
@@ -41,6 +43,7 @@ class EvaluationModule(L.LightningModule):
         test_names: tuple[str, ...] = (),
         predictor: Predictor | None = None,
         task: Task | None = None,
+        breakdown: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
@@ -54,6 +57,8 @@ class EvaluationModule(L.LightningModule):
         # Scoring runs beside the next batch: NumPy and OpenCV release the interpreter lock.
         self._pool = ThreadPoolExecutor(max_workers=1)
         self._pending: list[tuple[int, str, Future]] = []
+        self._breakdown = breakdown
+        self._placed: list[dict[int, Placed]] = [{} for _ in test_names]
 
     def forward(self, image: Images) -> Tensor:
         """The task's activated prediction (B, C, H, W), float32, for uint8 RGB images (B, 3, H, W)."""
@@ -63,7 +68,8 @@ class EvaluationModule(L.LightningModule):
         if batch_idx == 0 and dataloader_idx > 0:
             self.drain(self.test_scores[dataloader_idx - 1])
         image = self.test_images[dataloader_idx] if self.test_images else None
-        return self._score(batch, self.test_scores[dataloader_idx], image)
+        places = self._placed[dataloader_idx] if self._breakdown else None
+        return self._score(batch, self.test_scores[dataloader_idx], image, places)
 
     def on_test_epoch_end(self) -> None:
         self.drain(self.test_scores[-1])
@@ -80,13 +86,23 @@ class EvaluationModule(L.LightningModule):
             for name, scores in zip(self.test_names, self.test_scores, strict=True)
         }
 
+    def placed(self, number: int) -> dict[int, Placed]:
+        """Where each image of a test set belongs, by position; in several processes a collective call."""
+        return {position: place for part in gather_objects(self._placed[number]) for position, place in part.items()}
+
     def on_test_start(self) -> None:
         halve_frozen(self.model, str(self.trainer.precision), self.device)
         for scores in self.test_scores:
             scores.reset()
+        for places in self._placed:
+            places.clear()
 
     def _score(
-        self, batch: Batch, scores: SetScores, read_image: Callable[[int], np.ndarray | None] | None = None
+        self,
+        batch: Batch,
+        scores: SetScores,
+        read_image: Callable[[int], np.ndarray | None] | None = None,
+        places: dict[int, Placed] | None = None,
     ) -> dict[str, list[np.ndarray]]:
         """Queues one result per image for scoring, and returns them as ``maps``: (h, w), as in a file."""
         maps = []
@@ -94,12 +110,26 @@ class EvaluationModule(L.LightningModule):
         check_finite(probs, batch.names)
         for position, name, prob, target in zip(batch.positions, batch.names, probs, batch.native_targets, strict=True):
             result = self.task.finish(prob, target.shape[:2])
-            image = None if read_image is None else partial(read_image, position)
-            self._pending.append((position, name, self._pool.submit(scores.score, result, target, position, image)))
+            image = None if read_image is None else cache(partial(read_image, position))  # read once, if at all
+            work = self._pool.submit(self._examine, scores, result, target, position, image, places)
+            self._pending.append((position, name, work))
             if len(self._pending) > _WAITING:
                 self._pending[-_WAITING][2].result()
             maps.append(self.task.to_file(result))
         return {"maps": maps}
+
+    def _examine(
+        self,
+        scores: SetScores,
+        result: Any,
+        target: np.ndarray,
+        position: int,
+        image: Callable[[], np.ndarray | None] | None,
+        places: dict[int, Placed] | None,
+    ) -> Any:
+        if places is not None:
+            places[position] = self.task.place(result, target, None if image is None else image())
+        return scores.score(result, target, position, image)
 
     def drain(self, scores: SetScores) -> None:
         """Waits for all maps that are being scored."""

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import repeat
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,7 +29,7 @@ from e2net.files import write_atomically
 from e2net.formats import find_by_stem, some
 from e2net.runs.config import build_data, build_task, resolve_task
 from e2net.runs.outputs import claim
-from e2net.tasks.base import Task
+from e2net.tasks.base import Placed, Task
 
 log = logging.getLogger(__name__)
 
@@ -149,10 +149,21 @@ class MapFolder:
 
     def pictures(self, position: int) -> Pictures:
         """The image, where it is at hand, target and result of one position, for a contact sheet."""
-        path, image = self.maps[position], self.targets.image(position)
-        assert path is not None
-        shown = self.task.side_by_side(self.targets.target(position), self.task.read_result(path))
+        image, target, values = self._shown(position)
+        shown = self.task.side_by_side(target, values)
         return shown if image is None else [image, *shown]
+
+    def panel(self, position: int) -> NDArray[np.uint8]:
+        """The same as one picture, see the task's ``panel``; the image is grey where it is not at hand."""
+        image, target, values = self._shown(position)
+        return self.task.panel(
+            np.full((*target.shape[:2], 3), 128, np.uint8) if image is None else image, target, values
+        )
+
+    def _shown(self, position: int) -> tuple[NDArray[np.uint8] | None, NDArray[Any], NDArray[Any]]:
+        path = self.maps[position]
+        assert path is not None
+        return self.targets.image(position), self.targets.target(position), self.task.read_result(path)
 
 
 def find_maps(folder: Path, name: str, targets: Targets, task: Task) -> MapFolder:
@@ -188,9 +199,10 @@ def find_maps(folder: Path, name: str, targets: Targets, task: Task) -> MapFolde
 
 @dataclass(frozen=True)
 class _Scored:
-    """What a worker sends back about one target: its scores by each task, or why there are none."""
+    """What a worker sends back about one target: by each task its scores and its place, or why there are none."""
 
     scores: list[Any]
+    placed: Sequence[Placed] = ()
     digest: str = ""
     problems: tuple[str, ...] = ()
     fault: str | None = None
@@ -202,6 +214,7 @@ class _Work:
 
     found: MapFolder
     tasks: Sequence[Task]
+    breakdown: bool = False
 
 
 def _score_one(work: _Work, position: int) -> _Scored:
@@ -219,13 +232,18 @@ def _score_one(work: _Work, position: int) -> _Scored:
                 f" size {target.shape[1]}x{target.shape[0]}, found {image.shape[1]}x{image.shape[0]}; export both at"
                 " one size."
             )
+        if image is None and values is not None and work.breakdown:
+            image = found.targets.image(position)  # of any size, or none
     except (ValueError, OSError) as error:
         return _Scored([], fault=str(error))
     digest = found.task.digest(target)
     if values is None or path is None:
-        return _Scored([], digest)
-    scores = [task.score(task.fit(values, target.shape[:2]), target, image) for task in work.tasks]
-    return _Scored(scores, digest, tuple(found.task.oddities(path, values, target)))
+        return _Scored([], digest=digest)
+    results = [task.fit(values, target.shape[:2]) for task in work.tasks]
+    each = list(zip(work.tasks, results, strict=True))
+    scores = [task.score(result, target, image) for task, result in each]
+    placed = [task.place(result, target, image) for task, result in each] if work.breakdown else ()
+    return _Scored(scores, placed, digest, tuple(found.task.oddities(path, values, target)))
 
 
 # Of malloc.h. Blocks from the second threshold up would bypass the heap; 32 MiB is the most that it accepts.
@@ -298,6 +316,7 @@ def score_maps(
     tasks: Sequence[Task] | None = None,
     num_workers: int | None = None,
     start_method: str | None = None,
+    breakdown: bool = False,
 ) -> tuple[list[SetResult], list[str]]:
     """Scores the maps of one set, with a progress bar.
 
@@ -307,6 +326,7 @@ def score_maps(
             None: as it is.
         num_workers: processes; None takes one for each usable core, 0 none but this one.
         start_method: of the processes; None forks where possible.
+        breakdown: also find where each image belongs in the task's groupings.
 
     Returns:
         One result per task, and what is wrong with files that cannot be used; where that is not empty, the results are
@@ -315,11 +335,12 @@ def score_maps(
     tasks = [found.task] if tasks is None else tasks
     workers = _cores() if num_workers is None else num_workers
     collected: list[list[tuple[int, str | None, Any]]] = [[] for _ in tasks]
+    placed: list[dict[int, Placed]] = [{} for _ in tasks]
     problems = found.problems
     faults: list[str] = []
     digests: dict[str, str] = {}
     stems = found.stems
-    with _results(_Work(found, tasks), workers, start_method) as results:
+    with _results(_Work(found, tasks, breakdown), workers, start_method) as results:
         bar = tqdm(results, total=len(stems), desc=found.name, unit=" images", dynamic_ncols=True)
         for position, (stem, scored) in enumerate(zip(stems, bar, strict=True)):
             if scored.fault is not None:
@@ -330,6 +351,8 @@ def score_maps(
                 problems.setdefault(kind, []).append(stem)
             for images, one in zip(collected, scored.scores, strict=False):
                 images.append((position, stem, one))
+            for places, place in zip(placed, scored.placed, strict=False):
+                places[position] = place
     return [
         SetResult(
             name=found.name,
@@ -340,8 +363,10 @@ def score_maps(
             problems=problems,
             binarised=number > 0,
             pictures=found.pictures if number == 0 else None,
+            panel=found.panel if number == 0 else None,
+            placed=places if breakdown else None,
         )
-        for number, (task, images) in enumerate(zip(tasks, collected, strict=True))
+        for number, (task, images, places) in enumerate(zip(tasks, collected, placed, strict=True))
     ], faults
 
 
@@ -389,6 +414,7 @@ class ReportOptions:
     Attributes:
         method: its name in the paper's table; None takes that of the folder of maps or of the run.
         binarised_too: score every map a second time, as its decision at 0.5.
+        breakdown: also by groups of images, see ``e2net.evaluation.breakdown``.
         bootstrap_seed: of the confidence intervals, at least 0.
         num_workers: processes that score maps on disk; None: one for each core, 0: none.
 
@@ -398,6 +424,7 @@ class ReportOptions:
 
     method: str | None = None
     binarised_too: bool = False
+    breakdown: bool = False
     bootstrap_seed: int = 0
     num_workers: int | None = None
 
@@ -405,6 +432,7 @@ class ReportOptions:
         for key, valid, expected in (
             ("method", self.method is None or str(self.method).strip() != "", "a name, or null"),
             ("binarised_too", isinstance(self.binarised_too, bool), "true or false"),
+            ("breakdown", isinstance(self.breakdown, bool), "true or false"),
             ("bootstrap_seed", _is_count(self.bootstrap_seed), "a seed of 0 or more"),
             ("num_workers", self.num_workers is None or _is_count(self.num_workers), "0 or more, or null (by cores)"),
         ):
@@ -414,7 +442,17 @@ class ReportOptions:
     @classmethod
     def of(cls, config: dict[str, Any]) -> "ReportOptions":
         """From a resolved ``conf/eval.yaml``."""
-        return cls(**{key: config[key] for key in ("method", "binarised_too", "bootstrap_seed", "num_workers")})
+        return cls(**{field.name: config[field.name] for field in fields(cls)})
+
+    def check(self, task: Task) -> None:
+        """Refuses what means nothing for a task, while it costs nothing.
+
+        Raises:
+            ValueError: it cannot be binarised, or has no groups of images.
+        """
+        self.variants(task)
+        if self.breakdown and not task.groupings:
+            raise ValueError(f"breakdown=true: task={task.name} has no groups of images to score apart; leave it out")
 
     def variants(self, task: Task) -> list[Task]:
         """The tasks by which maps are scored: as it is, and perhaps binarised.
@@ -467,7 +505,7 @@ class PredictionJob:
         tasks = self.options.variants(self.task)
         results, faults = [], {}
         for found in self.sets:
-            scored, wrong = score_maps(found, tasks, self.options.num_workers)
+            scored, wrong = score_maps(found, tasks, self.options.num_workers, breakdown=self.options.breakdown)
             results += scored
             if wrong:
                 faults[found.name] = wrong
@@ -497,7 +535,7 @@ def prepare_predictions(config: dict[str, Any], task: Task) -> PredictionJob:
         UnusableMapsError: maps are missing and ``allow_missing`` is not set.
     """
     options = ReportOptions.of(config)
-    options.variants(task)  # while it costs nothing
+    options.check(task)
     if not isinstance(config["allow_missing"], bool):
         raise ValueError(f"expected allow_missing as true or false, found {config['allow_missing']!r}")
     folder, output = Path(config["predictions"]), Path(config["output"])

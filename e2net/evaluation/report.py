@@ -6,11 +6,13 @@ import io
 import json
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -18,12 +20,14 @@ from rich.text import Text
 
 import e2net
 from e2net.datasets.datamodule import check_set_names
+from e2net.evaluation import breakdown
+from e2net.evaluation.breakdown import Breakdown, as_document, break_down, print_breakdown
 from e2net.evaluation.plots import Pictures, curve_figure, extremes_sheet
 from e2net.files import write_atomically
 from e2net.formats import printable, some
 from e2net.metrics.table import LEVEL, RESAMPLES, Interval, SetTable
 from e2net.runs.folder import SAMPLES
-from e2net.tasks.base import Task
+from e2net.tasks.base import Placed, Task
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +47,7 @@ _NAME_WIDTH = len("  binarised")  # the least that a set's name gets
 # Of a report's files, less what stands before "scores" in its name; "*" is a set's name. That of the scores comes last.
 FILES = (
     *("scores.csv", "intervals.csv", "per_image.csv", "curves.csv", "curves.png", "table.tex", "table.md"),
-    *("worst_best_*.png", "scores.json"),
+    *("worst_best_*.png", *breakdown.FILES, "scores.json"),
 )
 
 
@@ -60,6 +64,8 @@ class SetResult:
         problems: kind (``PROBLEMS``) to names.
         binarised: whether this is the second, binarised scoring of a set.
         pictures: reads what a contact sheet shows of an image, by its position among ``stems``; None: no sheet.
+        panel: reads the same as one picture, see the task's ``panel``; None: it is not shown.
+        placed: where each scored image belongs in the task's groupings, by its position; None: not asked for.
     """
 
     name: str
@@ -70,6 +76,8 @@ class SetResult:
     problems: dict[str, list[str]] = field(default_factory=dict)
     binarised: bool = False
     pictures: Callable[[int], Pictures] | None = None
+    panel: Callable[[int], NDArray[np.uint8]] | None = None
+    placed: dict[int, Placed] | None = None
 
     @property
     def label(self) -> str:
@@ -241,12 +249,14 @@ def write_report(
     method: str,
     about: dict[str, Any],
     name: str = "scores",
+    breakdowns: Mapping[str, Breakdown] | None = None,
 ) -> None:
     """Writes all files of a report, each of them whole or not at all, ``<name>.json`` last.
 
     ``<name>.csv`` (a row a set), ``intervals.csv``, ``per_image.csv``, ``curves.csv``, ``curves.png``, ``table.tex``,
-    ``table.md``, ``worst_best_<set>.png`` where maps are at hand, and the task's own; what stands before "scores" in
-    ``name`` stands before theirs too. A picture that cannot be drawn is a problem in the report, not the end of it.
+    ``table.md``, ``worst_best_<set>.png`` where maps are at hand, breakdowns, and the task's own; what stands before
+    "scores" in ``name`` stands before theirs too. A picture that cannot be drawn is a problem in the report, not the
+    end of it.
 
     Args:
         folder: where to.
@@ -255,8 +265,10 @@ def write_report(
         method: the name in the paper's table.
         about: what else the JSON file shall hold: where maps came from, the bootstrap's seed.
         name: of the score files; ends in "scores".
+        breakdowns: of the sets that were broken down, by their labels.
     """
     prefix = name.removesuffix("scores")
+    breakdowns = breakdowns or {}
 
     def write(file: str, content: str | bytes) -> None:
         write_atomically(folder / (prefix + file), content)
@@ -267,14 +279,30 @@ def write_report(
         write(file, text.getvalue())
     write("table.tex", latex_rows(method, results))
     write("table.md", markdown_rows(method, results))
+    if breakdowns:
+        write("breakdown.json", _json(as_document(breakdowns, method, about)))
     problems = {r.label: {k: list(v) for k, v in r.problems.items()} for r in results}
-    for label, file, draw in _pictures(results, about.get("bootstrap", {}).get("seed", 0)):
+    drawings = _pictures(results, about.get("bootstrap", {}).get("seed", 0))
+    if breakdowns:
+        drawings.append((results[0].label, "breakdown.html", lambda: _breakdown_page(results, breakdowns, method)))
+    for label, file, draw in drawings:
         try:
             write(file, draw())
         except Exception as error:  # the scores are worth more than a picture of them
             log.warning("%s%s could not be drawn: %s", prefix, file, error)
             problems[label].setdefault("pictures", []).append(f"{file}: {error}")
-    document = {
+    write("scores.json", _json(_document(results, intervals, method, about, problems)))
+
+
+def _document(
+    results: Sequence[SetResult],
+    intervals: dict[str, dict[str, Interval]],
+    method: str,
+    about: dict[str, Any],
+    problems: dict[str, dict[str, list[str]]],
+) -> dict[str, Any]:
+    """The content of the JSON file; see ``write_report``, ``problems`` being those of every result by its label."""
+    return {
         "e2net": e2net.__version__,
         "method": method,
         **about,
@@ -294,7 +322,13 @@ def write_report(
             for r in results
         },
     }
-    write("scores.json", json.dumps(_plain(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _breakdown_page(results: Sequence[SetResult], breakdowns: Mapping[str, Breakdown], method: str) -> str:
+    from e2net.evaluation.breakdown_page import page  # noqa: PLC0415 - not every evaluation needs templates
+
+    panels = {r.label: r.panel for r in results if r.panel is not None and r.label in breakdowns}
+    return page(breakdowns, panels, method)
 
 
 def _tables(results: Sequence[SetResult], intervals: dict[str, dict[str, Interval]]) -> dict[str, list[list[Any]]]:
@@ -353,6 +387,10 @@ def _pictures(results: Sequence[SetResult], seed: int) -> list[tuple[str, str, C
     return [*found, *((results[0].label, file, draw) for file, draw in own.items())]
 
 
+def _json(document: dict[str, Any]) -> str:
+    return json.dumps(_plain(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
 def _plain(value: Any) -> Any:
     """The same, with None for NaN, which JSON does not have: boundary scores of masks without a contour."""
     if isinstance(value, dict):
@@ -388,6 +426,8 @@ def report(
     """
     intervals = {r.label: r.scores.intervals(seed) for r in results}
     print_scores(results, intervals)
+    breakdowns = {r.label: break_down(r.task, r.scores, r.placed) for r in results if r.placed is not None}
+    print_breakdown(breakdowns)
     about = {**about, "bootstrap": {"level": LEVEL, "resamples": RESAMPLES, "seed": seed, "over": "images"}}
-    write_report(folder, results, intervals, method, about, name)
+    write_report(folder, results, intervals, method, about, name, breakdowns)
     return {r.label: r.values() for r in results}

@@ -64,7 +64,7 @@ def prepare_test(config: dict[str, Any], task: Task) -> EvaluationJob:
         ValueError, FileNotFoundError: a setting, a file or the data is wrong.
     """
     options = ReportOptions.of(config)
-    options.variants(task)  # while it costs nothing
+    options.check(task)
     checkpoint = find_checkpoint(config["ckpt"])
     digest = file_hash(checkpoint)
     model, trained = load_model(checkpoint, config["encoder_path"])
@@ -78,7 +78,7 @@ def prepare_test(config: dict[str, Any], task: Task) -> EvaluationJob:
     predictor.check(model.encoder.size_multiple, model.task)
     names = tuple(data.test_names)
     _check_maps(output / "maps", names)
-    module = EvaluationModule(model, trained, names, predictor, task)
+    module = EvaluationModule(model, trained, names, predictor, task, options.breakdown)
     precision = choose_precision(config["precision"], config["accelerator"])
     trainer = build_trainer(
         {"_target_": "lightning.Trainer", "precision": precision, "accelerator": config["accelerator"]},
@@ -151,16 +151,19 @@ def _results(job: EvaluationJob) -> list[SetResult]:
         callbacks.remove(digests)
     job.module.test_results()  # from here on the scores of all processes are in each
     results = []
-    for name, scores, targets in zip(job.module.test_names, job.module.test_scores, sets, strict=True):
+    for number, (name, scores, targets) in enumerate(
+        zip(job.module.test_names, job.module.test_scores, sets, strict=True)
+    ):
         stems = [targets.name(i) for i in range(len(targets))]
         result = SetResult(name, task, scores.table(), stems, digests.hash(name, stems))
+        result.placed = job.module.placed(number) if job.options.breakdown else None
         results.append(result)
         if maps is not None and job.trainer.is_global_zero:
             found = find_maps(maps, name, targets, task)
-            result.pictures = found.pictures
+            result.pictures, result.panel = found.pictures, found.panel
             for again in job.options.variants(task)[1:]:
-                (second,), _ = score_maps(found, [again], job.options.num_workers)
-                results.append(dataclasses.replace(second, binarised=True, problems={}, pictures=None))
+                (second,), _ = score_maps(found, [again], job.options.num_workers, breakdown=job.options.breakdown)
+                results.append(dataclasses.replace(second, binarised=True, problems={}, pictures=None, panel=None))
     return results
 
 

@@ -173,6 +173,13 @@ class Prepared:
         assert self.dense is not None
         return np.ascontiguousarray(self.dense[rows, columns].detach().cpu().to(torch.float64).numpy())
 
+    def decision(self) -> NDArray[np.bool_]:
+        """(h, w) bool, where the map is above 0.5."""
+        if self.levels is not None:
+            return np.asarray(cv2.LUT(self.levels, (self.table > 0.5).view(np.uint8))).view(np.bool_)
+        assert self.dense is not None
+        return (self.dense > 0.5).cpu().numpy()
+
 
 def as_map(map: Tensor | NDArray[np.generic]) -> Tensor:
     """View a map as a tensor of one of the types that are scored, without copying where possible.

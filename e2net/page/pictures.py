@@ -34,9 +34,14 @@ def shrunk(values: NDArray[Any], side: int) -> NDArray[Any]:
     )
 
 
-def encode_all(rows: Sequence[Sequence[NDArray[Any]]]) -> list[tuple[Picture, ...]]:
-    """Rows of pictures (h, w, 3) uint8 RGB, all together small enough for one page."""
-    for side in SIDES:
+def encode_all(rows: Sequence[Sequence[NDArray[Any]]], sides: Sequence[int] = SIDES) -> list[tuple[Picture, ...]]:
+    """Rows of pictures (h, w, 3) uint8 RGB, all together small enough for one page.
+
+    Args:
+        rows: of pictures.
+        sides: at most so long is the longer side of each; the first at which all fit.
+    """
+    for side in sides:
         pictures = [tuple(_encode(shrunk(values, side)) for values in row) for row in rows]
         if sum(len(p.uri) for row in pictures for p in row) <= _BYTES:
             break

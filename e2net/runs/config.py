@@ -78,6 +78,7 @@ _EVALUATION: dict[str, Any] = {
     "method": str | int | None,
     "scores": Sequence[str] | str,  # of which ReportOptions knows more to say
     "binarised_too": bool,
+    "breakdown": bool,
     "bootstrap_seed": int,
     "num_workers": int | None,
     "encoder_path": str | None,

@@ -46,6 +46,44 @@ class Suspicion(NamedTuple):
     words: str
 
 
+class Group(NamedTuple):
+    """Images that have something in common.
+
+    Attributes:
+        name: short, unique among those of its grouping.
+        meaning: when an image is in it.
+    """
+
+    name: str
+    meaning: str
+
+
+class Grouping(NamedTuple):
+    """A way to tell images apart: each is in exactly one of the groups, whatever other images there are.
+
+    Attributes:
+        name: short, unique.
+        meaning: what is measured, and how.
+        groups: in their order.
+    """
+
+    name: str
+    meaning: str
+    groups: tuple[Group, ...]
+
+
+class Placed(NamedTuple):
+    """Where an image belongs.
+
+    Attributes:
+        groups: its place among the groups of each of the task's ``groupings``.
+        values: the measure behind each, NaN where there is none.
+    """
+
+    groups: tuple[int, ...]
+    values: tuple[float, ...]
+
+
 class SetScores(Protocol):
     """Collects the scores of one set's images, in one process or several; a torchmetrics class."""
 
@@ -123,6 +161,11 @@ class Task(ABC):
     # Whether a result is of objects before a background, ``soft`` being how certain each pixel is of an object, (h, w)
     # in [0, 1]: then there are masks by a threshold, cut-outs, and lists of objects.
     objects: ClassVar[bool] = False
+    # How ``place`` tells images apart: first by the kind of error of their results, whose last is none. Empty: it does
+    # not.
+    groupings: ClassVar[tuple[Grouping, ...]] = ()
+    # What a ``panel`` shows, from left to right.
+    panel_caption: ClassVar[str] = "image, target, result"
 
     protocol: ResultProtocol
     out_channels: int
@@ -313,6 +356,16 @@ class Task(ABC):
     @abstractmethod
     def score(self, result: Any, target: Array, image: Array | None = None) -> Any:
         """What is known of one image; goes between processes."""
+
+    def place(self, result: Any, target: Array, image: Array | None = None) -> Placed:
+        """Where an image belongs in each of ``groupings``, by its target, its result as it is scored, and itself.
+
+        Args:
+            result: as for ``score``.
+            target: as for ``score``.
+            image: (h, w, 3) uint8 RGB of any size; None where it is not at hand.
+        """
+        raise NotImplementedError(f"task={self.name} has no groupings")
 
     @abstractmethod
     def tabulate(self, scored: Iterable[tuple[int, str | None, Any]]) -> SetTable:

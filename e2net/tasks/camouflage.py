@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from e2net.drawing import GREEN, RED, panel_size, tinted
 from e2net.formats import is_jpeg, read_header, read_map, read_mask, read_mask_levels, write_map
 from e2net.losses.base import DenseLoss
+from e2net.metrics.functional import pair
 from e2net.metrics.protocol import MaskProtocol, to_map
 from e2net.metrics.scoring import (
     ALL_SCORES,
@@ -28,7 +29,8 @@ from e2net.metrics.scoring import (
 )
 from e2net.metrics.table import ScoreTable
 from e2net.structures import canonical_mask
-from e2net.tasks.base import Array, Sampler, SetScores, Suspicion, Task
+from e2net.tasks.base import Array, Placed, Sampler, SetScores, Suspicion, Task
+from e2net.tasks.objects import GROUPINGS, place_object
 
 # Scores of which less is better.
 _LOWER = frozenset({"MAE", "BER", "bMAE"})
@@ -86,6 +88,8 @@ class Camouflage(Task):
     # Maxima over mean curves.
     set_scores_only = ("Fmax", "Emax", "FmaxPR")
     objects = True
+    groupings = GROUPINGS
+    panel_caption = "picture, mask, map; then found in green, missing in red"
 
     def read_target(self, path: Path) -> NDArray[np.bool_]:
         return read_mask(path)
@@ -206,6 +210,10 @@ class Camouflage(Task):
 
     def score(self, result: Any, target: Array, image: Array | None = None) -> ImageScores:
         return score_map(result, target, protocol=self.protocol, scores=self.scores, image=image)
+
+    def place(self, result: Any, target: Array, image: Array | None = None) -> Placed:
+        prepared, geometry = pair(result, target, self.protocol, None)
+        return place_object(prepared.decision(), geometry.mask, image)
 
     def tabulate(self, scored: Iterable[tuple[int, str | None, ImageScores]]) -> ScoreTable:
         return ScoreTable.of(self.scores, scored)

@@ -318,7 +318,14 @@ def test_folders_that_do_not_fit(folders):
 
 
 def test_options_are_checked(folders):
-    for override in ("num_workers=-1", "bootstrap_seed=x", "binarised_too=2", "allow_missing=maybe", "method=' '"):
+    for override in (
+        "num_workers=-1",
+        "bootstrap_seed=x",
+        "binarised_too=2",
+        "breakdown=2",
+        "allow_missing=maybe",
+        "method=' '",
+    ):
         with pytest.raises(ValueError, match=override.split("=")[0]):
             _run(folders, override)
     with pytest.raises(ValueError, match="no test sets are named"):
@@ -471,7 +478,7 @@ from hydra import compose, initialize_config_dir
 from e2net.runs import inherit, resolve
 from e2net.evaluation import evaluate, prepare_evaluation
 from e2net.evaluation.callbacks import MapWriter
-overrides = ["ckpt={ckpt}", "output={output}", "accelerator=cpu"]
+overrides = ["ckpt={ckpt}", "output={output}", "accelerator=cpu", "breakdown=true"]
 with initialize_config_dir({root!r} + "/conf", version_base="1.3"):
     job = prepare_evaluation(resolve(inherit(compose("eval", overrides), overrides)))
 job.trainer = L.Trainer(
@@ -505,6 +512,8 @@ def test_two_processes_score_as_one(run, tmp_path):
     # Not to the last digit: these processes have one thread each, and sums over threads round differently.
     assert written["scores"]["procedural"] == pytest.approx(run[1]["procedural"], rel=1e-12, abs=0)
     assert written["scores"].keys() == run[1].keys()
+    told = json.loads((output / "breakdown.json").read_text())["sets"]["procedural"]["images"]
+    assert [image["position"] for image in told] == list(range(5))
 
 
 def test_validation_keeps_what_depends_on_masks_alone(tmp_path, monkeypatch):

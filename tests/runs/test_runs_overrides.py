@@ -38,7 +38,8 @@ OTHERS = [
 PLAIN = [
     "size=64", "flip_test=false", "zoom_test=1.5", "test_scales=[0.5]", "test_scales=[1.0]", "window=32", "seed=5",
     "window_overlap=0.25", "precision=64-true", "precision=nonsense", "accelerator=tpu", "num_samples=3", "output=else",
-    "method=mine", "scores=[IoU]", "binarised_too=true", "bootstrap_seed=4", "num_workers=1", "encoder_path=nowhere",
+    "method=mine", "scores=[IoU]", "binarised_too=true", "breakdown=true", "bootstrap_seed=4", "num_workers=1",
+    "encoder_path=nowhere",
     "protocol.quantise=false", "protocol.normalize=as_is", "protocol.binarise=true", "allow_missing=true",
     "protocol._target_=e2net.losses.Criterion", "task._target_=e2net.losses.Criterion",
     "ckpt=nowhere", "predictions=maps",
@@ -208,7 +209,8 @@ def test_maps_on_disk_use_or_refuse_every_key(trained, tmp_path):
     every = [o for o in [*DEFAULTS, *OTHERS, *PLAIN] if o not in same]
     told = {o: _used_or_refused(trained, before, o, task=task) for o in every}
     assert {o for o, result in told.items() if result == "used"} == {
-        "data.test=[a]", "output=else", "method=mine", "scores=[IoU]", "binarised_too=true", "bootstrap_seed=4",
+        "data.test=[a]", "output=else", "method=mine", "scores=[IoU]", "binarised_too=true", "breakdown=true",
+        "bootstrap_seed=4",
         "num_workers=1", "protocol.quantise=false", "protocol.normalize=as_is", "protocol.binarise=true",
     }  # fmt: skip
     for override in ("flip_test=null", "size=null", "data.batch_size=8", "num_samples=8", "precision=auto"):
@@ -217,7 +219,8 @@ def test_maps_on_disk_use_or_refuse_every_key(trained, tmp_path):
 
 
 ACCEPTED = {
-    "allow_missing": [True], "binarised_too": [True], "bootstrap_seed": [0], "data.augment.colour": [0],
+    "allow_missing": [True], "binarised_too": [True], "breakdown": [True], "bootstrap_seed": [0],
+    "data.augment.colour": [0],
     "data.augment.flip": [0], "data.augment.noise": [0], "data.augment.rotate": [0], "data.num_workers": [0, None],
     "data.seed": [0], "data.test_folder": [""], "data.train": ["nonsense", ""], "data.val": [None, []],
     "data.val_fraction": [0], "encoder_path": [None], "flip_test": [True, None], "method": ["nonsense", -1, 0, None],

@@ -124,12 +124,18 @@ def test_a_turn_turns_directions():
 
 def test_scores_of_a_checkpoint_are_those_of_its_maps(run, data, overrides, tmp_path):
     config = evaluation_config(run, tmp_path / "out", "cpu")
+    config["breakdown"] = True
     scores = evaluate(prepare_evaluation({**config, "window": 32, "num_samples": 1}))
     again = {**config, "ckpt": None, "predictions": str(tmp_path / "out" / "maps"), "output": str(tmp_path / "again")}
     from_files = evaluate(prepare_evaluation({**again, "num_workers": 0}))
     # A file has 256 steps, which is about half a degree.
     assert from_files["test"]["angle"] == pytest.approx(scores["test"]["angle"], abs=0.3)
     assert (tmp_path / "out" / "worst_best_test.png").is_file()
+    for name in ("out", "again"):
+        assert json.loads((tmp_path / name / "scores.json").read_text())["sets"]["test"]["problems"] == {}
+        told = json.loads((tmp_path / name / "breakdown.json").read_text())["sets"]["test"]["groups"]
+        assert {side: group["images"] for side, group in told["side"].items()} == {"wide": 2, "high": 1}
+        assert (tmp_path / name / "breakdown.html").read_text().count("<img") == 3
     for size, stem in zip(SIZES, "012", strict=True):
         assert read_image(tmp_path / "out" / "maps" / "test" / f"{stem}.png").shape == (*size, 3)
     with (tmp_path / "again" / "per_image.csv").open(newline="") as file:

@@ -15,6 +15,7 @@ from e2net.formats import read_image
 from e2net.losses import TermLoss
 from e2net.metrics import ResultProtocol
 from e2net.tasks import Task
+from e2net.tasks.base import Group, Grouping, Placed
 
 
 class NormalsProtocol(ResultProtocol):
@@ -104,6 +105,10 @@ class Normals(Task):
     directions: ClassVar = {"angle": "min", "within11": "max"}
     monitor = "angle"
     headline = ("angle",)
+    groupings = (
+        Grouping("error", "Of the mean angle.", (Group("off", "From 11 degrees."), Group("good", "Below."))),
+        Grouping("side", "Which is longer.", (Group("wide", "Width."), Group("high", "Height, or neither."))),
+    )
     paper_columns = (("angle", r"$\alpha\downarrow$", "angle ↓"), ("within11", r"$<11\uparrow$", "<11° ↑"))
 
     def read_target(self, path):
@@ -163,6 +168,11 @@ class Normals(Task):
     def score(self, result, target, image=None):
         angle = np.degrees(np.arccos(np.clip((result * target).sum(-1), -1, 1)))
         return {"angle": float(angle.mean()), "within11": float((angle < 11.25).mean())}
+
+    def place(self, result, target, image=None):
+        assert image is not None
+        angle, (height, width) = self.score(result, target)["angle"], target.shape[:2]
+        return Placed((int(angle < 11), int(width <= height)), (angle, width / height))
 
     def tabulate(self, scored):
         return NormalsTable(self.scores, sorted(scored, key=lambda one: one[0]))

@@ -205,3 +205,41 @@ def interval(low: float, middle: float, high: float, reach: float, about: str) -
         f'<circle class="dot" cx="{place(middle):.1f}" cy="{height / 2}" r="4.5"/>',
     ]
     return _svg(parts, about, width, height)
+
+
+def span(low: float, middle: float, high: float, scale: tuple[float, float, float], about: str) -> Markup:
+    """A value and its interval on a line.
+
+    Args:
+        low, middle, high: the value between the ends of its interval, NaN where it has none.
+        scale: where the line begins, a value that is marked on it, and where it ends; what lies beyond is cut off.
+        about: for those who cannot see it.
+    """
+    width, height = 150, 22
+    start, mark, end = scale
+
+    def place(value: float) -> float:
+        return 6 + max(0.0, min(1.0, (value - start) / ((end - start) or 1))) * (width - 12)
+
+    parts = [f'<line class="zero" x1="{place(mark):.1f}" x2="{place(mark):.1f}" y1="1" y2="{height - 1}"/>']
+    if not math.isnan(low):
+        ends = f'x1="{place(low):.1f}" x2="{place(high):.1f}"'
+        parts.append(f'<line class="range" {ends} y1="{height / 2}" y2="{height / 2}"/>')
+    parts.append(f'<circle class="dot" cx="{place(middle):.1f}" cy="{height / 2}" r="4.5"/>')
+    return _svg(parts, about, width, height)
+
+
+def shares(counts: Sequence[tuple[str, int]]) -> Markup:
+    """A bar in pieces as long as their counts, each in the colour of its position; together at least 1."""
+    width, height = 150, 14
+    whole = sum(count for _, count in counts)
+    parts, left = [], 0.0
+    for position, (name, count) in enumerate(counts):
+        if count:
+            wide = width * count / whole
+            title = f"<title>{escape(name)}: {count} of {whole}</title>"
+            place = f'x="{left:.2f}" y="0" width="{wide:.2f}" height="{height}"'
+            parts.append(f'<rect class="{colour(position)}" {place}>{title}</rect>')
+            left += wide
+    about = ", ".join(f"{name} {count}" for name, count in counts if count)
+    return _svg(parts, about, width, height)
