@@ -147,7 +147,7 @@ class Job:
         self._about = {
             "e2net": e2net.__version__,
             "checkpoint": str(checkpoint),
-            "threshold": settings.threshold,
+            "threshold": self.model.threshold,
             "min_area": settings.min_area,
         }
         self._threads = settings.threads or default_threads()

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import overload
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
@@ -22,8 +22,9 @@ from e2net.evaluation.test import choose_precision
 from e2net.model import DenseModel
 from e2net.predict.pictures import FAULTS, Picture, check_many, decode, is_picture, take
 from e2net.predict.result import Prediction
-from e2net.predict.settings import LARGEST, THRESHOLD, check_value
-from e2net.runs.checkpoint import load_model, trained_with
+from e2net.predict.settings import AUTO, LARGEST, THRESHOLD, check_value
+from e2net.runs.checkpoint import KEY, find_checkpoint, model_of, read_checkpoint, trained_with
+from e2net.tasks.base import Task
 
 _AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 # How many batches later a picture of a rare shape no longer waits for others of its shape: until it is predicted,
@@ -116,6 +117,8 @@ class Segmenter:
     ) -> None:
         for key, value in (("size", size), ("device", device), ("precision", precision), ("threshold", threshold)):
             check_value(key, value)
+        if threshold == AUTO:
+            raise ValueError(f"threshold={AUTO}: only load knows a checkpoint's; give a number here")
         if threshold != THRESHOLD and not model.task.objects:
             raise ValueError(
                 f"threshold={threshold:g}: task={model.task.name} has no objects to tell from a background"
@@ -316,7 +319,7 @@ def load(
     scales: Sequence[float] | None = None,
     window: int | Sequence[int] | None = None,
     precision: str = "auto",
-    threshold: float = THRESHOLD,
+    threshold: float | Literal["auto"] = THRESHOLD,
 ) -> Segmenter:
     """A trained model, ready to predict.
 
@@ -330,7 +333,8 @@ def load(
         window: look at windows of this size one by one, for a ``size`` much larger than that of training; see
             :class:`~e2net.evaluation.inference.Predictor`.
         precision: ``auto`` takes bf16 on a GPU that has it, fp16 on one that has not, fp32 on a CPU.
-        threshold: the probability above which a pixel belongs to the object, where the task has objects.
+        threshold: the probability above which a pixel belongs to the object, where the task has objects; ``auto`` takes
+            that of the greatest F on the run's validation part, as it was validated: with its size, flip and scales.
 
     Raises:
         FileNotFoundError: no checkpoint there, or the encoder's files are missing.
@@ -340,14 +344,37 @@ def load(
     for key, value in (options | {"precision": precision, "threshold": threshold}).items():
         check_value(key, value)
     moved = None if encoder_path is None else os.fspath(encoder_path)
-    model, config = load_model(os.fspath(path), moved)
+    file = find_checkpoint(os.fspath(path))
+    content = read_checkpoint(file)
+    config = content[KEY]["config"]
+    model = model_of(content, file, moved)
     predictor = Predictor(
         flip=trained_with(config, "flip_test") if flip is None else flip,
         scales=trained_with(config, "test_scales") if scales is None else [float(s) for s in scales],
         window=None if window is None else _pair(window),
     )
     size = trained_with(config, "size") if size is None else size
-    return Segmenter(model, size, device, predictor, precision, threshold)
+    chosen = _stored_threshold(content[KEY], file, model.task) if threshold == AUTO else float(threshold)
+    return Segmenter(model, size, device, predictor, precision, chosen)
+
+
+def _stored_threshold(entry: dict[str, Any], file: Path, task: Task) -> float:
+    """The threshold that a checkpoint holds.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not task.objects:
+        raise ValueError(f"threshold={AUTO}: {file} is of task={task.name}, which has no objects; leave it out")
+    threshold = entry["threshold"]
+    if threshold is None:
+        raise ValueError(
+            f"threshold={AUTO}: expected a checkpoint of a validation, with its best threshold, found none in {file}: "
+            "give a number (eval.py ckpt=... prints the best one of a test set), or train with data.val_fraction"
+        )
+    if not isinstance(threshold, float) or not 0 < threshold < 1:
+        raise ValueError(f"{file}: expected its threshold between 0 and 1, both excluded, found {threshold}")
+    return threshold
 
 
 def default_threads() -> int:

@@ -1,7 +1,7 @@
 """The settings of ``python -m e2net.predict``: a typed schema, filled from key=value arguments."""
 
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 from e2net.arguments import is_a, type_names
 
@@ -31,6 +31,8 @@ Exit status: 0 everything was written, 1 some files failed (they are listed), 2 
 LARGEST = 32768
 # The probability above which a pixel belongs to an object.
 THRESHOLD = 0.5
+# Instead of one: the one that a checkpoint holds, the best on its run's validation part.
+AUTO = "auto"
 # Smallest and largest value of the settings that are whole numbers.
 _RANGES = {"batch_size": (1, 65536), "threads": (1, 256), "min_area": (1, 2**62), "size": (1, LARGEST)}
 _RANGES["window"] = _RANGES["size"]
@@ -51,7 +53,10 @@ class PredictSettings:
     cutouts: Annotated[bool, "write cut-outs"] = False
     rle: Annotated[bool, "write objects.json"] = False
     min_area: Annotated[int, "objects of fewer pixels are left out of objects.json"] = 1
-    threshold: Annotated[float, "the probability above which a pixel belongs to the object"] = THRESHOLD
+    threshold: Annotated[
+        float | Literal["auto"],
+        "the probability above which a pixel belongs to the object; auto: of the best F in validation",
+    ] = THRESHOLD
     size: Annotated[
         int | list | None, "pixels a side or [height,width] of the network's input; null: as in training"
     ] = None
@@ -91,8 +96,8 @@ def check_value(key: str, value: Any) -> None:
         raise ValueError(f"{said}: expected {type_names(hint)}")
     if value is None:
         return
-    if key == "threshold" and not 0 < value < 1:
-        raise ValueError(f"{said}: expected a probability between 0 and 1, both excluded")
+    if key == "threshold" and value != AUTO and not 0 < value < 1:
+        raise ValueError(f"{said}: expected a probability between 0 and 1, both excluded, or {AUTO}")
     if key in _RANGES:
         low, high = _RANGES[key]
         sides = value if is_a(value, list) else [value, value]

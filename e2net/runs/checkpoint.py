@@ -166,7 +166,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
     Returns:
         Lightning's keys, and under ``KEY`` ours: ``format``, the resolved ``config``, ``encoder_fingerprint`` of what
-        is not among the tensors, and ``backbone``, by which an encoder is built without its files, or None.
+        is not among the tensors, ``backbone``, by which an encoder is built without its files, or None, and
+        ``threshold``, the best one of these weights on the validation part, or None where they were not validated.
 
     Raises:
         FileNotFoundError: see :func:`find_checkpoint`.
@@ -198,7 +199,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     config = of_today(entry["config"])
     return {
         **content,
-        KEY: {"backbone": None, "encoder_fingerprint": None, **entry, "config": config, "format": version},
+        KEY: {
+            **{"backbone": None, "encoder_fingerprint": None, "threshold": None},
+            **entry,
+            "config": config,
+            "format": version,
+        },
     }
 
 
@@ -245,6 +251,11 @@ def load_model(path: str | Path, encoder_path: str | None = None) -> tuple[Dense
         ValueError: the checkpoint does not fit its config, or the encoder's frozen weights are not those of training.
     """
     content = read_checkpoint(path)
+    return model_of(content, path, encoder_path), content[KEY]["config"]
+
+
+def model_of(content: dict[str, Any], path: str | Path, encoder_path: str | None = None) -> DenseModel:
+    """As :func:`load_model`, of what :func:`read_checkpoint` has read from ``path``."""
     config = content[KEY]["config"]
     for part in _PARTS:
         if not isinstance(config.get(part), dict):
@@ -256,7 +267,7 @@ def load_model(path: str | Path, encoder_path: str | None = None) -> tuple[Dense
     described = encoder_path is None and content[KEY]["backbone"] is not None
     model = build_model({**config, "encoder": _without_files(content[KEY])} if described else config)
     restore(model, content)
-    return model.eval(), config
+    return model.eval()
 
 
 def _without_files(entry: dict[str, Any]) -> dict[str, Any]:

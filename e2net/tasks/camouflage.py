@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from e2net.drawing import GREEN, RED, panel_size, tinted
 from e2net.formats import is_jpeg, read_header, read_map, read_mask, read_mask_levels, write_map
 from e2net.losses.base import DenseLoss
+from e2net.metrics.calibration import Calibration
 from e2net.metrics.protocol import MaskProtocol, to_map
 from e2net.metrics.scoring import (
     ALL_SCORES,
@@ -26,7 +27,7 @@ from e2net.metrics.scoring import (
     check_scores,
     score_map,
 )
-from e2net.metrics.table import ScoreTable
+from e2net.metrics.table import ScoreTable, SetTable
 from e2net.structures import canonical_mask
 from e2net.tasks.base import Array, Sampler, SetScores, Suspicion, Task
 
@@ -214,6 +215,10 @@ class Camouflage(Task):
         from e2net.metrics.modular import MapScores  # noqa: PLC0415 - scoring files needs no torchmetrics
 
         return MapScores(self.protocol, self.scores, cache_bytes)
+
+    def calibration(self, table: SetTable) -> Calibration | None:
+        assert isinstance(table, ScoreTable)
+        return None if self.protocol.binarise else table.calibration()
 
     def with_scores(self, extra: Sequence[str]) -> Self:
         listed = isinstance(extra, (list, tuple))
