@@ -1,5 +1,6 @@
 """The LightningModule that tests: images in, results scored at each target's own size."""
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -16,8 +17,8 @@ from e2net.speed import halve_frozen
 from e2net.structures import Batch, Images
 from e2net.tasks.base import SetScores, Task
 
-# Maps that may wait to be scored; where scoring is slower than the network, memory is bounded by this.
-_WAITING = 64
+# Maps that may wait to be scored, and their pixels: where scoring is slower than the network, they bound the memory.
+_WAITING, _WAITING_PIXELS = 64, 1 << 26
 
 
 class EvaluationModule(L.LightningModule):
@@ -54,6 +55,7 @@ class EvaluationModule(L.LightningModule):
         # Scoring runs beside the next batch: NumPy and OpenCV release the interpreter lock.
         self._pool = ThreadPoolExecutor(max_workers=1)
         self._pending: list[tuple[int, str, Future]] = []
+        self._sizes: deque[int] = deque()  # pixels of the last of them
 
     def forward(self, image: Images) -> Tensor:
         """The task's activated prediction (B, C, H, W), float32, for uint8 RGB images (B, 3, H, W)."""
@@ -96,8 +98,10 @@ class EvaluationModule(L.LightningModule):
             result = self.task.finish(prob, target.shape[:2])
             image = None if read_image is None else partial(read_image, position)
             self._pending.append((position, name, self._pool.submit(scores.score, result, target, position, image)))
-            if len(self._pending) > _WAITING:
-                self._pending[-_WAITING][2].result()
+            self._sizes.append(target.shape[0] * target.shape[1])
+            while len(self._sizes) > _WAITING or (len(self._sizes) > 1 and sum(self._sizes) > _WAITING_PIXELS):
+                self._pending[-len(self._sizes)][2].result()
+                self._sizes.popleft()
             maps.append(self.task.to_file(result))
         return {"maps": maps}
 
@@ -106,3 +110,4 @@ class EvaluationModule(L.LightningModule):
         for position, name, future in self._pending:
             scores.add(position, future.result(), name)
         self._pending.clear()
+        self._sizes.clear()

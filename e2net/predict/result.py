@@ -38,6 +38,11 @@ class Prediction:
     source: Path | None = None
 
     @property
+    def pixels(self) -> int:
+        """How many the picture has."""
+        return self.image.shape[0] * self.image.shape[1]
+
+    @property
     def prob(self) -> NDArray[np.float32]:
         """(h, w) in [0, 1], how certain each pixel is of an object.
 

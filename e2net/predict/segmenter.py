@@ -27,6 +27,8 @@ from e2net.runs.checkpoint import KEY, find_checkpoint, model_of, read_checkpoin
 from e2net.tasks.base import Task
 
 _AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+# Pixels of pictures in a batch, read ahead of it, or waiting to be written: a single larger one is taken alone.
+HELD_PIXELS = 1 << 25
 # How many batches later a picture of a rare shape no longer waits for others of its shape: until it is predicted,
 # the results behind it are kept.
 _WAITING = 4
@@ -64,13 +66,18 @@ class Timing:
 
 @dataclass
 class _Loaded:
-    """One picture, read and resized in ``seconds``; ``pixels`` (H, W, 3) uint8 goes into the network."""
+    """One picture, read and resized in ``seconds``; ``inputs`` (H, W, 3) uint8 goes into the network."""
 
     index: int
     source: Path | None
     image: NDArray[np.uint8]
-    pixels: NDArray[np.uint8]
+    inputs: NDArray[np.uint8]
     seconds: float
+
+    @property
+    def pixels(self) -> int:
+        """How many there are, of the picture or of the network's input."""
+        return max(_pixels(self.image), _pixels(self.inputs))
 
 
 class _Results(Iterator[Prediction]):
@@ -234,14 +241,15 @@ class Segmenter:
     def _load(
         self, images: Iterable[Picture], keep_aspect: bool, threads: int, ahead: int, timing: Timing
     ) -> Generator[_Loaded | tuple[int, Failure], None, None]:
-        """Reads in threads, at most ``ahead`` pictures in advance, in order."""
+        """Reads in threads, at most ``ahead`` pictures in advance, fewer of large ones, in order."""
         pool = ThreadPoolExecutor(threads, "e2net-read")
         queue: deque[tuple[int, Path | None, Future[_Loaded]]] = deque()
         source = enumerate(images)
+        largest: int | None = None  # so far; before the first is read it may be of any size
         try:
             more = True
             while more or queue:
-                while more and len(queue) < ahead:
+                while more and len(queue) < (1 if largest is None else max(1, min(ahead, HELD_PIXELS // largest))):
                     start = time.perf_counter()
                     found = next(source, None)
                     timing.waited += time.perf_counter() - start
@@ -258,6 +266,7 @@ class Segmenter:
                 timing.waited += time.perf_counter() - start
                 if error is None:
                     item = future.result()
+                    largest = max(largest or 1, item.pixels)
                     timing.decode += item.seconds
                     yield item
                 elif isinstance(error, FAULTS):
@@ -294,8 +303,12 @@ class Segmenter:
 
     @torch.inference_mode()
     def _run(self, batch: list[_Loaded]) -> list[Prediction]:
-        pixels = torch.from_numpy(np.stack([item.pixels for item in batch])).to(self.device)
-        activated = self.activated(pixels.permute(0, 3, 1, 2).contiguous())
+        inputs = torch.from_numpy(np.stack([item.inputs for item in batch])).to(self.device)
+        for item in batch:
+            item.inputs = item.inputs[:0].copy()
+        inputs = inputs.permute(0, 3, 1, 2).contiguous()
+        activated = self.activated(inputs)
+        del inputs
         check_finite(activated, [str(item.source or f"picture {item.index}") for item in batch])
         task = self.model.task
         return [
@@ -383,6 +396,10 @@ def default_threads() -> int:
     return min(8, max(1, cores - 1))
 
 
+def _pixels(image: NDArray[np.uint8]) -> int:
+    return image.shape[0] * image.shape[1]
+
+
 def _pair(size: int | Sequence[int]) -> tuple[int, int]:
     height, width = size if isinstance(size, Sequence) else (size, size)
     return int(height), int(width)
@@ -410,17 +427,18 @@ def _device(name: str) -> torch.device:
 def _batches(
     items: Iterable[_Loaded | tuple[int, Failure]], batch_size: int
 ) -> Iterator[list[_Loaded] | tuple[int, Failure]]:
-    """Groups pictures of one input size; failures pass at once. With one size for all the order is kept."""
+    """Groups pictures of one input size, fewer large ones; failures pass at once. With one size the order is kept."""
     groups: dict[tuple[int, ...], list[_Loaded]] = {}  # in the order of their first pictures
     for item in items:
         if isinstance(item, tuple):
             yield item
             continue
-        shape = item.pixels.shape
+        shape = item.inputs.shape
         groups.setdefault(shape, []).append(item)
         oldest = next(iter(groups))
+        held = sum(one.pixels for group in groups.values() for one in group)
         if len(groups[shape]) == batch_size:
             yield groups.pop(shape)
-        elif item.index - groups[oldest][0].index >= _WAITING * batch_size:
+        elif item.index - groups[oldest][0].index >= _WAITING * batch_size or held + item.pixels > HELD_PIXELS:
             yield groups.pop(oldest)
     yield from groups.values()

@@ -166,7 +166,7 @@ class Camouflage(Task):
         # At the device, as evaluation does it: the same rounding.
         native = F.interpolate(activated[None], size=tuple(size), mode="bilinear", align_corners=False)
         # A sum of weights may end a rounding error above 1.
-        return native[0, 0].clamp(0, 1).cpu()
+        return native[0, 0].clamp_(0, 1).cpu()
 
     def to_file(self, result: Tensor) -> NDArray[np.uint8]:
         return (result if result.dtype == torch.uint8 else to_map(result, (result.shape[0], result.shape[1]))).numpy()
