@@ -14,6 +14,8 @@ from e2net.structures import Images, NotFiniteError, unit_range
 from e2net.tasks.base import Task
 
 Forward = Callable[[Images], Tensor]
+# Beyond it powers of probabilities leave the range of float32.
+_SHARPEST = 100
 
 
 def check_finite(activated: Tensor, names: Sequence[str]) -> None:
@@ -50,6 +52,7 @@ class Predictor:
             window's is not divided; an image that fits into one window is predicted as without windows.
         overlap: of neighbouring windows, at least, as a fraction of their side, 0 to below 1.
         windows_at_once: how many windows are one batch of the model; bounds the memory.
+        sharpen: the averaged log-odds times this, where the task has objects; above 1 sharper, 1 as they are.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -62,6 +65,7 @@ class Predictor:
         window: int | Sequence[int] | None = None,
         overlap: float = 0.5,
         windows_at_once: int = 8,
+        sharpen: float = 1.0,
     ) -> None:
         sides = (window, window) if isinstance(window, int) else tuple(window or ())
         if window is not None and (len(sides) != 2 or not all(isinstance(s, int) and s > 0 for s in sides)):
@@ -72,12 +76,17 @@ class Predictor:
             raise ValueError(f"window_overlap: expected a fraction from 0 to below 1, got {overlap}")
         if windows_at_once < 1:
             raise ValueError(f"windows_at_once: expected at least 1, got {windows_at_once}")
+        if not 0 < sharpen <= _SHARPEST:
+            raise ValueError(f"sharpen: expected a factor above 0 and at most {_SHARPEST}, got {sharpen}")
+        self.sharpen = sharpen
         self.flip, self.scales = flip, check_scales("test_scales", scales)
         self.window: Size | None = (sides[0], sides[1]) if sides else None
         self.overlap, self.windows_at_once = overlap, windows_at_once
 
-    def check(self, multiple: int) -> None:
-        """Raises ValueError unless ``multiple`` divides the window's sides (pixels)."""
+    def check(self, multiple: int, task: Task) -> None:
+        """Raises ValueError unless ``multiple`` divides the window's sides (pixels), and the task can be sharpened."""
+        if self.sharpen != 1 and not task.objects:
+            raise ValueError(f"sharpen={self.sharpen:g}: task={task.name} has no probability of objects; leave it out")
         if self.window is not None and any(side % multiple for side in self.window):
             raise ValueError(
                 f"window: expected sides that are multiples of the encoder's {multiple} pixels, got"
@@ -104,7 +113,8 @@ class Predictor:
             prob = prob if size == base else resize(prob, base)
             total = prob if total is None else total + prob
         assert total is not None
-        return total / len(self.scales) if len(self.scales) > 1 else total
+        mean = total / len(self.scales) if len(self.scales) > 1 else total
+        return mean if self.sharpen == 1 else model.task.sharpened(mean, self.sharpen)
 
     def divides(self, size: Size) -> bool:
         """Whether an image of (H, W) pixels is looked at in windows."""
@@ -147,7 +157,7 @@ class Predictor:
         weight = _bump(h, rows.image.device)[:, None] * _bump(w, rows.image.device)
         weights = weight.new_zeros(h, width)
         total: Tensor | None = None
-        left_in_row = len(lefts) * len(rows.image)
+        of_a_row = len(lefts) * len(rows.image)
         tops_after = iter([*tops[1:], height])
         for count, (b, y, x, prob) in enumerate(self._windows(forward, rows, mirror, tops, lefts, (h, w)), 1):
             if total is None:
@@ -155,7 +165,7 @@ class Predictor:
             total[b, :, :, x : x + w] += weight * prob
             if b == 0:
                 weights[:, x : x + w] += weight
-            if count % left_in_row == 0:
+            if count % of_a_row == 0:
                 done = next(tops_after) - y
                 yield y, total[:, :, :done] / weights[:done]
                 for sums in (total, weights):

@@ -140,6 +140,7 @@ class Job:
             settings.window,
             settings.precision,
             settings.threshold,
+            settings.sharpen,
         )
         task = self.model.model.task
         if not task.objects:

@@ -133,6 +133,7 @@ class Segmenter:
         sides = _pair(size)
         model.encoder.check_size(*sides)
         self.predictor = predictor or Predictor()
+        self.predictor.check(1, model.task)
         if self.predictor.window is not None:
             model.encoder.check_size(*self.predictor.window)
         if max(self.predictor.scales) * max(sides) > LARGEST:
@@ -333,6 +334,7 @@ def load(
     window: int | Sequence[int] | None = None,
     precision: str = "auto",
     threshold: float | Literal["auto"] = THRESHOLD,
+    sharpen: float | None = None,
 ) -> Segmenter:
     """A trained model, ready to predict.
 
@@ -348,13 +350,14 @@ def load(
         precision: ``auto`` takes bf16 on a GPU that has it, fp16 on one that has not, fp32 on a CPU.
         threshold: the probability above which a pixel belongs to the object, where the task has objects; ``auto`` takes
             that of the greatest F on the run's validation part, as it was validated: with its size, flip and scales.
+        sharpen: the averaged maps' log-odds times this; None does as the run did in its test.
 
     Raises:
         FileNotFoundError: no checkpoint there, or the encoder's files are missing.
         ValueError: no checkpoint of e2net, another encoder than in training, or an argument that does not suit it.
     """
     options = {"device": device, "flip": flip, "size": size, "scales": scales, "window": window}
-    for key, value in (options | {"precision": precision, "threshold": threshold}).items():
+    for key, value in (options | {"precision": precision, "threshold": threshold, "sharpen": sharpen}).items():
         check_value(key, value)
     moved = None if encoder_path is None else os.fspath(encoder_path)
     file = find_checkpoint(os.fspath(path))
@@ -365,6 +368,7 @@ def load(
         flip=trained_with(config, "flip_test") if flip is None else flip,
         scales=trained_with(config, "test_scales") if scales is None else [float(s) for s in scales],
         window=None if window is None else _pair(window),
+        sharpen=trained_with(config, "sharpen") if sharpen is None else float(sharpen),
     )
     size = trained_with(config, "size") if size is None else size
     chosen = _stored_threshold(content[KEY], file, model.task) if threshold == AUTO else float(threshold)

@@ -65,6 +65,9 @@ class PredictSettings:
     scales: Annotated[
         list | None, "average the maps at these factors on size, as [0.75,1,1.25]; null: as in the run's test"
     ] = None
+    sharpen: Annotated[
+        float | None, "the averaged map's log-odds times this, 1: as it is; null: as in the run's test"
+    ] = None
     window: Annotated[
         int | list | None, "look at windows of this size one by one, where size is much larger than in training"
     ] = None
@@ -98,6 +101,8 @@ def check_value(key: str, value: Any) -> None:
         return
     if key == "threshold" and value != AUTO and not 0 < value < 1:
         raise ValueError(f"{said}: expected a probability between 0 and 1, both excluded, or {AUTO}")
+    if key == "sharpen" and not 0 < value <= 100:
+        raise ValueError(f"{said}: expected a factor above 0 and at most 100")
     if key in _RANGES:
         low, high = _RANGES[key]
         sides = value if is_a(value, list) else [value, value]

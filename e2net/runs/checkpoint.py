@@ -22,7 +22,11 @@ _PARTS = ("encoder", "neck", "decoder", "tuning")
 
 
 # What checkpoints were trained with before there was a choice.
-_FIRST = {"task": {"_target_": "e2net.tasks.Camouflage"}, "neck": {"_target_": "e2net.decoders.necks.Identity"}}
+_FIRST: dict[str, Any] = {
+    "task": {"_target_": "e2net.tasks.Camouflage"},
+    "neck": {"_target_": "e2net.decoders.necks.Identity"},
+    "sharpen": 1.0,
+}
 _FIRST_SETTINGS = {"flip_test": False, "test_scales": [1.0]}
 # Where classes that configs name have lain before.
 _MOVED = {f"e2net.engine.{name}.": f"e2net.training.{name}." for name in ("optim", "schedules", "cache")}
@@ -45,7 +49,7 @@ def _moved(value: Any) -> Any:
 
 
 def trained_with(config: dict[str, Any], key: str) -> Any:
-    """A setting of a checkpoint's training that prediction goes by: ``size``, ``flip_test`` or ``test_scales``.
+    """A setting of a checkpoint's training that prediction goes by, such as ``size`` or ``flip_test``.
 
     Raises:
         ValueError: it is not there, or of another type.

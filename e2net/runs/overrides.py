@@ -9,7 +9,17 @@ from omegaconf import DictConfig, OmegaConf
 from e2net.datasets.datamodule import VALIDATION
 
 # What an evaluation by ready maps and one of a checkpoint have no use for.
-_OF_MODELS = ("encoder_path", "size", "flip_test", "test_scales", "window", "window_overlap", "seed", "precision")
+_OF_MODELS = (
+    "encoder_path",
+    "size",
+    "flip_test",
+    "test_scales",
+    "sharpen",
+    "window",
+    "window_overlap",
+    "seed",
+    "precision",
+)
 _NOT_WITH_MAPS = (*_OF_MODELS, "accelerator", "num_samples")
 _DATA_OF_MODELS = ("n_train", "size", "batch_size", "num_workers", "seed", "augment")
 # Which images are held out matters where they are what is scored.

@@ -229,6 +229,10 @@ class Task(ABC):
     def activate(self, prediction: Tensor) -> Tensor:
         """The prediction (B, K, H, W) as what may be averaged over scales, windows and mirror images, (B, C, H, W)."""
 
+    def sharpened(self, activated: Tensor, factor: float) -> Tensor:
+        """Activated predictions of a task with ``objects``, their log-odds times a factor from 0 to 100."""
+        raise NotImplementedError
+
     @classmethod
     def resolve(cls, settings: Mapping[str, Any], about: About) -> dict[str, Any]:
         """A task's settings with what they leave to the data filled in, as a checkpoint stores them.

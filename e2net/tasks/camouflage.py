@@ -156,6 +156,11 @@ class Camouflage(Task):
     def activate(self, prediction: Tensor) -> Tensor:
         return prediction.float().sigmoid()
 
+    def sharpened(self, activated: Tensor, factor: float) -> Tensor:
+        prob = activated.clamp(0, 1)  # a sum of weights may end a rounding error above 1
+        object_, rest = prob**factor, (1 - prob) ** factor
+        return object_ / (object_ + rest)
+
     def random_targets(self, count: int, size: Sequence[int], device: torch.device) -> Tensor:
         return (torch.rand(count, 1, *size, device=device) > 0.5).float()
 

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from e2net.evaluation.inference import Predictor, starts
 from e2net.evaluation.scales import RandomScale, ScaledRows, resize, scaled_size
 from e2net.structures import Output
-from e2net.tasks import Camouflage
+from e2net.tasks import Camouflage, Depth
 
 
 class _Encoder:
@@ -126,6 +126,8 @@ def test_starts_cover_a_side_with_as_few_windows_as_the_overlap_allows():
         ({"window": ()}, "window"),
         ({"overlap": 1.0}, "window_overlap"),
         ({"windows_at_once": 0}, "windows_at_once"),
+        ({"sharpen": 0}, "sharpen"),
+        ({"sharpen": float("nan")}, "sharpen"),
     ],
 )
 def test_impossible_arguments(arguments, words):
@@ -134,9 +136,9 @@ def test_impossible_arguments(arguments, words):
 
 
 def test_window_must_suit_the_encoder():
-    Predictor(window=(32, 48)).check(16)
+    Predictor(window=(32, 48)).check(16, Camouflage())
     with pytest.raises(ValueError, match="multiples of the encoder's 16 pixels, got 32x40"):
-        Predictor(window=(32, 40)).check(16)
+        Predictor(window=(32, 40)).check(16, Camouflage())
 
 
 def test_scaled_sizes():
@@ -289,3 +291,20 @@ def test_memory_of_windows_grows_by_the_result_alone():
 
     small, large = peak(512), peak(1024)
     assert large - small < 1.05 * (3 + 4) * 512 * 128, (small, large)
+
+
+@pytest.mark.parametrize("factor", [0.5, 2.0, 100.0])
+def test_sharpened_are_the_log_odds_of_the_mean(factor):
+    model, image = _Model(), _image()
+    mean = Predictor(flip=True, scales=(0.5, 1.0))(model, image).double()
+    expected = (factor * (mean / (1 - mean)).log()).sigmoid()
+    found = Predictor(flip=True, scales=(0.5, 1.0), sharpen=factor)(model, image)
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-5)
+
+
+def test_what_is_certain_stays_certain_and_only_objects_are_sharpened():
+    certain = torch.tensor([0.0, 0.5, 1.0, 1.0 + 1e-7])
+    for factor in (0.01, 3.0, 100.0):
+        assert torch.equal(Camouflage().sharpened(certain, factor), torch.tensor([0.0, 0.5, 1.0, 1.0]))
+    with pytest.raises(ValueError, match="sharpen=2: task=depth has no probability of objects"):
+        Predictor(sharpen=2.0).check(8, Depth())
