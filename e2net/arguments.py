@@ -13,7 +13,7 @@ from dataclasses import MISSING, fields
 from datetime import datetime
 from numbers import Integral, Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -83,7 +83,7 @@ def refuse_overrides(overrides: Sequence[str], reserved: Sequence[str], why: str
 
 
 def is_a(value: Any, hint: Any) -> bool:
-    """Whether a value is of a setting's type, a class or a union of classes.
+    """Whether a value is of a setting's type, a class, one of some words, or a union of such.
 
     A tuple is as good as a list, NumPy's numbers are as good as Python's, and a whole number is a float too.
     """
@@ -91,6 +91,8 @@ def is_a(value: Any, hint: Any) -> bool:
 
 
 def _is_a(value: Any, kind: type) -> bool:
+    if get_origin(kind) is Literal:
+        return isinstance(value, str) and value in get_args(kind)
     if isinstance(value, bool) or kind is bool:  # bool is a kind of int, but "batch_size=true" is a mistake
         return isinstance(value, bool) and kind is bool
     if kind is list:
@@ -102,7 +104,13 @@ def _is_a(value: Any, kind: type) -> bool:
 
 def type_names(hint: Any) -> str:
     """A setting's type in words."""
-    return " or ".join("null" if kind is type(None) else kind.__name__ for kind in get_args(hint) or (hint,))
+    return " or ".join(_type_name(kind) for kind in get_args(hint) or (hint,))
+
+
+def _type_name(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return " or ".join(get_args(kind))
+    return "null" if kind is type(None) else str(kind.__name__)
 
 
 def check_folder(key: str, folder: Path) -> None:

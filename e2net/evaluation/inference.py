@@ -1,13 +1,13 @@
 """From images to what a task averages: mirror images, several scales and sliding windows around one model."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from e2net.datasets.transforms import Size
-from e2net.evaluation.scales import check_scales, resize, scaled_size
+from e2net.evaluation.scales import ScaledRows, check_scales, resize, scaled_size
 from e2net.evaluation.zoom import check_zoom, found_box
 from e2net.formats import some
 from e2net.model import DenseModel
@@ -17,6 +17,8 @@ from e2net.tasks.base import Task
 Forward = Callable[[Images], Tensor]
 # Of a mean of two looks, the second's part.
 SECOND = 0.5
+# Beyond it powers of probabilities leave the range of float32.
+_SHARPEST = 100
 
 
 def check_finite(activated: Tensor, names: Sequence[str]) -> None:
@@ -55,6 +57,7 @@ class Predictor:
         windows_at_once: how many windows are one batch of the model; bounds the memory.
         zoom: of a task with objects: look again at the box of what was found, its sides times this and enlarged to the
             image's size, and average both looks there; 0: don't. Up to twice the cost.
+        sharpen: the averaged log-odds times this, where the task has objects; above 1 sharper, 1 as they are.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -68,6 +71,7 @@ class Predictor:
         overlap: float = 0.5,
         windows_at_once: int = 8,
         zoom: float = 0.0,
+        sharpen: float = 1.0,
     ) -> None:
         sides = (window, window) if isinstance(window, int) else tuple(window or ())
         if window is not None and (len(sides) != 2 or not all(isinstance(s, int) and s > 0 for s in sides)):
@@ -78,13 +82,18 @@ class Predictor:
             raise ValueError(f"window_overlap: expected a fraction from 0 to below 1, got {overlap}")
         if windows_at_once < 1:
             raise ValueError(f"windows_at_once: expected at least 1, got {windows_at_once}")
+        if not 0 < sharpen <= _SHARPEST:
+            raise ValueError(f"sharpen: expected a factor above 0 and at most {_SHARPEST}, got {sharpen}")
+        self.sharpen = sharpen
         self.flip, self.scales = flip, check_scales("test_scales", scales)
         self.window: Size | None = (sides[0], sides[1]) if sides else None
         self.overlap, self.windows_at_once, self.zoom = overlap, windows_at_once, zoom
 
     def check(self, multiple: int, task: Task) -> None:
-        """Raises ValueError unless ``multiple`` divides the window's sides (pixels), and a zoom suits the task."""
+        """Raises ValueError unless ``multiple`` divides a window's sides (pixels) and the task can do what is asked."""
         check_zoom(self.zoom, task)
+        if self.sharpen != 1 and not task.objects:
+            raise ValueError(f"sharpen={self.sharpen:g}: task={task.name} has no probability of objects; leave it out")
         if self.window is not None and any(side % multiple for side in self.window):
             raise ValueError(
                 f"window: expected sides that are multiples of the encoder's {multiple} pixels, got"
@@ -99,9 +108,10 @@ class Predictor:
         Raises:
             ValueError: image or window is of a size that the encoder does not take.
         """
-        image = unit_range(image)
-        first = self._passes(model, image)
-        return self._look_again(model, image, first) if self.zoom else first
+        mean = self._look(model, image)
+        if self.zoom:
+            mean = self._look_again(model, image, mean)
+        return mean if self.sharpen == 1 else model.task.sharpened(mean, self.sharpen)
 
     def _look_again(self, model: DenseModel, image: Images, first: Tensor) -> Tensor:
         """The first look's results (B, C, H, W), averaged with those of a second one in the box of what was found."""
@@ -112,58 +122,102 @@ class Predictor:
         smaller = [b for b, (top, low, left, right) in enumerate(boxes) if (low - top, right - left) != size]
         if not smaller:
             return first
-        result = first.clone()
         crops = [image[b : b + 1, :, boxes[b][0] : boxes[b][1], boxes[b][2] : boxes[b][3]] for b in smaller]
-        for b, one in zip(smaller, self._passes(model, torch.cat([resize(crop, size) for crop in crops])), strict=True):
+        enlarged = [resize(unit_range(crop), size).mul(255).round().to(torch.uint8) for crop in crops]
+        result = first.clone()
+        for b, second in zip(smaller, self._look(model, torch.cat(enlarged)), strict=True):
             top, low, left, right = boxes[b]
             there = result[b : b + 1, :, top:low, left:right]
-            there += SECOND * (resize(one[None], (low - top, right - left)) - there)
+            there += SECOND * (resize(second[None], (low - top, right - left)) - there)
         return result
 
-    def _passes(self, model: DenseModel, image: Images) -> Tensor:
-        """One look: the mean over scales and mirror images, for floats in [0, 1]."""
+    def _look(self, model: DenseModel, image: Images) -> Tensor:
+        """The mean over scales and mirror images, of the whole image or window by window."""
 
         def forward(pixels: Images) -> Tensor:
             return model.task.activate(model(pixels).prediction)
 
-        passes = []
+        base, total = (image.shape[-2], image.shape[-1]), None
         for scale in self.scales:
-            size = scaled_size(image.shape[-2:], scale, model.encoder.size_multiple)
-            same = size == tuple(image.shape[-2:])
-            scaled = image if same else resize(image, size)
-            prob = self._windows(forward, scaled)
-            if self.flip:
-                prob = (prob + model.task.mirrored(self._windows(forward, scaled.flip(-1)))) / 2
-            passes.append(prob if same else resize(prob, (image.shape[-2], image.shape[-1])))
-        return passes[0] if len(passes) == 1 else torch.stack(passes).mean(0)
+            size = scaled_size(base, scale, model.encoder.size_multiple)
+            one = self._by_windows if self.divides(size) else self._whole
+            prob = one(forward, model.task, image, size)
+            prob = prob if size == base else resize(prob, base)
+            total = prob if total is None else total + prob
+        assert total is not None
+        return total / len(self.scales) if len(self.scales) > 1 else total
 
-    def _windows(self, forward: Forward, image: Images) -> Tensor:
-        """(B, 3, H, W) float -> (B, C, H, W), window by window where windows are asked for and smaller than the image.
+    def divides(self, size: Size) -> bool:
+        """Whether an image of (H, W) pixels is looked at in windows."""
+        return self.window is not None and (size[0] > self.window[0] or size[1] > self.window[1])
+
+    def _whole(self, forward: Forward, task: Task, image: Images, size: Size) -> Tensor:
+        """(B, C, *size) of the whole image, and of its mirror image."""
+        image = unit_range(image)
+        scaled = image if size == tuple(image.shape[-2:]) else resize(image, size)
+        prob = forward(scaled)
+        return (prob + task.mirrored(forward(scaled.flip(-1)))) / 2 if self.flip else prob
+
+    def _by_windows(self, forward: Forward, task: Task, image: Images, size: Size) -> Tensor:
+        """The same, window by window; of floating point there is the result and a band of windows, no image."""
+        assert isinstance(image, Tensor)
+        rows = ScaledRows(image, size)
+        found: Tensor | None = None
+        for mirror in (False, True) if self.flip else (False,):
+            for top, band in self._bands(forward, rows, mirror):
+                if found is None:
+                    found = band.new_empty(*band.shape[:2], *size)
+                part = found[:, :, top : top + band.shape[2]]
+                if mirror:
+                    part.add_(task.mirrored(band)).div_(2)
+                else:
+                    part.copy_(band)
+        assert found is not None
+        return found
+
+    def _bands(self, forward: Forward, rows: ScaledRows, mirror: bool) -> Iterator[tuple[int, Tensor]]:
+        """The blended result from top to bottom, as first row and (B, C, n, W) that no further window changes.
 
         Every pixel is the mean over all windows that it lies in, weighted by sin² over the window's sides: windows
         count most where they see most of the surroundings, and none ends in a visible edge.
         """
-        height, width = image.shape[-2:]
-        if self.window is None:
-            return forward(image)
-        h, w = min(height, self.window[0]), min(width, self.window[1])
-        corners = [(y, x) for y in starts(height, h, self.overlap) for x in starts(width, w, self.overlap)]
-        if len(corners) == 1:
-            return forward(image)
-        assert isinstance(image, Tensor)
-        weight = _bump(h, image.device)[:, None] * _bump(w, image.device)
-        weights = image.new_zeros(height, width)
-        crops = [(b, y, x) for y, x in corners for b in range(len(image))]
-        for first in range(0, len(crops), self.windows_at_once):
-            chunk = crops[first : first + self.windows_at_once]
-            probs = forward(torch.stack([image[b, :, y : y + h, x : x + w] for b, y, x in chunk]))
-            if first == 0:
-                total = image.new_zeros(len(image), probs.shape[1], height, width)
-            for (b, y, x), prob in zip(chunk, probs, strict=True):
-                total[b, :, y : y + h, x : x + w] += weight * prob
-        for y, x in corners:
-            weights[y : y + h, x : x + w] += weight
-        return total / weights
+        assert self.window is not None
+        (height, width), (h, w) = rows.size, self.window
+        h, w = min(height, h), min(width, w)
+        tops, lefts = starts(height, h, self.overlap), starts(width, w, self.overlap)
+        weight = _bump(h, rows.image.device)[:, None] * _bump(w, rows.image.device)
+        weights = weight.new_zeros(h, width)
+        total: Tensor | None = None
+        of_a_row = len(lefts) * len(rows.image)
+        tops_after = iter([*tops[1:], height])
+        for count, (b, y, x, prob) in enumerate(self._windows(forward, rows, mirror, tops, lefts, (h, w)), 1):
+            if total is None:
+                total = prob.new_zeros(len(rows.image), len(prob), h, width)
+            total[b, :, :, x : x + w] += weight * prob
+            if b == 0:
+                weights[:, x : x + w] += weight
+            if count % of_a_row == 0:
+                done = next(tops_after) - y
+                yield y, total[:, :, :done] / weights[:done]
+                for sums in (total, weights):
+                    sums[..., : h - done, :] = sums[..., done:, :].clone()
+                    sums[..., h - done :, :] = 0
+
+    def _windows(
+        self, forward: Forward, rows: ScaledRows, mirror: bool, tops: list[int], lefts: list[int], window: Size
+    ) -> Iterator[tuple[int, int, int, Tensor]]:
+        """Each window's image, corner (y, x) and result (C, *window), row by row; some at once go through the model."""
+        chunk: list[tuple[int, int, int, Tensor]] = []
+        for y in tops:
+            strip = rows(y, y + window[0])
+            strip = strip.flip(-1) if mirror else strip
+            for x in lefts:
+                for b, image in enumerate(strip):
+                    chunk.append((b, y, x, image[..., x : x + window[1]]))
+                    if len(chunk) == self.windows_at_once or (y, x, b) == (tops[-1], lefts[-1], len(strip) - 1):
+                        probs = forward(torch.stack([pixels for *_, pixels in chunk]))
+                        yield from ((*place, prob) for (*place, _), prob in zip(chunk, probs, strict=True))
+                        chunk.clear()
 
 
 def starts(length: int, window: int, overlap: float) -> list[int]:

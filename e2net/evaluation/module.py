@@ -1,5 +1,6 @@
 """The LightningModule that tests: images in, results scored at each target's own size."""
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache, partial
@@ -17,8 +18,8 @@ from e2net.speed import halve_frozen
 from e2net.structures import Batch, Images
 from e2net.tasks.base import Placed, SetScores, Task
 
-# Maps that may wait to be scored; where scoring is slower than the network, memory is bounded by this.
-_WAITING = 64
+# Maps that may wait to be scored, and their pixels: where scoring is slower than the network, they bound the memory.
+_WAITING, _WAITING_PIXELS = 64, 1 << 26
 
 
 class EvaluationModule(L.LightningModule):
@@ -59,6 +60,7 @@ class EvaluationModule(L.LightningModule):
         self._pending: list[tuple[int, str, Future]] = []
         self._breakdown = breakdown
         self._placed: list[dict[int, Placed]] = [{} for _ in test_names]
+        self._sizes: deque[int] = deque()  # pixels of the last of them
 
     def forward(self, image: Images) -> Tensor:
         """The task's activated prediction (B, C, H, W), float32, for uint8 RGB images (B, 3, H, W)."""
@@ -113,8 +115,10 @@ class EvaluationModule(L.LightningModule):
             image = None if read_image is None else cache(partial(read_image, position))  # read once, if at all
             work = self._pool.submit(self._examine, scores, result, target, position, image, places)
             self._pending.append((position, name, work))
-            if len(self._pending) > _WAITING:
-                self._pending[-_WAITING][2].result()
+            self._sizes.append(target.shape[0] * target.shape[1])
+            while len(self._sizes) > _WAITING or (len(self._sizes) > 1 and sum(self._sizes) > _WAITING_PIXELS):
+                self._pending[-len(self._sizes)][2].result()
+                self._sizes.popleft()
             maps.append(self.task.to_file(result))
         return {"maps": maps}
 
@@ -136,3 +140,4 @@ class EvaluationModule(L.LightningModule):
         for position, name, future in self._pending:
             scores.add(position, future.result(), name)
         self._pending.clear()
+        self._sizes.clear()

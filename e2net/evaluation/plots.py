@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from e2net.drawing import contact_sheet
+from e2net.metrics.calibration import Calibration
 
 # The image where it is at hand, the target and the result, each (h, w, 3) uint8 RGB.
 Pictures = Sequence[NDArray[np.uint8]]
@@ -48,6 +49,42 @@ def curve_figure(curves: Mapping[str, Mapping[str, NDArray[np.float64]]]) -> byt
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     left.legend(frameon=False, loc="lower left")
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=120)
+    return file.getvalue()
+
+
+def calibration_figure(calibrations: Mapping[str, Calibration]) -> bytes:
+    """The share of object pixels over the probability that maps gave them, and how many pixels there are of each.
+
+    Args:
+        calibrations: by the names of the sets.
+
+    Returns:
+        A PNG file.
+    """
+    # Only now, see curve_figure.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    figure = Figure(figsize=(5.5, 6), layout="constrained")
+    FigureCanvasAgg(figure)
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    above.plot([0, 1], [0, 1], ":", color="grey", label="calibrated")
+    for name, calibration in calibrations.items():
+        pixels, probability, frequency = calibration.reliability
+        some = pixels > 0
+        (line,) = above.plot(
+            probability[some], frequency[some], "o-", ms=4, label=f"{name}: ECE {calibration.error:.3f}"
+        )
+        above.axvline(calibration.threshold, color=line.get_color(), ls="--", lw=1)
+        below.stairs(pixels / pixels.sum(), np.linspace(0, 1, len(pixels) + 1), color=line.get_color())
+    above.set(ylabel="share of object", xlim=(0, 1), ylim=(0, 1.01))
+    below.set(xlabel="probability in the map (dashed: threshold of the best F)", ylabel="share of pixels", yscale="log")
+    for axes in (above, below):
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    above.legend(frameon=False, loc="upper left")
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=120)
     return file.getvalue()

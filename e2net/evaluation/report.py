@@ -22,9 +22,10 @@ import e2net
 from e2net.datasets.datamodule import check_set_names
 from e2net.evaluation import breakdown
 from e2net.evaluation.breakdown import Breakdown, as_document, break_down, print_breakdown
-from e2net.evaluation.plots import Pictures, curve_figure, extremes_sheet
+from e2net.evaluation.plots import Pictures, calibration_figure, curve_figure, extremes_sheet
 from e2net.files import write_atomically
 from e2net.formats import printable, some
+from e2net.metrics.calibration import BINS, Calibration
 from e2net.metrics.table import LEVEL, RESAMPLES, Interval, SetTable
 from e2net.runs.folder import SAMPLES
 from e2net.tasks.base import Placed, Task
@@ -47,7 +48,7 @@ _NAME_WIDTH = len("  binarised")  # the least that a set's name gets
 # Of a report's files, less what stands before "scores" in its name; "*" is a set's name. That of the scores comes last.
 FILES = (
     *("scores.csv", "intervals.csv", "per_image.csv", "curves.csv", "curves.png", "table.tex", "table.md"),
-    *("worst_best_*.png", *breakdown.FILES, "scores.json"),
+    *("calibration.csv", "calibration.png", "worst_best_*.png", *breakdown.FILES, "scores.json"),
 )
 
 
@@ -135,6 +136,10 @@ def print_scores(results: Sequence[SetResult], intervals: dict[str, dict[str, In
         console.print(table)
     described = {k: v for k, v in results[0].protocol.items() if k != "binarise" or not results[-1].binarised}
     console.print(", ".join(f"{k}: {v}" for k, v in described.items()), style="dim", markup=False)
+    for label, calibration in _calibrations(results).items():
+        found = f"F {_short(calibration.best_f)} at threshold {_short(calibration.threshold)}"
+        shown = f"{label}: calibration error (ECE) {_short(calibration.error)}; best unstretched {found}"
+        console.print(shown, style="dim", markup=False)
     for result in results:
         if not result.binarised:
             for kind, names in result.problems.items():
@@ -253,10 +258,10 @@ def write_report(
 ) -> None:
     """Writes all files of a report, each of them whole or not at all, ``<name>.json`` last.
 
-    ``<name>.csv`` (a row a set), ``intervals.csv``, ``per_image.csv``, ``curves.csv``, ``curves.png``, ``table.tex``,
-    ``table.md``, ``worst_best_<set>.png`` where maps are at hand, breakdowns, and the task's own; what stands before
-    "scores" in ``name`` stands before theirs too. A picture that cannot be drawn is a problem in the report, not the
-    end of it.
+    ``<name>.csv`` (a row a set), ``intervals.csv``, ``per_image.csv``, ``curves.csv``, ``curves.png``,
+    ``calibration.csv`` and ``.png`` where results are probabilities, ``table.tex``, ``table.md``,
+    ``worst_best_<set>.png`` where maps are at hand, breakdowns, and the task's own; what stands before "scores" in
+    ``name`` stands before theirs too. A picture that cannot be drawn is a problem in the report, not the end of it.
 
     Args:
         folder: where to.
@@ -309,6 +314,10 @@ def _document(
         "protocol": results[0].protocol,
         "scores": {r.label: r.values() for r in results},
         "intervals": intervals,
+        "calibration": {
+            label: {"ECE": one.error, "threshold": one.threshold, "F": one.best_f}
+            for label, one in _calibrations(results).items()
+        },
         "sets": {
             r.label: {
                 "data_set": r.name,
@@ -362,7 +371,22 @@ def _tables(results: Sequence[SetResult], intervals: dict[str, dict[str, Interva
             ["test_set", "threshold", *names],
             *([label, t, *(c[k][t] for k in names)] for label, c in curves.items() for t in range(256)),
         ]
+    calibrations = _calibrations(results)
+    if calibrations:
+        tables["calibration.csv"] = [
+            ["test_set", "low", "high", "pixels", "probability", "frequency"],
+            *(
+                [label, i / BINS, (i + 1) / BINS, *row]
+                for label, one in calibrations.items()
+                for i, row in enumerate(zip(*(column.tolist() for column in one.reliability), strict=True))
+            ),
+        ]
     return tables
+
+
+def _calibrations(results: Sequence[SetResult]) -> dict[str, Calibration]:
+    found = {r.label: r.task.calibration(r.scores) for r in results}
+    return {label: calibration for label, calibration in found.items() if calibration is not None}
 
 
 def _curves(results: Sequence[SetResult]) -> dict[str, dict[str, Any]]:
@@ -375,6 +399,8 @@ def _pictures(results: Sequence[SetResult], seed: int) -> list[tuple[str, str, C
     found: list[tuple[str, str, Callable[[], str | bytes]]] = []
     if any(curves.values()):
         found.append((results[0].label, "curves.png", lambda: curve_figure(curves)))
+    if calibrations := _calibrations(results):
+        found.append((results[0].label, "calibration.png", lambda: calibration_figure(calibrations)))
     for result in results:
         if result.pictures is not None:
             by = result.task.monitor

@@ -75,7 +75,7 @@ def prepare_test(config: dict[str, Any], task: Task) -> EvaluationJob:
     data.check("test")
     output = Path(config["output"])
     predictor = _predictor(config, trained)
-    predictor.check(model.encoder.size_multiple, model.task)
+    predictor.check(model.encoder.size_multiple, task)
     names = tuple(data.test_names)
     _check_maps(output / "maps", names)
     module = EvaluationModule(model, trained, names, predictor, task, options.breakdown)
@@ -210,6 +210,6 @@ def _predictor(config: dict[str, Any], trained: dict[str, Any]) -> Predictor:
     def chosen(key: str) -> Any:
         return trained_with(trained, key) if config[key] is None else config[key]
 
-    return Predictor(
-        chosen("flip_test"), chosen("test_scales"), config["window"], config["window_overlap"], zoom=chosen("zoom_test")
-    )
+    looks = {key: chosen(f"{key}_test") for key in ("flip", "zoom")}
+    window = {"window": config["window"], "overlap": config["window_overlap"]}
+    return Predictor(scales=chosen("test_scales"), sharpen=chosen("sharpen"), **looks, **window)

@@ -123,6 +123,7 @@ class MapStatistics:
         adaptive: (background, foreground) pixels at or above twice the map's mean.
         confident: (background, foreground) pixels above 0.5.
         absolute_error: sum of |map - mask| over all pixels.
+        levels: (2, 256) int64, pixels of each 8-bit level before any stretch, of background and foreground.
     """
 
     shape: tuple[int, int]
@@ -132,6 +133,7 @@ class MapStatistics:
     adaptive: tuple[int, int]
     confident: tuple[int, int]
     absolute_error: float
+    levels: NDArray[np.int64]
 
     @property
     def size(self) -> int:
@@ -152,11 +154,13 @@ class Prepared:
         levels: (h, w) uint8, C-contiguous, or None.
         table: (256,) float64, value of each level in [0, 1]; empty for a dense map.
         dense: (h, w) floating point in [0, 1], or None.
+        unstretched: the same before any stretch, or None.
     """
 
     levels: NDArray[np.uint8] | None
     table: Float64
     dense: Tensor | None
+    unstretched: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -227,7 +231,7 @@ def prepare(map: Tensor | NDArray[np.generic], protocol: MaskProtocol = AS_IS) -
     """
     tensor = protocol.levels(as_map(map))
     if tensor.dtype != torch.uint8:
-        return Prepared(None, np.empty(0), protocol.apply(tensor))
+        return Prepared(None, np.empty(0), protocol.apply(tensor), tensor)
     levels = np.ascontiguousarray(tensor.detach().cpu().numpy())
     table = np.arange(256, dtype=np.float64) / 255
     if protocol.normalize == "minmax":
@@ -266,8 +270,8 @@ def statistics_of(prepared: Prepared, geometry: MaskGeometry) -> MapStatistics:
     """As ``map_statistics``, for a map already prepared and a mask already described."""
     if prepared.levels is not None:
         return _histogram_statistics(prepared.levels, prepared.table, geometry)
-    assert prepared.dense is not None
-    return _dense_statistics(prepared.dense, geometry)
+    assert prepared.dense is not None and prepared.unstretched is not None
+    return _dense_statistics(prepared.dense, prepared.unstretched, geometry)
 
 
 def pair(
@@ -371,10 +375,11 @@ def _histogram_statistics(levels: NDArray[np.uint8], table: Float64, geometry: M
         adaptive=(int(adaptive[0]), int(adaptive[1])),
         confident=(int(confident[0]), int(confident[1])),
         absolute_error=float(by_class[0] @ table + by_class[1] @ (1 - table)),
+        levels=by_class,
     )
 
 
-def _dense_statistics(values: Tensor, geometry: MaskGeometry) -> MapStatistics:
+def _dense_statistics(values: Tensor, unstretched: Tensor, geometry: MaskGeometry) -> MapStatistics:
     device = values.device
     mask = torch.from_numpy(geometry.mask).to(device)
     # The truncation to 8 bits happens in the map's own precision, as NumPy would do it.
@@ -401,6 +406,8 @@ def _dense_statistics(values: Tensor, geometry: MaskGeometry) -> MapStatistics:
 
     counts = torch.bincount(quantised.ravel(), minlength=512).reshape(2, 256)
     curve = counts.flip(1).cumsum(1).flip(1).cpu().numpy()
+    rounded = (unstretched.float() * 255).round().to(torch.int64) + 256 * mask
+    levels = torch.bincount(rounded.ravel(), minlength=512).reshape(2, 256).cpu().numpy()
 
     threshold = 2 * float(wide.mean())
     if threshold > 0 and float((wide - threshold).abs().min()) < 1e-9:
@@ -415,6 +422,7 @@ def _dense_statistics(values: Tensor, geometry: MaskGeometry) -> MapStatistics:
         adaptive=(int((chosen & ~mask).sum()), int((chosen & mask).sum())),
         confident=(int((confident & ~mask).sum()), int((confident & mask).sum())),
         absolute_error=float((wide - mask.to(wide.dtype)).abs().sum()),
+        levels=levels,
     )
 
 

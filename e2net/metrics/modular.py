@@ -388,6 +388,7 @@ class MapScores(Collector):
         names = check_scores(scores)
         # Index, then scores. Curves one after the other.
         widths = {"rows": (1 + len(names), torch.float64), "curves": (len(CURVES) * 256, torch.float64)}
+        widths["levels"] = (2 * 256, torch.int32)
         super().__init__(widths, **kwargs)
         self.protocol = protocol or MaskProtocol()
         self.scores = names
@@ -478,12 +479,14 @@ class MapScores(Collector):
             raise ValueError(f"scored: {missing} missing; ask score_map for scores={self.scores}")
         place = self._place(index)
         row = np.array([place, *(scored.values[s] for s in self.scores)], dtype=np.float64)
-        self._append(name, index is None, rows=row[None], curves=scored.curves.reshape(1, -1))
+        curves, levels = scored.curves.reshape(1, -1), scored.levels.reshape(1, -1)
+        self._append(name, index is None, rows=row[None], curves=curves, levels=levels)
 
     def _tabulate(self, indices: list[int], names: list[str | None], first: Array, states: dict[str, Tensor]) -> Any:
         keep = torch.from_numpy(first)
         curves = states["curves"][keep].reshape(-1, len(CURVES), 256)
-        return ScoreTable(self.scores, indices, names, states["rows"][keep, 1:], curves)
+        levels = states["levels"][keep].reshape(-1, 2, 256)
+        return ScoreTable(self.scores, indices, names, states["rows"][keep, 1:], curves, levels)
 
     def table(self) -> ScoreTable:
         """All rows, ordered by index; in several processes a collective call.

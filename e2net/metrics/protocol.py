@@ -61,7 +61,7 @@ def to_map(prob: Tensor, size: tuple[int, int]) -> Tensor:
     if len(size) != 2 or min(size) < 1:
         raise ValueError(f"size: expected (h, w) with both at least 1 pixel, got {tuple(size)}")
     prob = _resize(prob, size)
-    return (prob * 255).round().clamp(0, 255).to(torch.uint8)
+    return (prob * 255).round_().clamp_(0, 255).to(torch.uint8)  # of a large picture there is one copy at a time
 
 
 def _resize(prob: Tensor, size: tuple[int, int]) -> Tensor:

@@ -53,10 +53,12 @@ class ImageScores:
     Attributes:
         values: score name to value; fractions, never percent.
         curves: (4, 256) float64, rows as in ``CURVES``, columns the thresholds 0..255.
+        levels: (2, 256) int32, pixels of each 8-bit level before any stretch, of background and foreground.
     """
 
     values: dict[str, float]
     curves: NDArray[np.float64] = field(repr=False)
+    levels: NDArray[np.int32] = field(repr=False)
 
 
 def check_scores(scores: Sequence[str]) -> tuple[str, ...]:
@@ -152,4 +154,5 @@ def _score(
         found["C"] = context_of(prepared, geometry)
     if "wC" in scores:
         found["wC"] = context_of(prepared, geometry, degree)
-    return ImageScores({name: found[name] for name in scores}, np.stack((f, e, precision, recall)))
+    curves = np.stack((f, e, precision, recall))
+    return ImageScores({name: found[name] for name in scores}, curves, s.levels.astype(np.int32))

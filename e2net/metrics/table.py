@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from e2net.metrics.calibration import Calibration
 from e2net.metrics.functional import f_of
 from e2net.metrics.scoring import CURVES, ImageScores, check_scores
 
@@ -60,6 +61,7 @@ class ScoreTable:
         names: of the images, or None.
         rows: (n, len(scores)) float64, fractions; NaN where a score is undefined.
         curves: (n, 4, 256) float64, in the order of ``CURVES``, for thresholds 0..255.
+        levels: (n, 2, 256) int32, pixels of each 8-bit level before any stretch, of background and foreground.
     """
 
     scores: tuple[str, ...]
@@ -67,6 +69,7 @@ class ScoreTable:
     names: list[str | None]
     rows: Tensor = field(repr=False)
     curves: Tensor = field(repr=False)
+    levels: Tensor = field(repr=False)
 
     @classmethod
     def of(cls, scores: Sequence[str], images: Iterable[tuple[int, str | None, ImageScores]]) -> Self:
@@ -80,12 +83,14 @@ class ScoreTable:
         ordered = sorted(images, key=lambda image: image[0])
         rows = np.array([[scored.values[s] for s in names] for _, _, scored in ordered], np.float64)
         curves = np.array([scored.curves for _, _, scored in ordered], np.float64)
+        levels = np.array([scored.levels for _, _, scored in ordered], np.int32)
         return cls(
             names,
             [index for index, _, _ in ordered],
             [name for _, name, _ in ordered],
             torch.from_numpy(rows.reshape(-1, len(names))),
             torch.from_numpy(curves.reshape(-1, len(CURVES), 256)),
+            torch.from_numpy(levels.reshape(-1, 2, 256)),
         )
 
     def __len__(self) -> int:
@@ -133,6 +138,10 @@ class ScoreTable:
     def mean_curves(self) -> dict[str, Tensor]:
         """(256,) float64 each under "F", "E", "precision", "recall": means over images, for thresholds 0..255."""
         return dict(zip(CURVES, self.curves.mean(dim=0), strict=True))
+
+    def calibration(self) -> Calibration:
+        """How far the maps' values are probabilities, over all images."""
+        return Calibration(self.levels.numpy())
 
     def intervals(self, seed: int = 0) -> dict[str, Interval]:
         """See :func:`bootstrap_intervals`."""

@@ -23,7 +23,7 @@ from e2net.formats import read_image
 from e2net.predict.film import FilmReader, FilmWriter, FrameFolder
 from e2net.predict.inputs import CUTOUTS, MAPS, OVERLAYS, Item, shown
 from e2net.predict.result import Kind, Prediction
-from e2net.predict.segmenter import Failure, Picture, Segmenter, Timing, default_threads, load
+from e2net.predict.segmenter import HELD_PIXELS, Failure, Picture, Segmenter, Timing, default_threads, load
 from e2net.predict.settings import PredictSettings
 from e2net.runs.checkpoint import find_checkpoint
 from e2net.runs.outputs import claim, is_claimed
@@ -62,19 +62,25 @@ class _Writing:
 
     def __init__(self, threads: int, done: Callable[[Item, Future[_Written]], None]) -> None:
         self._pool = ThreadPoolExecutor(threads, "e2net-write")
-        self._queue: deque[tuple[Item, Future[_Written]]] = deque()
+        self._queue: deque[tuple[Item, Future[_Written], int]] = deque()
+        self._pixels = 0
         self._limit = 2 * threads + 2
         self._done = done
         self.waited = 0.0
 
-    def submit(self, item: Item, work: Callable[[], _Written]) -> None:
-        """Queues one result, waiting while too many are."""
-        self._queue.append((item, self._pool.submit(work)))
-        while self._queue and (len(self._queue) > self._limit or self._queue[0][1].done()):
+    def submit(self, item: Item, work: Callable[[], _Written], pixels: int) -> None:
+        """Queues one result of so many pixels, waiting while too many are."""
+        self._queue.append((item, self._pool.submit(work), pixels))
+        self._pixels += pixels
+        while self._queue and (self._is_full() or self._queue[0][1].done()):
             self._take()
 
+    def _is_full(self) -> bool:
+        return len(self._queue) > self._limit or (len(self._queue) > 1 and self._pixels > HELD_PIXELS)
+
     def _take(self) -> None:
-        item, future = self._queue.popleft()
+        item, future, pixels = self._queue.popleft()
+        self._pixels -= pixels
         start = time.perf_counter()
         future.exception()  # waits
         self.waited += time.perf_counter() - start
@@ -134,6 +140,7 @@ class Job:
             settings.window,
             settings.precision,
             settings.threshold,
+            settings.sharpen,
             settings.zoom,
         )
         task = self.model.model.task
@@ -148,7 +155,7 @@ class Job:
         self._about = {
             "e2net": e2net.__version__,
             "checkpoint": str(checkpoint),
-            "threshold": settings.threshold,
+            "threshold": self.model.threshold,
             "min_area": settings.min_area,
         }
         self._threads = settings.threads or default_threads()
@@ -201,7 +208,7 @@ class Job:
                 if isinstance(result, Failure):
                     self._fail(item, result.error)
                 else:
-                    writing.submit(item, partial(self._write_picture, item, result))
+                    writing.submit(item, partial(self._write_picture, item, result), result.pixels)
         self._write_waited += writing.waited
 
     def _write_picture(self, item: Item, result: Prediction) -> _Written:
@@ -231,7 +238,8 @@ class Job:
                     for frame, result in enumerate(self._stream(reader.frames())):
                         if isinstance(result, Failure):
                             raise result.error
-                        writing.submit(item, partial(self._write_frame, item, frame, result, films, cutouts))
+                        work = partial(self._write_frame, item, frame, result, films, cutouts)
+                        writing.submit(item, work, result.pixels)
                 self._write_waited += writing.waited
                 for film in films.values():  # all of them before the first gets its name
                     film.finish()

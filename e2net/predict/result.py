@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from e2net.drawing import GREEN, as_rgb, tinted
@@ -35,6 +36,11 @@ class Prediction:
     result: Any
     threshold: float = 0.5
     source: Path | None = None
+
+    @property
+    def pixels(self) -> int:
+        """How many the picture has."""
+        return self.image.shape[0] * self.image.shape[1]
 
     @property
     def prob(self) -> NDArray[np.float32]:
@@ -71,9 +77,14 @@ class Prediction:
         return tinted(self.image, self.mask, colour) if self.task.objects else self.task.overlay(self.image, self.map)
 
     def cutout(self) -> NDArray[np.uint8]:
-        """The picture with the map as its alpha, (h, w, 4) uint8 RGBA; black where it is fully transparent."""
-        _ = self.prob
-        return np.dstack([np.where(self.map[..., None] > 0, self.image, 0), self.map])
+        """The picture with the map as its alpha, (h, w, 4) uint8 RGBA; black where it is fully transparent.
+
+        The map is shifted so that the threshold becomes one half, as if objects were rarer or more common by its odds:
+        what is of the object is more than half opaque, edges stay soft.
+        """
+        prob, odds = self.prob, (1 - self.threshold) / self.threshold
+        alpha = self.map if odds == 1 else self.task.to_file(torch.from_numpy(odds * prob / (odds * prob + 1 - prob)))
+        return np.dstack([np.where(alpha[..., None] > 0, self.image, 0), alpha])
 
     def objects(self, min_area: int = 1) -> list[dict[str, Any]]:
         """The connected objects as COCO annotations with a score; see :func:`~e2net.predict.rle.find_objects`."""

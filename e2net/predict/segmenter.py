@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import overload
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
@@ -22,10 +22,13 @@ from e2net.evaluation.test import choose_precision
 from e2net.model import DenseModel
 from e2net.predict.pictures import FAULTS, Picture, check_many, decode, is_picture, take
 from e2net.predict.result import Prediction
-from e2net.predict.settings import LARGEST, THRESHOLD, check_value
-from e2net.runs.checkpoint import load_model, trained_with
+from e2net.predict.settings import AUTO, LARGEST, THRESHOLD, check_value
+from e2net.runs.checkpoint import KEY, find_checkpoint, model_of, read_checkpoint, trained_with
+from e2net.tasks.base import Task
 
 _AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+# Pixels of pictures in a batch, read ahead of it, or waiting to be written: a single larger one is taken alone.
+HELD_PIXELS = 1 << 25
 # How many batches later a picture of a rare shape no longer waits for others of its shape: until it is predicted,
 # the results behind it are kept.
 _WAITING = 4
@@ -63,13 +66,18 @@ class Timing:
 
 @dataclass
 class _Loaded:
-    """One picture, read and resized in ``seconds``; ``pixels`` (H, W, 3) uint8 goes into the network."""
+    """One picture, read and resized in ``seconds``; ``inputs`` (H, W, 3) uint8 goes into the network."""
 
     index: int
     source: Path | None
     image: NDArray[np.uint8]
-    pixels: NDArray[np.uint8]
+    inputs: NDArray[np.uint8]
     seconds: float
+
+    @property
+    def pixels(self) -> int:
+        """How many there are, of the picture or of the network's input."""
+        return max(_pixels(self.image), _pixels(self.inputs))
 
 
 class _Results(Iterator[Prediction]):
@@ -116,6 +124,8 @@ class Segmenter:
     ) -> None:
         for key, value in (("size", size), ("device", device), ("precision", precision), ("threshold", threshold)):
             check_value(key, value)
+        if threshold == AUTO:
+            raise ValueError(f"threshold={AUTO}: only load knows a checkpoint's; give a number here")
         if threshold != THRESHOLD and not model.task.objects:
             raise ValueError(
                 f"threshold={threshold:g}: task={model.task.name} has no objects to tell from a background"
@@ -123,7 +133,9 @@ class Segmenter:
         sides = _pair(size)
         model.encoder.check_size(*sides)
         self.predictor = predictor or Predictor()
-        self.predictor.check(model.encoder.size_multiple, model.task)
+        self.predictor.check(1, model.task)
+        if self.predictor.window is not None:
+            model.encoder.check_size(*self.predictor.window)
         if max(self.predictor.scales) * max(sides) > LARGEST:
             raise ValueError(f"scales={list(self.predictor.scales)}: expected at most {LARGEST} pixels a side of size")
         self.device = _device(device)
@@ -230,14 +242,15 @@ class Segmenter:
     def _load(
         self, images: Iterable[Picture], keep_aspect: bool, threads: int, ahead: int, timing: Timing
     ) -> Generator[_Loaded | tuple[int, Failure], None, None]:
-        """Reads in threads, at most ``ahead`` pictures in advance, in order."""
+        """Reads in threads, at most ``ahead`` pictures in advance, fewer of large ones, in order."""
         pool = ThreadPoolExecutor(threads, "e2net-read")
         queue: deque[tuple[int, Path | None, Future[_Loaded]]] = deque()
         source = enumerate(images)
+        largest: int | None = None  # so far; before the first is read it may be of any size
         try:
             more = True
             while more or queue:
-                while more and len(queue) < ahead:
+                while more and len(queue) < (1 if largest is None else max(1, min(ahead, HELD_PIXELS // largest))):
                     start = time.perf_counter()
                     found = next(source, None)
                     timing.waited += time.perf_counter() - start
@@ -254,6 +267,7 @@ class Segmenter:
                 timing.waited += time.perf_counter() - start
                 if error is None:
                     item = future.result()
+                    largest = max(largest or 1, item.pixels)
                     timing.decode += item.seconds
                     yield item
                 elif isinstance(error, FAULTS):
@@ -290,8 +304,12 @@ class Segmenter:
 
     @torch.inference_mode()
     def _run(self, batch: list[_Loaded]) -> list[Prediction]:
-        pixels = torch.from_numpy(np.stack([item.pixels for item in batch])).to(self.device)
-        activated = self.activated(pixels.permute(0, 3, 1, 2).contiguous())
+        inputs = torch.from_numpy(np.stack([item.inputs for item in batch])).to(self.device)
+        for item in batch:
+            item.inputs = item.inputs[:0].copy()
+        inputs = inputs.permute(0, 3, 1, 2).contiguous()
+        activated = self.activated(inputs)
+        del inputs
         check_finite(activated, [str(item.source or f"picture {item.index}") for item in batch])
         task = self.model.task
         return [
@@ -315,7 +333,8 @@ def load(
     scales: Sequence[float] | None = None,
     window: int | Sequence[int] | None = None,
     precision: str = "auto",
-    threshold: float = THRESHOLD,
+    threshold: float | Literal["auto"] = THRESHOLD,
+    sharpen: float | None = None,
     zoom: float | None = None,
 ) -> Segmenter:
     """A trained model, ready to predict.
@@ -330,7 +349,9 @@ def load(
         window: look at windows of this size one by one, for a ``size`` much larger than that of training; see
             :class:`~e2net.evaluation.inference.Predictor`.
         precision: ``auto`` takes bf16 on a GPU that has it, fp16 on one that has not, fp32 on a CPU.
-        threshold: the probability above which a pixel belongs to the object, where the task has objects.
+        threshold: the probability above which a pixel belongs to the object, where the task has objects; ``auto`` takes
+            that of the greatest F on the run's validation part, as it was validated: with its size, flip and scales.
+        sharpen: the averaged maps' log-odds times this; None does as the run did in its test.
         zoom: a second look at what was found, see :class:`~e2net.evaluation.inference.Predictor`; None does as the run
             did in its test.
 
@@ -339,24 +360,52 @@ def load(
         ValueError: no checkpoint of e2net, another encoder than in training, or an argument that does not suit it.
     """
     options = {"device": device, "flip": flip, "size": size, "scales": scales, "window": window, "zoom": zoom}
-    for key, value in (options | {"precision": precision, "threshold": threshold}).items():
+    for key, value in (options | {"precision": precision, "threshold": threshold, "sharpen": sharpen}).items():
         check_value(key, value)
     moved = None if encoder_path is None else os.fspath(encoder_path)
-    model, config = load_model(os.fspath(path), moved)
+    file = find_checkpoint(os.fspath(path))
+    content = read_checkpoint(file)
+    config = content[KEY]["config"]
+    model = model_of(content, file, moved)
     predictor = Predictor(
         flip=trained_with(config, "flip_test") if flip is None else flip,
         scales=trained_with(config, "test_scales") if scales is None else [float(s) for s in scales],
         window=None if window is None else _pair(window),
         zoom=trained_with(config, "zoom_test") if zoom is None else float(zoom),
+        sharpen=trained_with(config, "sharpen") if sharpen is None else float(sharpen),
     )
     size = trained_with(config, "size") if size is None else size
-    return Segmenter(model, size, device, predictor, precision, threshold)
+    chosen = _stored_threshold(content[KEY], file, model.task) if threshold == AUTO else float(threshold)
+    return Segmenter(model, size, device, predictor, precision, chosen)
+
+
+def _stored_threshold(entry: dict[str, Any], file: Path, task: Task) -> float:
+    """The threshold that a checkpoint holds.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not task.objects:
+        raise ValueError(f"threshold={AUTO}: {file} is of task={task.name}, which has no objects; leave it out")
+    threshold = entry["threshold"]
+    if threshold is None:
+        raise ValueError(
+            f"threshold={AUTO}: expected a checkpoint of a validation, with its best threshold, found none in {file}: "
+            "give a number (eval.py ckpt=... prints the best one of a test set), or train with data.val_fraction"
+        )
+    if not isinstance(threshold, float) or not 0 < threshold < 1:
+        raise ValueError(f"{file}: expected its threshold between 0 and 1, both excluded, found {threshold}")
+    return threshold
 
 
 def default_threads() -> int:
     """One less than the usable cores, from 1 to 8."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(8, max(1, cores - 1))
+
+
+def _pixels(image: NDArray[np.uint8]) -> int:
+    return image.shape[0] * image.shape[1]
 
 
 def _pair(size: int | Sequence[int]) -> tuple[int, int]:
@@ -386,17 +435,18 @@ def _device(name: str) -> torch.device:
 def _batches(
     items: Iterable[_Loaded | tuple[int, Failure]], batch_size: int
 ) -> Iterator[list[_Loaded] | tuple[int, Failure]]:
-    """Groups pictures of one input size; failures pass at once. With one size for all the order is kept."""
+    """Groups pictures of one input size, fewer large ones; failures pass at once. With one size the order is kept."""
     groups: dict[tuple[int, ...], list[_Loaded]] = {}  # in the order of their first pictures
     for item in items:
         if isinstance(item, tuple):
             yield item
             continue
-        shape = item.pixels.shape
+        shape = item.inputs.shape
         groups.setdefault(shape, []).append(item)
         oldest = next(iter(groups))
+        held = sum(one.pixels for group in groups.values() for one in group)
         if len(groups[shape]) == batch_size:
             yield groups.pop(shape)
-        elif item.index - groups[oldest][0].index >= _WAITING * batch_size:
+        elif item.index - groups[oldest][0].index >= _WAITING * batch_size or held + item.pixels > HELD_PIXELS:
             yield groups.pop(oldest)
     yield from groups.values()

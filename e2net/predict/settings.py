@@ -1,7 +1,7 @@
 """The settings of ``python -m e2net.predict``: a typed schema, filled from key=value arguments."""
 
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 from e2net.arguments import is_a, type_names
 
@@ -31,6 +31,8 @@ Exit status: 0 everything was written, 1 some files failed (they are listed), 2 
 LARGEST = 32768
 # The probability above which a pixel belongs to an object.
 THRESHOLD = 0.5
+# Instead of one: the one that a checkpoint holds, the best on its run's validation part.
+AUTO = "auto"
 # Smallest and largest value of the settings that are whole numbers.
 _RANGES = {"batch_size": (1, 65536), "threads": (1, 256), "min_area": (1, 2**62), "size": (1, LARGEST)}
 _RANGES["window"] = _RANGES["size"]
@@ -51,7 +53,10 @@ class PredictSettings:
     cutouts: Annotated[bool, "write cut-outs"] = False
     rle: Annotated[bool, "write objects.json"] = False
     min_area: Annotated[int, "objects of fewer pixels are left out of objects.json"] = 1
-    threshold: Annotated[float, "the probability above which a pixel belongs to the object"] = THRESHOLD
+    threshold: Annotated[
+        float | Literal["auto"],
+        "the probability above which a pixel belongs to the object; auto: of the best F in validation",
+    ] = THRESHOLD
     size: Annotated[
         int | list | None, "pixels a side or [height,width] of the network's input; null: as in training"
     ] = None
@@ -59,6 +64,9 @@ class PredictSettings:
     flip: Annotated[bool | None, "average the maps of image and mirror image; null: as in the run's test"] = None
     scales: Annotated[
         list | None, "average the maps at these factors on size, as [0.75,1,1.25]; null: as in the run's test"
+    ] = None
+    sharpen: Annotated[
+        float | None, "the averaged map's log-odds times this, 1: as it is; null: as in the run's test"
     ] = None
     zoom: Annotated[
         float | None, "a second look at what was found, as zoom_test in training; 0: off, null: as in the run's test"
@@ -94,8 +102,10 @@ def check_value(key: str, value: Any) -> None:
         raise ValueError(f"{said}: expected {type_names(hint)}")
     if value is None:
         return
-    if key == "threshold" and not 0 < value < 1:
-        raise ValueError(f"{said}: expected a probability between 0 and 1, both excluded")
+    if key == "threshold" and value != AUTO and not 0 < value < 1:
+        raise ValueError(f"{said}: expected a probability between 0 and 1, both excluded, or {AUTO}")
+    if key == "sharpen" and not 0 < value <= 100:
+        raise ValueError(f"{said}: expected a factor above 0 and at most 100")
     if key == "zoom" and value and not 1 <= value <= 100:
         raise ValueError(f"{said}: expected 0 (off), or from 1 to 100")
     if key in _RANGES:

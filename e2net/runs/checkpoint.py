@@ -22,8 +22,13 @@ _PARTS = ("encoder", "neck", "decoder", "tuning")
 
 
 # What checkpoints were trained with before there was a choice.
-_FIRST = {"task": {"_target_": "e2net.tasks.Camouflage"}, "neck": {"_target_": "e2net.decoders.necks.Identity"}}
-FIRST_SETTINGS = {"flip_test": False, "test_scales": [1.0], "zoom_test": 0.0}
+_FIRST: dict[str, Any] = {
+    "task": {"_target_": "e2net.tasks.Camouflage"},
+    "neck": {"_target_": "e2net.decoders.necks.Identity"},
+    "sharpen": 1.0,
+    "zoom_test": 0.0,
+}
+_FIRST_SETTINGS = {"flip_test": False, "test_scales": [1.0]}
 # Where classes that configs name have lain before.
 _MOVED = {f"e2net.engine.{name}.": f"e2net.training.{name}." for name in ("optim", "schedules", "cache")}
 _MOVED |= {"e2net.metrics.Protocol": "e2net.metrics.MaskProtocol"}
@@ -45,12 +50,12 @@ def _moved(value: Any) -> Any:
 
 
 def trained_with(config: dict[str, Any], key: str) -> Any:
-    """A setting of a checkpoint's training that prediction goes by: ``size``, or how test pictures are looked at.
+    """A setting of a checkpoint's training that prediction goes by, such as ``size`` or ``flip_test``.
 
     Raises:
         ValueError: it is not there, or of another type.
     """
-    value = config.get(key, FIRST_SETTINGS.get(key))
+    value = config.get(key, _FIRST_SETTINGS.get(key))
     try:
         check_setting(key, value)
     except ValueError as error:
@@ -166,7 +171,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
     Returns:
         Lightning's keys, and under ``KEY`` ours: ``format``, the resolved ``config``, ``encoder_fingerprint`` of what
-        is not among the tensors, and ``backbone``, by which an encoder is built without its files, or None.
+        is not among the tensors, ``backbone``, by which an encoder is built without its files, or None, and
+        ``threshold``, the best one of these weights on the validation part, or None where they were not validated.
 
     Raises:
         FileNotFoundError: see :func:`find_checkpoint`.
@@ -198,7 +204,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     config = of_today(entry["config"])
     return {
         **content,
-        KEY: {"backbone": None, "encoder_fingerprint": None, **entry, "config": config, "format": version},
+        KEY: {
+            **{"backbone": None, "encoder_fingerprint": None, "threshold": None},
+            **entry,
+            "config": config,
+            "format": version,
+        },
     }
 
 
@@ -245,6 +256,11 @@ def load_model(path: str | Path, encoder_path: str | None = None) -> tuple[Dense
         ValueError: the checkpoint does not fit its config, or the encoder's frozen weights are not those of training.
     """
     content = read_checkpoint(path)
+    return model_of(content, path, encoder_path), content[KEY]["config"]
+
+
+def model_of(content: dict[str, Any], path: str | Path, encoder_path: str | None = None) -> DenseModel:
+    """As :func:`load_model`, of what :func:`read_checkpoint` has read from ``path``."""
     config = content[KEY]["config"]
     for part in _PARTS:
         if not isinstance(config.get(part), dict):
@@ -256,7 +272,7 @@ def load_model(path: str | Path, encoder_path: str | None = None) -> tuple[Dense
     described = encoder_path is None and content[KEY]["backbone"] is not None
     model = build_model({**config, "encoder": _without_files(content[KEY])} if described else config)
     restore(model, content)
-    return model.eval(), config
+    return model.eval()
 
 
 def _without_files(entry: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from e2net.datasets.datamodule import VALIDATION
 
 # What an evaluation by ready maps and one of a checkpoint have no use for.
 _OF_MODELS = (
-    *("encoder_path", "size", "flip_test", "test_scales", "zoom_test", "window", "window_overlap", "seed", "precision"),
+    *("encoder_path", "size", "flip_test", "test_scales", "zoom_test", "sharpen", "window", "window_overlap"),
+    *("seed", "precision"),
 )
 _NOT_WITH_MAPS = (*_OF_MODELS, "accelerator", "num_samples")
 _DATA_OF_MODELS = ("n_train", "size", "batch_size", "num_workers", "seed", "augment")

@@ -16,6 +16,7 @@ from torch import Tensor
 from e2net.drawing import as_rgb
 from e2net.formats import EXTENSIONS
 from e2net.losses.base import DenseLoss
+from e2net.metrics.calibration import Calibration
 from e2net.metrics.protocol import ResultProtocol
 from e2net.metrics.table import SetTable
 
@@ -271,6 +272,10 @@ class Task(ABC):
     def activate(self, prediction: Tensor) -> Tensor:
         """The prediction (B, K, H, W) as what may be averaged over scales, windows and mirror images, (B, C, H, W)."""
 
+    def sharpened(self, activated: Tensor, factor: float) -> Tensor:
+        """Activated predictions of a task with ``objects``, their log-odds times a factor from 0 to 100."""
+        raise NotImplementedError
+
     @classmethod
     def resolve(cls, settings: Mapping[str, Any], about: About) -> dict[str, Any]:
         """A task's settings with what they leave to the data filled in, as a checkpoint stores them.
@@ -378,6 +383,10 @@ class Task(ABC):
         Args:
             cache_bytes: memory for what depends on targets alone, which come again in every validation.
         """
+
+    def calibration(self, table: SetTable) -> Calibration | None:
+        """How far a set's results are probabilities of objects; None where they are none."""
+        return None
 
     def report_files(self, tables: Mapping[str, SetTable], seed: int) -> dict[str, Callable[[], str | bytes]]:
         """What a report has beside what every task's has: file names, of ``extra_files``, and what makes their content.

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from e2net.drawing import GREEN, RED, panel_size, tinted
 from e2net.formats import is_jpeg, read_header, read_map, read_mask, read_mask_levels, write_map
 from e2net.losses.base import DenseLoss
+from e2net.metrics.calibration import Calibration
 from e2net.metrics.functional import pair
 from e2net.metrics.protocol import MaskProtocol, to_map
 from e2net.metrics.scoring import (
@@ -27,7 +28,7 @@ from e2net.metrics.scoring import (
     check_scores,
     score_map,
 )
-from e2net.metrics.table import ScoreTable
+from e2net.metrics.table import ScoreTable, SetTable
 from e2net.structures import canonical_mask
 from e2net.tasks.base import Array, Placed, Sampler, SetScores, Suspicion, Task
 from e2net.tasks.objects import GROUPINGS, place_object
@@ -159,6 +160,11 @@ class Camouflage(Task):
     def activate(self, prediction: Tensor) -> Tensor:
         return prediction.float().sigmoid()
 
+    def sharpened(self, activated: Tensor, factor: float) -> Tensor:
+        prob = activated.clamp(0, 1)  # a sum of weights may end a rounding error above 1
+        object_, rest = prob**factor, (1 - prob) ** factor
+        return object_ / (object_ + rest)
+
     def random_targets(self, count: int, size: Sequence[int], device: torch.device) -> Tensor:
         return (torch.rand(count, 1, *size, device=device) > 0.5).float()
 
@@ -169,7 +175,7 @@ class Camouflage(Task):
         # At the device, as evaluation does it: the same rounding.
         native = F.interpolate(activated[None], size=tuple(size), mode="bilinear", align_corners=False)
         # A sum of weights may end a rounding error above 1.
-        return native[0, 0].clamp(0, 1).cpu()
+        return native[0, 0].clamp_(0, 1).cpu()
 
     def to_file(self, result: Tensor) -> NDArray[np.uint8]:
         return (result if result.dtype == torch.uint8 else to_map(result, (result.shape[0], result.shape[1]))).numpy()
@@ -222,6 +228,10 @@ class Camouflage(Task):
         from e2net.metrics.modular import MapScores  # noqa: PLC0415 - scoring files needs no torchmetrics
 
         return MapScores(self.protocol, self.scores, cache_bytes)
+
+    def calibration(self, table: SetTable) -> Calibration | None:
+        assert isinstance(table, ScoreTable)
+        return None if self.protocol.binarise else table.calibration()
 
     def with_scores(self, extra: Sequence[str]) -> Self:
         listed = isinstance(extra, (list, tuple))

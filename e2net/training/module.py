@@ -15,7 +15,6 @@ from e2net.processes import gather, one_batch
 from e2net.runs.checkpoint import KEY, checkpoint_entry, load_state, saved_state
 from e2net.speed import halve_frozen
 from e2net.structures import Batch, Images, unit_range
-from e2net.tasks.base import SetScores
 from e2net.training.finite import FiniteSteps
 from e2net.training.optim import AdamW
 from e2net.training.schedules import TRAIN_LOSS
@@ -57,6 +56,8 @@ class DenseModule(EvaluationModule):
         self.val_scores = self.task.set_scores(_KEPT_BYTES)
         # Now, as frozen weights may be cast later.
         self._entry = checkpoint_entry(model, config)
+        # The optimiser step of the last validation, and the threshold that was best in it.
+        self._threshold: tuple[int, float] | None = None
         self.finite = FiniteSteps()
         # Of this epoch's finite losses in this process: their sum over images, and how many images that were.
         # Lightning's own mean would be lost where a run goes on in the middle of an epoch.
@@ -120,14 +121,17 @@ class DenseModule(EvaluationModule):
         return self._score(batch, self.val_scores)
 
     def on_validation_epoch_end(self) -> None:
-        scores = self._collect(self.val_scores)  # of all processes, the same in each
+        scores = self._collect()  # of all processes, the same in each
         shown = self.task.headline  # in the progress bar; the others go to the loggers only
         self.log_dict({f"val/{k}": v for k, v in scores.items() if k in shown}, prog_bar=True)
         self.log_dict({f"val/{k}": v for k, v in scores.items() if k not in shown})
 
-    def _collect(self, scores: SetScores) -> dict[str, Tensor]:
+    def _collect(self) -> dict[str, Tensor]:
+        scores = self.val_scores
         self.drain(scores)
         values = scores.compute()
+        calibration = self.task.calibration(scores.table())
+        self._threshold = None if calibration is None else (self.global_step, calibration.threshold)
         scores.reset()
         return values
 
@@ -143,4 +147,6 @@ class DenseModule(EvaluationModule):
         load_state(self.model, state_dict)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint[KEY] = self._entry
+        # Of these very weights or of none: steps taken since the validation have made others of them.
+        step, threshold = self._threshold or (None, None)
+        checkpoint[KEY] = {**self._entry, "threshold": threshold if step == self.global_step else None}

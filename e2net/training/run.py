@@ -22,7 +22,7 @@ from e2net.evaluation.scales import RandomScale, scaled_size
 from e2net.evaluation.test import EvaluationJob, choose_precision, interrupts, test
 from e2net.files import write_atomically
 from e2net.model import DenseModel
-from e2net.runs.checkpoint import FIRST_SETTINGS, KEY, find_checkpoint, load_state, read_checkpoint, restore
+from e2net.runs.checkpoint import KEY, find_checkpoint, load_state, read_checkpoint, restore
 from e2net.runs.config import (
     build,
     build_data,
@@ -107,10 +107,11 @@ def prepare_training(config: dict[str, Any]) -> TrainingJob:
         found = 1 if content is None else content[KEY]["config"]["data"]["batch_size"]
         config = {**config, "data": {**config["data"], "batch_size": found}}
     if content is not None:
-        check_same_run({**FIRST_SETTINGS, **content[KEY]["config"]}, config)
+        check_same_run(content[KEY]["config"], config)
     data = build_data(config["data"], task)
     criterion, optim = (build(config[key]) for key in ("loss", "optim"))
-    predictor = Predictor(config["flip_test"], config["test_scales"], zoom=config["zoom_test"])
+    looks = {"flip": config["flip_test"], "scales": config["test_scales"], "zoom": config["zoom_test"]}
+    predictor = Predictor(**looks, sharpen=config["sharpen"])
     rescale = RandomScale(config["train_scales"], config["seed"])
     strategy: Strategy = build(config["strategy"])
     model = strategy.build(config)

@@ -1,13 +1,17 @@
+import weakref
 from itertools import pairwise
+from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from e2net.evaluation.inference import Predictor, starts
-from e2net.evaluation.scales import RandomScale, scaled_size
+from e2net.evaluation.scales import RandomScale, ScaledRows, resize, scaled_size
 from e2net.structures import Output
-from e2net.tasks import Camouflage
+from e2net.tasks import Camouflage, Depth
 
 
 class _Encoder:
@@ -122,6 +126,8 @@ def test_starts_cover_a_side_with_as_few_windows_as_the_overlap_allows():
         ({"window": ()}, "window"),
         ({"overlap": 1.0}, "window_overlap"),
         ({"windows_at_once": 0}, "windows_at_once"),
+        ({"sharpen": 0}, "sharpen"),
+        ({"sharpen": float("nan")}, "sharpen"),
     ],
 )
 def test_impossible_arguments(arguments, words):
@@ -182,3 +188,143 @@ def test_training_batches_are_resized():
     assert same is image and same_mask is mask
     with pytest.raises(ValueError, match="train_scales"):
         RandomScale((-1.0,))
+
+
+class _Positions(nn.Module):
+    """Logits that depend on the place within a window alone, the worst case; alike in no two corners."""
+
+    encoder, task = _Encoder(), Camouflage()
+
+    def forward(self, image):
+        height, width = image.shape[-2:]
+        y = torch.linspace(-3, 2, height)[:, None]
+        return Output((y + torch.linspace(-2, 4, width)).expand(len(image), 1, height, width))
+
+
+def _steps(prob, starts_of_rows, starts_of_columns, window):
+    """The largest steps between neighbouring pixels: where windows begin or end, and elsewhere."""
+    at, elsewhere = [], []
+    for axis, begins in ((0, starts_of_rows), (1, starts_of_columns)):
+        step = prob.diff(dim=axis).abs().amax(1 - axis)
+        borders = {b - 1 for b in begins if b} | {b + window[axis] - 1 for b in begins[:-1]}
+        at += [float(step[i]) for i in range(len(step)) if i in borders]
+        elsewhere += [float(step[i]) for i in range(len(step)) if i not in borders]
+    return max(at), max(elsewhere)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("overlap", [0.25, 0.5, 0.7])
+@pytest.mark.parametrize("size", [(200, 264), (128, 400), (96, 96)])
+def test_no_seam_where_windows_begin_and_end(monkeypatch, size, overlap, flip):
+    window = (48, 64)
+    begins = [starts(length, side, overlap) for length, side in zip(size, window, strict=True)]
+    image = torch.zeros(1, 3, *size, dtype=torch.uint8)
+    predictor = Predictor(flip=flip, window=window, overlap=overlap)
+    at, elsewhere = _steps(predictor(_Positions(), image)[0, 0], *begins, window)
+    assert at <= 1.05 * elsewhere < 0.25
+    # Without the weights there is one, so that this test would see it.
+    monkeypatch.setattr("e2net.evaluation.inference._bump", lambda length, device: torch.ones(length))
+    at, elsewhere = _steps(predictor(_Positions(), image)[0, 0], *begins, window)
+    assert at > 1.3 * elsewhere
+
+
+@pytest.mark.parametrize("scales", [(1.0,), (0.5, 1.0, 1.7)])
+def test_a_constant_stays_constant(scales):
+    model = _Positions()
+    model.forward = lambda image: Output(torch.full((len(image), 1, *image.shape[-2:]), 0.3))
+    prob = Predictor(flip=True, scales=scales, window=32)(model, _image(104, 136, 1))
+    assert torch.allclose(prob, torch.tensor(0.3).sigmoid().expand_as(prob), rtol=0, atol=1e-6)
+
+
+def _by_whole_images(model, image, flip, scales, window, overlap):
+    """The plain way: whole images of floating point, and sums as large as they."""
+    image, found = image.float() / 255, []
+    for scale in scales:
+        size = scaled_size(image.shape[-2:], scale, 8)
+        passes = []
+        for mirror in (False, True)[: 1 + flip]:
+            scaled = resize(image, size) if size != tuple(image.shape[-2:]) else image
+            scaled = scaled.flip(-1) if mirror else scaled
+            h, w = min(size[0], window[0]), min(size[1], window[1])
+            bumps = [torch.sin(torch.pi * (torch.arange(n) + 0.5) / n) ** 2 for n in (h, w)]
+            weight = bumps[0][:, None] * bumps[1]
+            total, weights = torch.zeros(len(image), 1, *size), torch.zeros(size)
+            for y in starts(size[0], h, overlap):
+                for x in starts(size[1], w, overlap):
+                    place = (..., slice(y, y + h), slice(x, x + w))
+                    total[place] += weight * model(scaled[place]).prediction.sigmoid()
+                    weights[place] += weight
+            prob = total / weights
+            passes.append(prob.flip(-1) if mirror else prob)
+        prob = sum(passes) / len(passes)
+        found.append(prob if size == tuple(image.shape[-2:]) else resize(prob, image.shape[-2:]))
+    return sum(found) / len(found)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_bands_of_windows_are_the_sum_over_the_whole_image(seed):
+    rng = np.random.default_rng(seed)
+    height, width, h, w = (int(side) for side in 8 * rng.integers([6, 6, 2, 2], [14, 14, 9, 9]))
+    options = {
+        "flip": bool(rng.integers(2)),
+        "scales": [(1.0,), (0.75, 1.0, 1.25), (0.5, 2.0)][seed % 3],
+        "window": (h, w),
+        "overlap": float(rng.choice([0, 0.3, 0.5, 0.8])),
+    }
+    image = _image(height, width, int(rng.integers(1, 4)))
+    prob = Predictor(**options, windows_at_once=int(rng.integers(1, 9)))(_Model(1.0), image)
+    torch.testing.assert_close(prob, _by_whole_images(_Model(1.0), image, **options), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("size", [(40, 56), (25, 31), (96, 64), (130, 97), (7, 200), (1, 1)])
+def test_scaled_rows_are_those_of_the_scaled_image(size):
+    image = _image(40, 56)
+    whole, rows = resize(image.float() / 255, size), ScaledRows(image, size)
+    for first in range(0, size[0], 9):
+        last = min(size[0], first + 13)
+        torch.testing.assert_close(rows(first, last), whole[:, :, first:last], rtol=0, atol=5e-6)
+
+
+def test_memory_of_windows_grows_by_the_result_alone():
+    """Bytes of all tensors that are alive at once: of each pixel those of image and result, the others of a band."""
+
+    def peak(height):
+        image, most = torch.zeros(1, 3, height, 128, dtype=torch.uint8), 0
+
+        class Watch(TorchDispatchMode):
+            alive: ClassVar = {}
+
+            def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+                nonlocal most
+                found = function(*args, **(kwargs or {}))
+                for one in found if isinstance(found, tuple | list) else [found]:
+                    if isinstance(one, torch.Tensor):
+                        storage = one.untyped_storage()
+                        self.alive[storage._cdata] = (weakref.ref(storage), storage.nbytes())
+                self.alive = {k: v for k, v in self.alive.items() if v[0]() is not None}
+                most = max(most, sum(size for _, size in self.alive.values()))
+                return found
+
+        with torch.no_grad(), Watch():
+            Predictor(flip=True, window=64)(_Positions(), image)
+        return most
+
+    small, large = peak(512), peak(1024)
+    assert large - small < 1.05 * (3 + 4) * 512 * 128, (small, large)
+
+
+@pytest.mark.parametrize("factor", [0.5, 2.0, 100.0])
+def test_sharpened_are_the_log_odds_of_the_mean(factor):
+    model, image = _Model(), _image()
+    mean = Predictor(flip=True, scales=(0.5, 1.0))(model, image).double()
+    expected = (factor * (mean / (1 - mean)).log()).sigmoid()
+    found = Predictor(flip=True, scales=(0.5, 1.0), sharpen=factor)(model, image)
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-5)
+
+
+def test_what_is_certain_stays_certain_and_only_objects_are_sharpened():
+    certain = torch.tensor([0.0, 0.5, 1.0, 1.0 + 1e-7])
+    for factor in (0.01, 3.0, 100.0):
+        assert torch.equal(Camouflage().sharpened(certain, factor), torch.tensor([0.0, 0.5, 1.0, 1.0]))
+    with pytest.raises(ValueError, match="sharpen=2: task=depth has no probability of objects"):
+        Predictor(sharpen=2.0).check(8, Depth())

@@ -61,7 +61,7 @@ def test_bootstrap_equals_a_loop_over_the_drawn_images():
         again = MapScores(scores=ALL_SCORES)
         for index, image in enumerate(draw):
             values = dict(zip(ALL_SCORES, rows[image], strict=True))
-            again.add(index, ImageScores(values, curves[image]))
+            again.add(index, ImageScores(values, curves[image], np.zeros((2, 256), np.int32)))
         for name, value in again.compute().items():
             drawn[name].append(float(value))
     for name in ALL_SCORES:
@@ -155,13 +155,20 @@ def test_all_files(tmp_path, monkeypatch):
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {
         "scores.json", "scores.csv", "intervals.csv", "per_image.csv", "curves.csv", "curves.png", "table.tex",
-        "table.md", "worst_best_one.png",
+        "table.md", "worst_best_one.png", "calibration.csv", "calibration.png",
     }  # fmt: skip
     assert order[-1] == tmp_path / "scores.json"
-    for file in ("curves.png", "worst_best_one.png"):
+    for file in ("curves.png", "calibration.png", "worst_best_one.png"):
         assert cv2.imread(str(tmp_path / file)).std() > 5
     written = json.loads((tmp_path / "scores.json").read_text())
     assert written["scores"] == scores and set(scores) == {"one", "two"}
+    expected = results[0].scores.calibration()
+    assert set(written["calibration"]) == {"one", "two"}
+    assert written["calibration"]["one"]["ECE"] == expected.error > 0
+    with (tmp_path / "calibration.csv").open(newline="") as file:
+        bins = [row for row in csv.DictReader(file) if row["test_set"] == "one"]
+    assert len(bins) == 16 and [float(b["high"]) for b in bins[:-1]] == [float(b["low"]) for b in bins[1:]]
+    assert sum(int(b["pixels"]) for b in bins) == results[0].scores.levels.sum()
     assert written["protocol"] == MaskProtocol().describe() and written["method"] == "method"
     assert written["sets"]["one"]["file_list_sha256"] == stems_hash(["n4", "n3", "n2", "n1", "n0"])
     assert written["sets"]["two"]["problems"] == {"extra": ["x.png"]}

@@ -182,6 +182,7 @@ NUMBERS = [float("nan"), float("inf"), -1, 0, True, "1", 10**30, [], [1, 2, 3], 
 WRONG = {
     "flip": ["yes", 1, 0, 0.5, "true", [], np.float32(1)],
     "threshold": [*NUMBERS, None, 1, 0.0, "0.5"],
+    "sharpen": [*NUMBERS, 0.0, 101, "2"],
     "size": [*NUMBERS, 63, 64.0, [64], [64, 64.0], [64, True], ["64", "64"], "64", [[64], 64], 10**6, "6464"],
     "window": [*NUMBERS, 63, 64.0, [64], [64, 64.0], "64"],
     "scales": [*NUMBERS, 1, 1.0, "1", [0], [-1], [float("nan")], [float("inf")], ["1"], [True], [10**9], [1, None]],
@@ -195,7 +196,7 @@ WRONG = {
 @pytest.mark.parametrize("key", WRONG)
 def test_load_refuses_what_is_no_value_of_a_setting(run, key):
     for value in WRONG[key]:
-        if key == "scales" and value == [1, 2, 3]:
+        if (key == "scales" and value == [1, 2, 3]) or (key == "sharpen" and value == 1):
             continue
         with pytest.raises((ValueError, TypeError, FileNotFoundError)) as error:
             load(**{"path": run, "device": "cpu", key: value})
@@ -219,3 +220,24 @@ def test_numbers_of_numpy_are_numbers(run, model):
     again = load(run, "cpu", size=(np.int64(64), 64), threshold=np.float64(0.5), window=np.int32(64))
     for one in (same, again):
         assert np.array_equal(one.predict(IMAGES[0]).prob, model.predict(IMAGES[0]).prob)
+
+
+def test_large_pictures_are_taken_one_by_one(model, monkeypatch):
+    """As many are held as have so many pixels together; the maps are the same."""
+    expected = [result.prob for result in model.predict([IMAGES[i % 2] for i in range(9)])]
+    asked, sizes, run = [], [], model._run
+
+    def source():
+        for i in range(9):
+            asked.append(i)
+            yield IMAGES[i % 2]
+
+    monkeypatch.setattr(model, "_run", lambda batch: (sizes.append(len(batch)), run(batch))[1], raising=False)
+    for most, batches in ((1, {1}), (3 * max(image.shape[0] * image.shape[1] for image in IMAGES[:2]), {1, 3})):
+        monkeypatch.setattr("e2net.predict.segmenter.HELD_PIXELS", most)
+        asked.clear()
+        sizes.clear()
+        for i, (prob, result) in enumerate(zip(expected, model.predict(source(), threads=2), strict=True)):
+            assert np.allclose(prob, result.prob, atol=1e-5)
+            assert len(asked) <= i + (3 if most == 1 else 8)
+        assert set(sizes) <= batches and max(sizes) == max(batches)

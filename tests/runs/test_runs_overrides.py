@@ -36,7 +36,8 @@ OTHERS = [
     "data._target_=e2net.datasets.ProceduralData", "data.augment._target_=e2net.datasets.Resize",
 ]  # fmt: skip
 PLAIN = [
-    "size=64", "flip_test=false", "zoom_test=1.5", "test_scales=[0.5]", "test_scales=[1.0]", "window=32", "seed=5",
+    "size=64", "flip_test=false", "test_scales=[0.5]", "test_scales=[1.0]", "zoom_test=1.5", "sharpen=2", "window=32",
+    "seed=5",
     "window_overlap=0.25", "precision=64-true", "precision=nonsense", "accelerator=tpu", "num_samples=3", "output=else",
     "method=mine", "scores=[IoU]", "binarised_too=true", "breakdown=true", "bootstrap_seed=4", "num_workers=1",
     "encoder_path=nowhere",
@@ -226,8 +227,8 @@ ACCEPTED = {
     "data.val_fraction": [0], "encoder_path": [None], "flip_test": [True, None], "method": ["nonsense", -1, 0, None],
     "num_samples": [0], "num_workers": [0, None], "output": ["nonsense"], "predictions": [None],
     "protocol.binarise": [True],
-    "protocol.quantise": [True], "scores": [[]], "seed": [0], "size": [None], "test_scales": [None], "window": [None],
-    "window_overlap": [0], "zoom_test": [0, None],
+    "protocol.quantise": [True], "scores": [[]], "seed": [0], "sharpen": [None], "size": [None], "test_scales": [None],
+    "window": [None], "window_overlap": [0], "zoom_test": [0, None],
 }  # fmt: skip
 WRONG = ["nonsense", "", -1, 0, math.inf, -math.inf, math.nan, True, None, [], {}, [math.nan], {"a": 1}, 1e15, 10**15]
 

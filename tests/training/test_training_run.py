@@ -115,8 +115,11 @@ def test_evaluation_at_other_scales_and_in_windows(run, tmp_path):
 
 def test_evaluation_looks_as_the_training_run_did(tmp_path):
     """Its scales and its mirror images, unless told otherwise."""
-    scores = train(_prepare(tmp_path / "run", "trainer.max_epochs=1", "test_scales=[1.0,1.5]", "flip_test=true"))
+    scores = train(
+        _prepare(tmp_path / "run", "trainer.max_epochs=1", "test_scales=[1.0,1.5]", "flip_test=true", "sharpen=2")
+    )
     assert _evaluate(tmp_path / "run", tmp_path / "eval") == scores
+    assert _evaluate(tmp_path / "run", tmp_path / "soft", "sharpen=1") != scores
     assert _evaluate(tmp_path / "run", tmp_path / "plain", "test_scales=[1.0]", "flip_test=false") != scores
 
 
