@@ -30,6 +30,8 @@ def _run(work):
     import e2net.evaluation.report  # noqa: PLC0415
 
     torch.set_num_threads(1)
+    # As in a program that a user starts; from here it would be a server's, which imports everything for each reader.
+    multiprocessing.set_start_method("fork", force=True)
     e2net.evaluation.report.curve_figure = lambda curves: b"a picture"
     cloudpickle.loads(work)()
     os._exit(0)
