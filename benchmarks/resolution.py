@@ -12,7 +12,8 @@ pictures, seeds, steps.
     python benchmarks/resolution.py --output runs/resolution
 
 Leaves table.md, curves.png and scores.json in the output folder, and a run folder for each training. What is finished
-is kept: the same command again continues where it stopped.
+is kept: the same command again continues where it stopped. Table and curves are written anew after each training, of
+the seeds that are there: first of the two kinds that are compared, then of the other two.
 """
 
 import argparse
@@ -22,15 +23,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import torch
+from scoring import score
 from tqdm import tqdm
 
-from e2net.evaluation.inference import Predictor
 from e2net.evaluation.scales import scaled_size
 from e2net.files import write_atomically
-from e2net.model import DenseModel
 from e2net.runs.checkpoint import load_model
-from e2net.runs.config import build_data
 
 ROOT = Path(__file__).resolve().parent.parent
 FACTORS = (0.5, 0.625, 0.75, 0.875, 1.0, 1.25, 1.5, 1.75, 2.0)
@@ -73,65 +71,51 @@ def train(kind: str, seed: int, folder: Path, options: argparse.Namespace) -> No
         raise RuntimeError(f"train.py failed; see {log}")
 
 
-@torch.inference_mode()
-def score(model: DenseModel, config: dict, factor: float) -> dict[str, float]:
-    """Scores of the test set at a factor on the training size, on the device of the model."""
-    task, predictor = model.task, Predictor()
-    size = scaled_size(build_data(config["data"], task).size, factor, model.encoder.size_multiple)
-    data = build_data({**config["data"], "size": list(size)}, task)
-    data.check("test")
-    data.setup("test")
-    (loader,), scores = data.test_dataloader(), task.set_scores()
-    for batch in loader:
-        maps = predictor(model, batch.image)
-        for position, name, prob, target in zip(batch.positions, batch.names, maps, batch.native_targets, strict=True):
-            scores.add(position, scores.score(task.finish(prob, target.shape[:2]), target, position, None), name)
-    return {name: float(value) for name, value in scores.compute().items()}
-
-
 def collect(options: argparse.Namespace) -> Scores:
     """Trains and scores what is not there yet; {"<kind>_<seed>": {factor: {score: value}}}."""
     file = options.output / "scores.json"
     found: Scores = json.loads(file.read_text()) if file.is_file() else {}
-    runs = [(kind, seed) for seed in range(options.seeds) for kind in KINDS]
+    kinds, seeds = list(KINDS), range(options.seeds)
+    runs = [(kind, seed) for part in (kinds[:2], kinds[2:]) for seed in seeds for kind in part]
     for kind, seed in tqdm([run for run in runs if f"{run[0]}_{run[1]}" not in found], unit="run"):
         folder = options.output / f"{kind.replace(', ', '_')}_{seed}"
         if not (folder / "test_scores.json").is_file():
             train(kind, seed, folder, options)
         model, config = load_model(folder)
-        scores = {str(factor): score(model.eval(), config, factor) for factor in FACTORS}
+        sizes = [scaled_size((options.size, options.size), factor, model.encoder.size_multiple) for factor in FACTORS]
+        scores = {str(f): score(model, config, size) for f, size in zip(FACTORS, sizes, strict=True)}
         ((_, own),) = json.loads((folder / "test_scores.json").read_text())["scores"].items()
         if abs(own["S"] - scores["1.0"]["S"]) > 1e-4:
             raise RuntimeError(f"{folder}: at the training size S is {scores['1.0']['S']}, train.py had {own['S']}")
         found[f"{kind}_{seed}"] = scores
         write_atomically(file, json.dumps(found, indent=1) + "\n")
+        write_atomically(options.output / "table.md", table(found))
+        draw(found, options)
     return found
 
 
-def means(found: Scores, kind: str, name: str, seeds: int) -> list[tuple[float, float]]:
-    """Mean and standard deviation over the seeds of a score, for each of ``FACTORS``."""
-    rows = [[found[f"{kind}_{seed}"][str(factor)][name] for seed in range(seeds)] for factor in FACTORS]
-    return [(statistics.mean(row), statistics.stdev(row) if seeds > 1 else 0.0) for row in rows]
+def over_seeds(found: Scores, kind: str, relative: bool = False) -> list[tuple[float, float]]:
+    """Mean and standard deviation of S at each factor; relative: less S at the training size of the same run."""
+    runs = [scores for name, scores in found.items() if name.rpartition("_")[0] == kind]
+    rows = [[run[str(factor)]["S"] - relative * run["1.0"]["S"] for run in runs] for factor in FACTORS]
+    return [(statistics.mean(row), statistics.stdev(row) if len(row) > 1 else 0.0) for row in rows]
 
 
-def losses(found: Scores, kind: str, seeds: int) -> list[tuple[float, float]]:
-    """S at each factor less S at the training size of the same run, mean and standard deviation over the seeds."""
-    runs = [found[f"{kind}_{seed}"] for seed in range(seeds)]
-    rows = [[run[str(factor)]["S"] - run["1.0"]["S"] for run in runs] for factor in FACTORS]
-    return [(statistics.mean(row), statistics.stdev(row) if seeds > 1 else 0.0) for row in rows]
+def kinds_of(found: Scores) -> dict[str, int]:
+    """Those of which there is something, and how many seeds."""
+    counts = {kind: sum(name.rpartition("_")[0] == kind for name in found) for kind in KINDS}
+    return {kind: count for kind, count in counts.items() if count}
 
 
-def table(found: Scores, options: argparse.Namespace) -> str:
-    """Markdown: S, and what of it is lost against the training size, by factor and kind."""
-    head = "| | " + " | ".join(f"{factor:g}×" for factor in FACTORS) + " |"
-    lines = [head, "|---" * (len(FACTORS) + 1) + "|"]
-    for kind in KINDS:
-        lines.append(
-            f"| {kind}, S | " + " | ".join(f"{m:.3f}" for m, _ in means(found, kind, "S", options.seeds)) + " |"
-        )
-    for kind in KINDS:
-        cells = [f"{m:+.3f} ± {d:.3f}" for m, d in losses(found, kind, options.seeds)]
-        lines.append(f"| {kind}, difference | " + " | ".join(cells) + " |")
+def table(found: Scores) -> str:
+    """Markdown: S, and its difference to the training size, by factor and kind."""
+    heads = ["positions", "seeds", *(f"{factor:g}×" for factor in FACTORS)]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for kind, count in kinds_of(found).items():
+        lines.append(f"| {kind} | {count} | " + " | ".join(f"{m:.3f}" for m, _ in over_seeds(found, kind)) + " |")
+    for kind, count in kinds_of(found).items():
+        cells = [f"{m:+.3f} ± {d:.3f}" for m, d in over_seeds(found, kind, relative=True)]
+        lines.append(f"| {kind}, difference | {count} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -144,11 +128,9 @@ def draw(found: Scores, options: argparse.Namespace) -> None:
     FigureCanvasAgg(figure)
     sides = [factor * options.size for factor in FACTORS]
     absolute, relative = figure.subplots(1, 2)
-    for kind in KINDS:
-        for axes, values in (
-            (absolute, means(found, kind, "S", options.seeds)),
-            (relative, losses(found, kind, options.seeds)),
-        ):
+    for kind in kinds_of(found):
+        for axes in (absolute, relative):
+            values = over_seeds(found, kind, axes is relative)
             middle = [m for m, _ in values]
             (line,) = axes.plot(sides, middle, "o-", markersize=3, label=kind)
             low, high = ([m + sign * s for m, s in values] for sign in (-1, 1))
@@ -173,11 +155,7 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="further overrides of train.py")
     options = parser.parse_args()
     options.output = options.output.resolve()
-    found = collect(options)
-    text = table(found, options)
-    print(text)
-    write_atomically(options.output / "table.md", text)
-    draw(found, options)
+    print(table(collect(options)))
 
 
 if __name__ == "__main__":
