@@ -55,7 +55,10 @@ PARTS = {
     "training and validation": [("trainer/trainer.py", "fit")],
     "  of it: start of data workers": [("utils/data/dataloader.py", "__init__")],
     "  of it: waiting for data": [("utils/data/dataloader.py", "__next__")],
-    "  of it: validation": [("loops/training_epoch_loop.py", "val_loop_run")],
+    "  of it: validation": [
+        ("training/module.py", "validation_step"),
+        ("training/module.py", "on_validation_epoch_end"),
+    ],
     "  of it: checkpoints": [("trainer/trainer.py", "save_checkpoint")],
     "  of it: pictures": [("evaluation/callbacks.py", "_write"), ("evaluation/callbacks.py", "_add")],
     "test and report": [("evaluation/test.py", "test")],
