@@ -1,8 +1,9 @@
 """Tiny encoders with random weights, one per architecture, and where the real data lies."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 # Before the imports that read them. A test that needs the network is a broken test.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -15,7 +16,17 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
+from e2net.evaluation.plots import curve_figure
+
 ROOT = Path(__file__).parent.parent
+
+# Those that take half a minute and more, the longest first: none should begin where the others are done.
+LONG = (
+    "test_training_processes.py", "test_training_kills.py", "test_training_states.py", "test_compare_sweep.py",
+    "test_training_speed.py", "test_runs_launch.py", "test_gpu_gradients.py", "test_start.py", "test_runs_cluster.py",
+    "test_gpu_branches.py", "test_training_finite.py", "test_gpu_smoke.py", "test_evaluation_predictions.py",
+    "test_training_reproducibility.py", "test_training_full_disk.py", "test_fixed_values.py",
+)  # fmt: skip
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
@@ -23,6 +34,11 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     single = len(config.args) == 1 and ".py" in config.args[0]
     return 0 if single or cores == 1 else min(cores, 8)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first; with ``--no-loadscope-reorder`` in pyproject.toml, as xdist goes by the number of tests."""
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
 
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "image_size": 64}
@@ -80,6 +96,24 @@ def shared() -> Path:
     if not (folder / "data" / "sod300").is_dir():
         pytest.skip(f"real photographs are not here: {folder}/data/sod300 (set E2NET_SHARED)")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def curves_drawn_once() -> Iterator[None]:
+    """For each number of test sets, as to draw them takes as long as a tiny training or evaluation does.
+
+    In test_evaluation_report.py they are drawn each time.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        drawn: dict[int, bytes] = {}
+
+        def draw(curves: Mapping[str, Any]) -> bytes:
+            if len(curves) not in drawn:
+                drawn[len(curves)] = curve_figure(curves)
+            return drawn[len(curves)]
+
+        patch.setattr("e2net.evaluation.report.curve_figure", draw)
+        yield
 
 
 @pytest.fixture(autouse=True)

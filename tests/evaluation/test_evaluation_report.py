@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from e2net.evaluation.plots import extremes_sheet
+from e2net.evaluation.plots import curve_figure, extremes_sheet
 from e2net.evaluation.report import (
     SetResult,
     clear_report,
@@ -24,6 +24,12 @@ from e2net.metrics.table import bootstrap_intervals
 from e2net.tasks import Camouflage
 
 RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def drawn(monkeypatch):
+    """Curves of each report; elsewhere they are those of the first one."""
+    monkeypatch.setattr("e2net.evaluation.report.curve_figure", curve_figure)
 
 
 def _image(seed):

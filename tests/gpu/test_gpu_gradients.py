@@ -25,6 +25,7 @@ from e2net.tasks import Camouflage
 from e2net.training.step import leave_out_unused, step
 
 META = torch.device("meta")
+ENDS = ("alpha", "v5")
 
 
 def _options(group):
@@ -67,7 +68,11 @@ def idle(model, criterion, size=(32, 32), image=None):
 
 @pytest.mark.parametrize("decoder", _options("decoder"))
 def test_every_decoder_under_every_loss_and_neck(decoder, groups):
-    """And every one of F1..F4 gets a gradient, so that what is tuned behind them does: see the next test."""
+    """And every one of F1..F4 gets a gradient, so that what is tuned behind them does: see the next test.
+
+    A loss meets what comes out of a decoder, a neck what goes in: every loss without a neck, every neck with two losses
+    (one looks at all maps, the other not at the refined ones).
+    """
     options, tried = groups["decoder"][decoder] | ({"width": 16} if decoder != "linear" else {}), 0
     for neck_name, neck in groups["neck"].items():
         between = build(neck | ({"width": 16} if "width" in neck else {}), _partial_=True)(
@@ -75,12 +80,15 @@ def test_every_decoder_under_every_loss_and_neck(decoder, groups):
         )
         head = build(options, _partial_=True)(channels=between.channels, strides=between.strides)
         model = _Beheaded(between, head).to(META)
-        for loss_name, loss in groups["loss"].items():
+        losses = groups["loss"] if neck_name == "none" else {name: groups["loss"][name] for name in ENDS}
+        for loss_name, loss in losses.items():
             features = [torch.rand(2, 1, 24, 2, 2, device=META, requires_grad=True) for _ in range(4)]
             assert idle(model, build(loss), image=Encoded(tuple(features), (32, 32))) == [], f"{neck_name}, {loss_name}"
             assert all(f.grad is not None for f in features)
             tried += 1
-    assert tried == 3 * len(groups["loss"]) >= 3 * 7
+    assert tried == len(groups["loss"]) + 2 * 2 >= 7 + 4
+    parts = [build(groups["loss"][name]).parts for name in ENDS]
+    assert parts == [{"final", "coarse", "refined"}, {"final", "coarse"}]
 
 
 class _Beheaded(torch.nn.Module):

@@ -1,7 +1,6 @@
 """Folders of runs as real processes take them, and sweeps in which a job is bad."""
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from apart import Program
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
 from tiny import TINY
@@ -19,17 +19,8 @@ from e2net.runs.launch import OwnFolder
 QUICK = [*TINY, "trainer.max_epochs=1", "num_samples=0"]
 
 
-def start(program, *arguments, cwd, **environment):
-    command = [sys.executable, str(ROOT / program), *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.Popen(
-        command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
-def finish(process):
-    out, error = process.communicate(timeout=300)
-    return process.returncode, out, error
+def start(program, *arguments, cwd):
+    return Program(ROOT / program, *arguments, cwd=cwd)
 
 
 def errors(text):
@@ -49,7 +40,7 @@ def loop(tmp_path_factory):
     """What a loop over seeds starts at once, with the default name of the folder: the place, and each one's end."""
     place = tmp_path_factory.mktemp("loop")
     started = [start("train.py", *QUICK, f"seed={seed}", cwd=place) for seed in range(4)]
-    return place, [finish(process) for process in started]
+    return place, [process.finish() for process in started]
 
 
 def test_what_is_refused_leaves_no_folder_but_the_one_that_was_named(tmp_path):
@@ -57,7 +48,7 @@ def test_what_is_refused_leaves_no_folder_but_the_one_that_was_named(tmp_path):
     for program, wrong in (("eval.py", "ckpt=nowhere"), ("train.py", "data.n_train=-1")):
         key = "output" if program == "eval.py" else "run_dir"
         for more in ([], [f"hydra.run.dir={tmp_path / 'mine'}"], [f"{key}={tmp_path / 'mine'}"]):
-            status, _, error = finish(start(program, wrong, *more, cwd=tmp_path))
+            status, _, error = start(program, wrong, *more, cwd=tmp_path).finish()
             assert status and "error: " in error, error
             assert not list((tmp_path / "runs").glob("*")) and (tmp_path / "mine").is_dir()
 
@@ -94,10 +85,10 @@ def test_a_folder_in_use_or_used_stays_as_it_is(loop):
     run = Path(loop[1][0][1].rpartition("run folder: ")[2].strip())
     before = snapshot(run)
     with owned(run):
-        status, _, error = finish(start("train.py", *QUICK, f"hydra.run.dir={run}", cwd=loop[0]))
+        status, _, error = start("train.py", *QUICK, f"hydra.run.dir={run}", cwd=loop[0]).finish()
         (line,) = errors(error)
         assert status == 2 and line.startswith("error: expected a folder that no other run or evaluation writes to")
-    status, _, error = finish(start("train.py", *QUICK, f"hydra.run.dir={run}", cwd=loop[0]))
+    status, _, error = start("train.py", *QUICK, f"hydra.run.dir={run}", cwd=loop[0]).finish()
     assert status == 2 and len(errors(error)) == 1 and f"continue that one by resume={run}" in error
     assert snapshot(run) == before
 
@@ -119,7 +110,7 @@ def test_forked_children_do_not_hold_a_folder(tmp_path):
 
 def test_a_bad_job_does_not_end_the_sweep(tmp_path):
     options = ["optim.lr=-1,1e-3", "hydra.sweep.dir=sweep"]
-    status, _, error = finish(start("train.py", "-m", *QUICK, *options, cwd=tmp_path))
+    status, _, error = start("train.py", "-m", *QUICK, *options, cwd=tmp_path).finish()
     assert status == 1
     assert (tmp_path / "sweep" / "1" / "test_scores.json").is_file()
     (line,) = errors(error)
@@ -130,14 +121,14 @@ def test_a_bad_job_does_not_end_the_sweep(tmp_path):
 def test_a_bad_evaluation_does_not_end_the_sweep(loop, tmp_path):
     run = loop[1][0][1].rpartition("run folder: ")[2].strip()
     options = ["accelerator=cpu", "num_samples=0", "hydra.sweep.dir=sweep"]
-    status, _, error = finish(start("eval.py", "-m", f"ckpt=nothing,{run}", *options, cwd=tmp_path))
+    status, _, error = start("eval.py", "-m", f"ckpt=nothing,{run}", *options, cwd=tmp_path).finish()
     assert status == 1 and len(errors(error)) == 1 and "1 of the sweep's jobs failed" in error
     assert (tmp_path / "sweep" / "1" / "scores.json").is_file()
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"], ["--cfg", "hydra", "--resolve"], ["sede=1"]])
 def test_what_runs_nothing_makes_no_folder(arguments, tmp_path):
-    finish(start("train.py", *arguments, cwd=tmp_path))
+    start("train.py", *arguments, cwd=tmp_path).finish()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -154,7 +145,7 @@ def test_two_devices_are_one_run(tmp_path):
     """The process that the first one starts gets its folder, and is not refused it."""
     options = ["trainer.devices=2"]
     began = time.time()
-    status, _, error = finish(start("train.py", *QUICK, *options, cwd=tmp_path))
+    status, _, error = start("train.py", *QUICK, *options, cwd=tmp_path).finish()
     assert status == 0, error[-2000:]
     (folder,) = (tmp_path / "runs").iterdir()
     assert (folder / "test_scores.json").stat().st_mtime > began

@@ -17,7 +17,7 @@ from tiny import rows_of, tiny_config
 from e2net.runs.checkpoint import read_checkpoint
 from e2net.training import prepare_training, train
 
-KILLS = int(os.environ.get("E2NET_KILLS", "4"))
+KILLS = int(os.environ.get("E2NET_KILLS", "2"))
 RUNS = {
     "frozen": ["tuning=frozen", "data.num_workers=1"],
     "cached": ["tuning=frozen", "cache.views=2"],
@@ -120,11 +120,19 @@ def test_killed_at_random_moments(name, tmp_path):
     assert_same(tmp_path / "run", tmp_path / "whole", kills)
 
 
+@pytest.fixture(scope="module", params=["frozen", "full"])
+def uninterrupted(request, tmp_path_factory):
+    """A run without checkpoints within epochs: its options and its folder."""
+    place = tmp_path_factory.mktemp("uninterrupted")
+    options = [*options_of(request.param, place), "checkpoint_every_n_steps=null", "data.n_train=60"]
+    assert child(tiny_config(place / "run", *options)) == 0
+    return options, place / "run"
+
+
 @pytest.mark.parametrize("rows", [2, 9])
-@pytest.mark.parametrize("name", ["frozen", "full"])
-def test_sigterm_saves_first(name, rows, tmp_path):
+def test_sigterm_saves_first(uninterrupted, rows, tmp_path):
     """At the step at which it came, though no checkpoint was asked for within epochs."""
-    options = [*options_of(name, tmp_path), "checkpoint_every_n_steps=null", "data.n_train=60"]
+    options, whole = uninterrupted
     folder, metrics = tmp_path / "run", tmp_path / "run" / "metrics.csv"
     status = child(
         tiny_config(folder, *options),
@@ -135,6 +143,5 @@ def test_sigterm_saves_first(name, rows, tmp_path):
     content = read_checkpoint(folder / "checkpoints" / "last.ckpt")
     losses = [row for row in rows_of(folder) if "train/loss" in row]
     assert 0 < len(losses) == content["global_step"]
-    assert child(tiny_config(tmp_path / "whole", *options)) == 0
     assert child(goes_on(folder, options)) == 0
-    assert_same(folder, tmp_path / "whole")
+    assert_same(folder, whole)

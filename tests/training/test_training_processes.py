@@ -54,7 +54,7 @@ def _found(out, name):
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_two_processes_train_as_one_with_all_images(out, recipe):
     one, (first, second) = json.loads((out / "one" / f"{recipe}.0.json").read_text()), _found(out, recipe)
-    assert len(one["losses"]) == len(first["losses"]) == len(second["losses"]) == 21
+    assert len(one["losses"]) == len(first["losses"]) == len(second["losses"]) == 12
     mean = [(a + b) / 2 for a, b in zip(first["losses"], second["losses"], strict=True)]
     assert max(abs(a - b) for a, b in zip(one["losses"], mean, strict=True)) < 1e-9
     # Plateau schedules too go by the same score, everywhere.
@@ -72,6 +72,15 @@ def test_recipes_cover_what_differs_between_processes(out):
     plateaus = [r for r, c in configs.items() if c["optim"]["schedule"]["_target_"].endswith("Plateau")]
     assert any(len(set(_found(out, recipe)[0]["rates"])) > 1 for recipe in plateaus)
     assert any(_found(out, recipe)[0]["losses"] != _found(out, recipe)[1]["losses"] for recipe in RECIPES)
+
+
+def test_the_mean_loss_is_that_of_all_images(out):
+    """A plateau schedule may go by it: the rates, and so the weights, would part otherwise."""
+    first, second = _found(out, "ddp_whole")
+    assert first["losses"] != second["losses"], "each process should have had images of its own"
+    for key in ("means", "rates", "weights"):
+        assert first[key] == second[key]
+    assert len(first["means"]) == 1 and first["rates"][0] > 0
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

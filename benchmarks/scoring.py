@@ -1,0 +1,38 @@
+"""Scores of a checkpoint as eval.py has them, without the report: for benchmarks that score dozens of them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from e2net.evaluation.inference import Predictor
+from e2net.model import DenseModel
+from e2net.runs.checkpoint import trained_with
+from e2net.runs.config import build_data
+
+
+@torch.inference_mode()
+def score(model: DenseModel, config: dict[str, Any], size: Sequence[int] | None = None) -> dict[str, float]:
+    """Scores of the test set of a run, with its own mirror images and scales.
+
+    Args:
+        model: of the run, where it shall run.
+        config: of the run.
+        size: [H, W], pixels; None: that of training.
+
+    Raises:
+        ValueError: the run has no test set, or several.
+    """
+    task, settings = model.task, config["data"] if size is None else {**config["data"], "size": list(size)}
+    data = build_data(settings, task)
+    if len(data.test_names) != 1:
+        raise ValueError(f"expected one test set, found {', '.join(data.test_names) or 'none'}")
+    data.check("test")
+    data.setup("test")
+    predictor = Predictor(trained_with(config, "flip_test"), trained_with(config, "test_scales"))
+    (loader,), scores = data.test_dataloader(), task.set_scores()
+    for batch in loader:
+        maps = predictor(model.eval(), batch.image)
+        for position, name, prob, target in zip(batch.positions, batch.names, maps, batch.native_targets, strict=True):
+            scores.add(position, scores.score(task.finish(prob, target.shape[:2]), target, position, None), name)
+    return {name: float(value) for name, value in scores.compute().items()}
