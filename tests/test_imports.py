@@ -49,7 +49,7 @@ FRAMEWORKS = {
     "hydra": {"runs/config.py", "runs/launch.py", "runs/overrides.py", "compare/sweep.py"},
     "jinja2": {"page/render.py"},
     "matplotlib": {"evaluation/plots.py"},
-    "rich": {"check/report.py", "encoders/listing.py", "evaluation/report.py"},
+    "rich": {"check/report.py", "encoders/listing.py", "evaluation/corruptions.py", "evaluation/report.py"},
 }
 
 

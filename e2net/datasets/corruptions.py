@@ -83,13 +83,11 @@ def check_kinds(key: str, given: Any) -> tuple[str, ...]:
 
     Args:
         key: the setting they come from, for the message.
-        given: a list of some of ``KINDS``; None: all.
+        given: a list of some of ``KINDS``.
 
     Raises:
         ValueError: it is none.
     """
-    if given is None:
-        return tuple(KINDS)
     listed = [str(kind) for kind in given] if isinstance(given, Sequence) and not isinstance(given, str) else []
     if not listed or len(set(listed) & set(KINDS)) != len(listed):
         raise ValueError(f"{key}: expected a list of kinds, each once, out of {', '.join(KINDS)}, found {given!r}")

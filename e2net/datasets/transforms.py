@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from e2net.datasets.corruptions import check_kinds, corrupt
+from e2net.datasets.corruptions import KINDS, check_kinds, corrupt
 from e2net.tasks.base import Task
 from e2net.tasks.camouflage import Camouflage
 
@@ -148,7 +148,8 @@ class Augment:
             )
         self.flip, self.rotate, self.colour, self.noise = flip, rotate, colour, noise
         self.scale = (scale[0], scale[1])
-        self.corrupt, self.corrupt_kinds = corrupt, check_kinds("augment.corrupt_kinds", corrupt_kinds)
+        kinds = tuple(KINDS) if corrupt_kinds is None else check_kinds("augment.corrupt_kinds", corrupt_kinds)
+        self.corrupt, self.corrupt_kinds = corrupt, kinds
 
     def __call__(
         self, image: np.ndarray, target: np.ndarray, size: Size, rng: np.random.Generator, task: Task | None = None

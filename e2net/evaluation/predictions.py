@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from e2net.datasets import DenseData, FolderData, FolderTargets, Source
+from e2net.datasets.corruptions import KINDS, check_kinds
 from e2net.datasets.pairs import read_pair
 from e2net.evaluation.plots import Pictures
 from e2net.evaluation.report import FILES, SetResult, clear_report, masks_hash
@@ -391,6 +392,7 @@ class ReportOptions:
         binarised_too: score every map a second time, as its decision at 0.5.
         bootstrap_seed: of the confidence intervals, at least 0.
         num_workers: processes that score maps on disk; None: one for each core, 0: none.
+        corruptions: whether a checkpoint is scored on corrupted pictures too; or a list of their kinds.
 
     Raises:
         ValueError: an option is out of its range.
@@ -400,8 +402,10 @@ class ReportOptions:
     binarised_too: bool = False
     bootstrap_seed: int = 0
     num_workers: int | None = None
+    corruptions: bool | Sequence[str] = False
 
     def __post_init__(self) -> None:
+        _ = self.kinds  # raises an error where they are none
         for key, valid, expected in (
             ("method", self.method is None or str(self.method).strip() != "", "a name, or null"),
             ("binarised_too", isinstance(self.binarised_too, bool), "true or false"),
@@ -414,7 +418,15 @@ class ReportOptions:
     @classmethod
     def of(cls, config: dict[str, Any]) -> "ReportOptions":
         """From a resolved ``conf/eval.yaml``."""
-        return cls(**{key: config[key] for key in ("method", "binarised_too", "bootstrap_seed", "num_workers")})
+        keys = ("method", "binarised_too", "bootstrap_seed", "num_workers", "corruptions")
+        return cls(**{key: config[key] for key in keys})
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Of corruptions that are asked for, see :mod:`e2net.datasets.corruptions`; none: only clean pictures."""
+        if isinstance(self.corruptions, bool):
+            return tuple(KINDS) if self.corruptions else ()
+        return check_kinds("corruptions (true, false, or some)", self.corruptions)
 
     def variants(self, task: Task) -> list[Task]:
         """The tasks by which maps are scored: as it is, and perhaps binarised.
@@ -498,6 +510,8 @@ def prepare_predictions(config: dict[str, Any], task: Task) -> PredictionJob:
     """
     options = ReportOptions.of(config)
     options.variants(task)  # while it costs nothing
+    if options.kinds:
+        raise ValueError("corruptions: maps on disk are of clean pictures alone; give ckpt=..., or leave it out")
     if not isinstance(config["allow_missing"], bool):
         raise ValueError(f"expected allow_missing as true or false, found {config['allow_missing']!r}")
     folder, output = Path(config["predictions"]), Path(config["output"])

@@ -43,6 +43,7 @@ _NAME_WIDTH = len("  binarised")  # the least that a set's name gets
 # Of a report's files, less what stands before "scores" in its name; "*" is a set's name. That of the scores comes last.
 FILES = (
     *("scores.csv", "intervals.csv", "per_image.csv", "curves.csv", "curves.png", "table.tex", "table.md"),
+    *("corruptions.csv", "corruptions.png", "corruptions.json"),
     *("worst_best_*.png", "scores.json"),
 )
 
@@ -109,7 +110,7 @@ def print_scores(results: Sequence[SetResult], intervals: dict[str, dict[str, In
         intervals: of every result, by its label.
     """
     counts = [_count(len(r.scores), len(r.stems)) for r in results]
-    rows = [{k: _short(v) for k, v in r.values().items()} for r in results]
+    rows = [{k: short(v) for k, v in r.values().items()} for r in results]
     widths = {k: 2 + max(len(k), *(len(row[k]) for row in rows)) for k in rows[0]}
     fixed = 2 + max(4, *map(len, counts))
     console = Console(highlight=False)
@@ -123,7 +124,7 @@ def print_scores(results: Sequence[SetResult], intervals: dict[str, dict[str, In
             name = Text("  binarised" if result.binarised else printable(result.name))  # as it is, no markup
             table.add_row(name, count, *(row[k] for k in columns))
             halves = ((high - low) / 2 for low, high in (intervals[result.label][k] for k in columns))
-            table.add_row("  ± (95 %)", "", *map(_short, halves), style="dim")
+            table.add_row("  ± (95 %)", "", *map(short, halves), style="dim")
         console.print(table)
     described = {k: v for k, v in results[0].protocol.items() if k != "binarise" or not results[-1].binarised}
     console.print(", ".join(f"{k}: {v}" for k, v in described.items()), style="dim", markup=False)
@@ -150,7 +151,8 @@ def _count(n: int, whole: int) -> str:
     return str(n) if n == whole else f"{n}/{whole}"
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
+    """Three digits without a leading zero."""
     return f"{value:.3f}".removeprefix("0")
 
 
@@ -196,7 +198,7 @@ def _paper_rows(method: str, results: Sequence[SetResult]) -> list[tuple[str, li
     for binarised, name in ((False, method), (True, f"{method} (binarised)")):
         values = [r.values() for r in results if r.binarised == binarised]
         cells = [
-            _short(v[score]) if score in v else "-" for v in values for score, _, _ in results[0].task.paper_columns
+            short(v[score]) if score in v else "-" for v in values for score, _, _ in results[0].task.paper_columns
         ]
         if values:
             rows.append((name, cells))
@@ -294,7 +296,7 @@ def write_report(
             for r in results
         },
     }
-    write("scores.json", json.dumps(_plain(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write("scores.json", json.dumps(plain(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _tables(results: Sequence[SetResult], intervals: dict[str, dict[str, Interval]]) -> dict[str, list[list[Any]]]:
@@ -353,12 +355,12 @@ def _pictures(results: Sequence[SetResult], seed: int) -> list[tuple[str, str, C
     return [*found, *((results[0].label, file, draw) for file, draw in own.items())]
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """The same, with None for NaN, which JSON does not have: boundary scores of masks without a contour."""
     if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
+        return {k: plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     return None if isinstance(value, float) and math.isnan(value) else value
 
 

@@ -25,7 +25,7 @@ SETS = ("train", "a", "b", "test")
 DEFAULTS = [
     "data.train=train", "data.test=[test]", "data.test_folder=", "data.batch_size=8", "data.num_workers=null",
     "data.val_fraction=0.1", "data.augment.flip=0.5", "data.augment.scale=[0.5,1.0]", "data.augment.rotate=15",
-    "data.augment.colour=0.2", "data.augment.noise=0.02",
+    "data.augment.colour=0.2", "data.augment.noise=0.02", "data.augment.corrupt=0", "data.augment.corrupt_kinds=null",
 ]  # fmt: skip
 # And values that are nobody's.
 OTHERS = [
