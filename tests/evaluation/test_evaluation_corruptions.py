@@ -133,6 +133,11 @@ def test_files_of_the_report(run, tmp_path):
         assert float(row[found["score"]]) == value
     picture = cv2.imread(str(tmp_path / "corruptions.png"))
     assert picture.shape[0] > 300 and picture.std() > 10
+    left = {path.name.partition(".")[0] for path in tmp_path.iterdir() if not path.name.startswith(".")}
+    assert left == {
+        "scores", "intervals", "per_image", "curves", "table", "corruptions", "worst_best_procedural", "maps",
+        "samples", "eval_environment",
+    }  # fmt: skip
     # An evaluation without them leaves none of another's.
     _evaluate(run, tmp_path)
     assert not any((tmp_path / file).exists() for file in NAMES) and (tmp_path / "scores.json").exists()
@@ -147,6 +152,19 @@ def test_clean_results_are_those_of_an_evaluation_without(run, tmp_path):
         {p.relative_to(tmp_path / one): p.read_bytes() for p in (tmp_path / one).rglob("*.png")} for one in ("a", "b")
     )
     assert b.pop(Path("corruptions.png")) and a == b and len(a) > 4
+
+
+def test_after_an_interruption_the_clean_scores_are_there(run, tmp_path, monkeypatch):
+    def interrupted(*_args):
+        raise KeyboardInterrupt
+
+    (tmp_path / "corruptions.json").write_text('{"e2net": "of an earlier evaluation"}')
+    (tmp_path / "scores.json").write_text('{"e2net": "of an earlier evaluation"}')
+    monkeypatch.setattr("e2net.evaluation.test.score_corrupted", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        _evaluate(run, tmp_path, "corruptions=[fog]")
+    assert "procedural" in json.loads((tmp_path / "scores.json").read_text())["scores"]
+    assert not any((tmp_path / file).exists() for file in NAMES)
 
 
 # Without a run
