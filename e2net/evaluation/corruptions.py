@@ -32,8 +32,10 @@ from e2net.formats import printable
 from e2net.speed import halve_frozen
 from e2net.tasks.base import Task
 
-# Images whose copies are scored at one time; each has one result of the image's size for every copy.
+# Images whose copies are scored at one time; each has one result of the image's size for every copy, and all of these
+# together have no more pixels than this, but where one image's have.
 _AT_ONCE = min(4, os.cpu_count() or 1)
+_PIXELS = 1 << 28
 # Of one image's target, whose measures all of its copies share.
 _KEPT_BYTES = 1 << 30
 
@@ -87,7 +89,8 @@ class CorruptionModule(L.LightningModule):
         image = partial(self.images, batch.position)
         work = self._pool.submit(_score, self.tested.task, results, batch.native_target, batch.position, image)
         self._pending.append((batch.position, batch.name, work))
-        while len(self._pending) > _AT_ONCE:
+        most = max(1, min(_AT_ONCE, _PIXELS // (len(results) * math.prod(batch.native_target.shape[:2]))))
+        while len(self._pending) > most:
             self._keep()
 
     def on_test_epoch_end(self) -> None:
