@@ -34,7 +34,9 @@ def main(config: DictConfig) -> None:
             with user_errors():
                 raise
         except KeyboardInterrupt:
-            print("interrupted; no score was written", file=sys.stderr)
+            clean = config.corruptions and (Path(config.output) / "scores.json").is_file()
+            left = "scores.json is of the clean pictures, corruptions.json was not" if clean else "no score was"
+            print(f"interrupted; {left} written", file=sys.stderr)
             raise SystemExit(130) from None
     print(f"scores: {job.output}")
 

@@ -50,7 +50,10 @@ FRAMEWORKS = {
     "hydra": {"runs/config.py", "runs/launch.py", "runs/overrides.py", "compare/sweep.py"},
     "jinja2": {"page/render.py"},
     "matplotlib": {"evaluation/plots.py"},
-    "rich": {"check/report.py", "encoders/listing.py", "evaluation/breakdown.py", "evaluation/report.py"},
+    "rich": {
+        *("check/report.py", "encoders/listing.py", "evaluation/breakdown.py", "evaluation/corruptions.py"),
+        "evaluation/report.py",
+    },
 }
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 import e2net
 from e2net.arguments import check_folder
+from e2net.compare.corruptions import gather
 from e2net.compare.cost import choose_device, machine, measure
 from e2net.compare.gallery import choose, draw
 from e2net.compare.markdown import markdown
@@ -93,6 +94,7 @@ def compare_variants(
     score = first.task.monitor if settings.score is None else settings.score
     if score not in scores:
         raise ValueError(f"score={score}: expected one of {', '.join(scores)}")
+    corruptions, about_them = gather(variants, first.sets, score)
     found = Comparison(
         variants=list(variants),
         sets=first.sets,
@@ -103,7 +105,8 @@ def compare_variants(
         differences=_differences(variants, settings.resamples, settings.bootstrap_seed),
         resamples=settings.resamples,
         seed=settings.bootstrap_seed,
-        warnings=[*warnings, *about_seeds, *_unequal(variants)],
+        corruptions=corruptions,
+        warnings=[*warnings, *about_seeds, *_unequal(variants), *about_them],
         failures=list(failures),
     )
     if settings.cost:
@@ -198,6 +201,10 @@ def _document(found: Comparison) -> dict[str, Any]:
         "differences": {
             name: {found.variants[i].name: {s: asdict(d) for s, d in one.items()} for i, one in pairs.items()}
             for name, pairs in found.differences.items()
+        },
+        "corruptions": {
+            name: {v.name: asdict(one) for v, one in zip(found.variants, ones, strict=True)}
+            for name, ones in found.corruptions.items()
         },
         "bootstrap": {"level": LEVEL, "resamples": found.resamples, "seed": found.seed, "over": "images, paired"},
         "machine": found.machine,

@@ -21,6 +21,9 @@ def markdown(found: Comparison) -> str:
     parts.append("## Differences")
     for name in found.sets:
         parts += [_table(tables.difference_table(found, name, i, {})) for i in others]
+    if found.corruptions:
+        parts.append("## Corrupted pictures")
+        parts += [_table(tables.corruption_table(found, name)) for name in found.corruptions]
     if found.costs:
         parts += ["## Cost", _table(tables.cost_table(found))]
     if found.examples:

@@ -26,6 +26,7 @@ def page(found: Comparison) -> str:
         results=[_result(found, name, i) for name in found.sets for i in range(1, len(found.variants))],
         differing=tables.differing_table(found),
         scores=[_scores(found, name) for name in found.sets],
+        corruptions=[_corruptions(found, name) for name in found.corruptions],
         costs=tables.cost_table(found) if found.costs else None,
         cost_charts=_cost_charts(found) if found.costs else [],
         curves=_curves(found),
@@ -84,6 +85,19 @@ def _pair(found: Comparison, name: str, other: int) -> dict[str, Any]:
             f"{found.score} of {second.name} minus {first.name} for each of {len(stems)} images of {name}, sorted",
         ),
     }
+
+
+def _corruptions(found: Comparison, name: str) -> dict[str, Any]:
+    ones = found.corruptions[name]
+    drawn = []
+    for kind in ones[0].kinds:
+        lines = [
+            charts.Line(i, f"{v.name}, {kind}", list(enumerate([one.clean, *one.kinds[kind]])))
+            for i, (v, one) in enumerate(zip(found.variants, ones, strict=True))
+        ]
+        about = f"{found.score} on {name} by strength of {kind}, a line each variant"
+        drawn.append((kind, charts.line_chart(lines, f"strength of {kind} (0: clean)", found.score, about)))
+    return {"table": tables.corruption_table(found, name), "charts": drawn}
 
 
 def _cost_charts(found: Comparison) -> list[Markup]:

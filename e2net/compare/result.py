@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from e2net.compare.corruptions import Corrupted
 from e2net.compare.cost import Cost
 from e2net.compare.gallery import Example
 from e2net.compare.runs import Variant, sign
@@ -24,6 +25,7 @@ class Comparison:
         differing: flattened key of the configs to each variant's value.
         differences: {test set: {position of a variant: {score: difference to the first}}}; only scores that are means
             over images.
+        corruptions: {test set: scores of each variant on corrupted pictures}, empty where not all have them.
         costs: of each variant, empty where they were not measured.
         machine: what they were measured on.
         examples: images on which two variants disagree.
@@ -42,6 +44,7 @@ class Comparison:
     differences: dict[str, dict[int, dict[str, Difference]]]
     resamples: int
     seed: int
+    corruptions: dict[str, list[Corrupted]] = field(default_factory=dict)
     costs: list[Cost] = field(default_factory=list)
     machine: str = ""
     examples: list[Example] = field(default_factory=list)

@@ -1,5 +1,6 @@
 """The tables of a report, the same for HTML and Markdown."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -88,6 +89,25 @@ def difference_table(found: Comparison, name: str, other: int, pictures: Mapping
     if left_out:
         what = " and ".join(filter(None, (", ".join(left_out[:-1]), left_out[-1])))
         table.note = f"{what}: no mean over images, so not in this table."
+    return table
+
+
+def corruption_table(found: Comparison, name: str) -> Table:
+    """A row a variant: its score on clean and on corrupted pictures, and on those of each kind."""
+    score, ones, way = found.score, found.corruptions[name], found.sign(found.score)
+    table = Table(name, ["variant", "clean", "corrupted", "relative drop", *ones[0].kinds])
+    for position, (variant, one) in enumerate(zip(found.variants, ones, strict=True)):
+        kinds = [sum(values) / len(values) for values in one.kinds.values()]
+        means = [one.clean, one.mean, *kinds]
+        rivals = [[o.clean, o.mean, *(sum(v) / len(v) for v in o.kinds.values())] for o in ones]
+        best = [mean * way == max(rival[i] * way for rival in rivals) for i, mean in enumerate(means)]
+        cells = [Cell(fraction(mean), mean, best=won) for mean, won in zip(means, best, strict=True)]
+        drop = Cell("–" if math.isnan(one.drop) else f"{100 * one.drop:.1f} %".replace("-", "−"), one.drop)
+        table.rows.append([Cell(variant.name, variant=position), *cells[:2], drop, *cells[2:]])
+    table.note = (
+        f"{arrow(score, way)}, each column the mean over all strengths (corrupted: and kinds), averaged over seeds; "
+        "the relative drop is by which part of the clean score that is worse. Bold: best of the column."
+    )
     return table
 
 

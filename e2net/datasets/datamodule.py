@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from e2net import processes
 from e2net.datasets.cached import CachedEvalSet, CachedTrainSet, FeatureStore, ViewSet
+from e2net.datasets.corruptions import corrupt, drawn_for
 from e2net.datasets.pairs import FolderPairs, PartOf, Source, find_doubts, pair_files, read_pair
 from e2net.datasets.procedural import SURROUNDINGS, ProceduralPairs
 from e2net.datasets.repeats import same_files
@@ -106,6 +107,58 @@ class EvalSet(Dataset[Sample]):
         image, native_target = read_pair(self.source, index, task=self.task)
         resized = self.resize(image, native_target)
         return _sample(self.task, resized, native_target, self.source.name(index), index)
+
+
+class Copies(NamedTuple):
+    """One image's corrupted copies, as ``CorruptedSet`` yields them.
+
+    Attributes:
+        image: (N, 3, H, W) uint8, RGB, a copy for each condition.
+        native_target: (h, w) array at the file's own size.
+        name: file stem.
+        position: index within its set.
+    """
+
+    image: Tensor
+    native_target: np.ndarray
+    name: str
+    position: int
+
+
+class CorruptedSet(Dataset[Copies]):
+    """Images of which each is read once, corrupted at its own size in several ways, and resized for the network.
+
+    A copy depends on the image, its name and the condition alone, see :mod:`e2net.datasets.corruptions`.
+
+    Args:
+        source: where pairs come from.
+        size: (H, W) in pixels.
+        conditions: kinds and strengths of corruptions, in the order of the copies.
+        task: what the targets mean.
+    """
+
+    def __init__(self, source: Source, size: Size, conditions: Sequence[tuple[str, int]], task: Task) -> None:
+        self.source, self.conditions, self.task = source, list(conditions), task
+        self.resize = Resize(size, task)
+
+    def __len__(self) -> int:
+        """How many images there are."""
+        return len(self.source)
+
+    def __getitem__(self, position: int) -> Copies:
+        """All copies of one image."""
+        image, native_target = read_pair(self.source, position, task=self.task)
+        name = self.source.name(position)
+        copies = [
+            self.resize.image(corrupt(image, kind, strength, drawn_for(name, kind, strength)))
+            for kind, strength in self.conditions
+        ]
+        stacked = np.ascontiguousarray(np.stack(copies).transpose(0, 3, 1, 2))
+        return Copies(torch.from_numpy(stacked), native_target, name, position)
+
+
+def _as_it_is(item: Copies) -> Copies:
+    return item
 
 
 class TrainSet(Dataset[Sample]):
@@ -413,22 +466,20 @@ class DenseData:
         return [self.source("train").name(index) for index in self.split()[1]]
 
     def _loader(
-        self, dataset: Dataset[Sample], keep_workers: bool, num_workers: int | None = None, **kwargs: Any
-    ) -> DataLoader[Sample]:
+        self, dataset: Dataset[Any], keep_workers: bool, num_workers: int | None = None, **kwargs: Any
+    ) -> DataLoader[Any]:
         _single_thread_opencv()
         num_workers = self.num_workers if num_workers is None else num_workers
         return DataLoader(
             dataset,
-            batch_size=self.batch_size,
             num_workers=num_workers,
-            collate_fn=collate,
             worker_init_fn=_single_thread_opencv,  # for workers that are not forked
             persistent_workers=keep_workers and num_workers > 0,
             pin_memory=torch.cuda.is_available(),
             # its own: a loader draws a number when it starts, which would move on the generator that dropout uses,
             # by how much depending on how often loaders were started
             generator=torch.Generator().manual_seed(self.seed),
-            **kwargs,
+            **{"batch_size": self.batch_size, "collate_fn": collate, **kwargs},
         )
 
     def train_dataloader(self) -> DataLoader[Sample]:
@@ -481,6 +532,18 @@ class DenseData:
         """One loader for each of `test_names`, in that order."""
         sources = [self.source("test", name) for name in self.test_names]
         return [self._loader(EvalSet(source, range(len(source)), self.size, self.task), False) for source in sources]
+
+    def corrupted_dataloader(self, name: str, conditions: Sequence[tuple[str, int]]) -> DataLoader[Copies]:
+        """All images of a test set, one after the other, each as its corrupted copies.
+
+        Args:
+            name: one of `test_names`.
+            conditions: kinds and strengths, see :class:`CorruptedSet`.
+        """
+        dataset = CorruptedSet(self.source("test", name), self.size, conditions, self.task)
+        # Copies are many: no worker reads ahead by more than one image.
+        ahead = 1 if self.num_workers else None
+        return self._loader(dataset, False, batch_size=None, collate_fn=_as_it_is, prefetch_factor=ahead)
 
 
 class FolderData(DenseData):

@@ -1,10 +1,12 @@
 """Resizing and augmentation of an image together with its target, in OpenCV."""
 
 import math
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
 
+from e2net.datasets.corruptions import KINDS, check_kinds, corrupt
 from e2net.tasks.base import Task
 from e2net.tasks.camouflage import Camouflage
 
@@ -106,6 +108,10 @@ class Augment:
         colour: strength, 0 to 1: brightness, contrast and saturation are multiplied by 1 - colour to
             1 + colour, the hue is turned by up to 60 * colour degrees.
         noise: largest standard deviation of the added Gaussian noise, as a fraction of the range, 0 to 1.
+        corrupt: probability, 0 to 1, that what has come of it is corrupted, see :mod:`e2net.datasets.corruptions`: by a
+            kind and a strength, `MILD` at most, that are drawn. An evaluation under the same kinds is then no longer
+            one of something unseen.
+        corrupt_kinds: which ones; None: all.
 
     Raises:
         ValueError: a knob is outside of its range.
@@ -114,6 +120,7 @@ class Augment:
     ASPECT = 4 / 3
     KEEP = 0.5  # of the object's area
     TRIES = 6
+    MILD = 3
 
     def __init__(
         self,
@@ -122,12 +129,15 @@ class Augment:
         rotate: float = 15.0,
         colour: float = 0.2,
         noise: float = 0.02,
+        corrupt: float = 0.0,
+        corrupt_kinds: Sequence[str] | None = None,
     ) -> None:
         for name, value, top in (
             ("flip", flip, 1),
             ("rotate", rotate, 180),
             ("colour", colour, 1),
             ("noise", noise, 1),
+            ("corrupt", corrupt, 1),
         ):
             if not 0 <= value <= top:
                 raise ValueError(f"augment: expected {name} between 0 (off) and {top}, got {value}")
@@ -138,6 +148,8 @@ class Augment:
             )
         self.flip, self.rotate, self.colour, self.noise = flip, rotate, colour, noise
         self.scale = (scale[0], scale[1])
+        kinds = tuple(KINDS) if corrupt_kinds is None else check_kinds("augment.corrupt_kinds", corrupt_kinds)
+        self.corrupt, self.corrupt_kinds = corrupt, kinds
 
     def __call__(
         self, image: np.ndarray, target: np.ndarray, size: Size, rng: np.random.Generator, task: Task | None = None
@@ -162,6 +174,10 @@ class Augment:
             grain = rng.standard_normal(image.shape, dtype=np.float32) * np.float32(sigma)
             # astype cuts off instead of rounding, so half a level is added
             image = np.clip(image + grain + np.float32(0.5), 0, 255).astype(np.uint8)
+        # Last, so that all else is drawn as without it.
+        if self.corrupt and rng.random() < self.corrupt:
+            kind = self.corrupt_kinds[int(rng.integers(len(self.corrupt_kinds)))]
+            image = corrupt(image, kind, int(rng.integers(1, self.MILD + 1)), rng)
         return image, target
 
     def needs(self, size: Size) -> Size:

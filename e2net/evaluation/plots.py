@@ -90,6 +90,40 @@ def calibration_figure(calibrations: Mapping[str, Calibration]) -> bytes:
     return file.getvalue()
 
 
+def corruption_figure(curves: Mapping[str, Mapping[str, Sequence[float]]], score: str) -> bytes:
+    """A score over the strength of corruptions: a panel a set, a line a kind, and their mean in black.
+
+    Args:
+        curves: set to kind to values, of the clean images first.
+        score: its name.
+
+    Returns:
+        A PNG file.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    columns = min(3, len(curves))
+    rows = -(-len(curves) // columns)
+    figure = Figure(figsize=(1.6 + 4.6 * columns, 4.2 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True).ravel()
+    for axes, (name, kinds) in zip(panels, curves.items(), strict=False):
+        for (kind, values), marker in zip(kinds.items(), "os^vDPX*", strict=False):
+            axes.plot(range(len(values)), values, marker=marker, markersize=4.5, linewidth=1.5, label=kind)
+        mean = np.mean(list(kinds.values()), axis=0)
+        axes.plot(range(len(mean)), mean, color="black", linewidth=3, label="mean")
+        axes.set(title=name, xlabel="strength (0: clean)", ylabel=score)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in panels[len(curves) :]:
+        axes.set_visible(False)
+    figure.legend(*panels[0].get_legend_handles_labels(), frameon=False, loc="outside right upper")
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=120)
+    return file.getvalue()
+
+
 def extremes_sheet(
     scored: Sequence[tuple[float, int, str]], pictures: Callable[[int], Pictures], by: str, falling: bool = False
 ) -> bytes:

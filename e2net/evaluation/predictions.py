@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from e2net.datasets import DenseData, FolderData, FolderTargets, Source
+from e2net.datasets.corruptions import KINDS, check_kinds
 from e2net.datasets.pairs import read_pair
 from e2net.evaluation.plots import Pictures
 from e2net.evaluation.report import FILES, SetResult, clear_report, masks_hash
@@ -417,6 +418,7 @@ class ReportOptions:
         breakdown: also by groups of images, see ``e2net.evaluation.breakdown``.
         bootstrap_seed: of the confidence intervals, at least 0.
         num_workers: processes that score maps on disk; None: one for each core, 0: none.
+        corruptions: whether a checkpoint is scored on corrupted pictures too; or a list of their kinds.
 
     Raises:
         ValueError: an option is out of its range.
@@ -427,8 +429,10 @@ class ReportOptions:
     breakdown: bool = False
     bootstrap_seed: int = 0
     num_workers: int | None = None
+    corruptions: bool | Sequence[str] = False
 
     def __post_init__(self) -> None:
+        _ = self.kinds  # raises an error where they are none
         for key, valid, expected in (
             ("method", self.method is None or str(self.method).strip() != "", "a name, or null"),
             ("binarised_too", isinstance(self.binarised_too, bool), "true or false"),
@@ -443,6 +447,13 @@ class ReportOptions:
     def of(cls, config: dict[str, Any]) -> "ReportOptions":
         """From a resolved ``conf/eval.yaml``."""
         return cls(**{field.name: config[field.name] for field in fields(cls)})
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Of corruptions that are asked for, see :mod:`e2net.datasets.corruptions`; none: only clean pictures."""
+        if isinstance(self.corruptions, bool):
+            return tuple(KINDS) if self.corruptions else ()
+        return check_kinds("corruptions (true, false, or some)", self.corruptions)
 
     def check(self, task: Task) -> None:
         """Refuses what means nothing for a task, while it costs nothing.
@@ -536,6 +547,8 @@ def prepare_predictions(config: dict[str, Any], task: Task) -> PredictionJob:
     """
     options = ReportOptions.of(config)
     options.check(task)
+    if options.kinds:
+        raise ValueError("corruptions: maps on disk are of clean pictures alone; give ckpt=..., or leave it out")
     if not isinstance(config["allow_missing"], bool):
         raise ValueError(f"expected allow_missing as true or false, found {config['allow_missing']!r}")
     folder, output = Path(config["predictions"]), Path(config["output"])

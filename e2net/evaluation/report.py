@@ -48,7 +48,8 @@ _NAME_WIDTH = len("  binarised")  # the least that a set's name gets
 # Of a report's files, less what stands before "scores" in its name; "*" is a set's name. That of the scores comes last.
 FILES = (
     *("scores.csv", "intervals.csv", "per_image.csv", "curves.csv", "curves.png", "table.tex", "table.md"),
-    *("calibration.csv", "calibration.png", "worst_best_*.png", *breakdown.FILES, "scores.json"),
+    *("calibration.csv", "calibration.png", "corruptions.csv", "corruptions.png", "corruptions.json"),
+    *("worst_best_*.png", *breakdown.FILES, "scores.json"),
 )
 
 
@@ -118,7 +119,7 @@ def print_scores(results: Sequence[SetResult], intervals: dict[str, dict[str, In
         intervals: of every result, by its label.
     """
     counts = [_count(len(r.scores), len(r.stems)) for r in results]
-    rows = [{k: _short(v) for k, v in r.values().items()} for r in results]
+    rows = [{k: short(v) for k, v in r.values().items()} for r in results]
     widths = {k: 2 + max(len(k), *(len(row[k]) for row in rows)) for k in rows[0]}
     fixed = 2 + max(4, *map(len, counts))
     console = Console(highlight=False)
@@ -132,13 +133,13 @@ def print_scores(results: Sequence[SetResult], intervals: dict[str, dict[str, In
             name = Text("  binarised" if result.binarised else printable(result.name))  # as it is, no markup
             table.add_row(name, count, *(row[k] for k in columns))
             halves = ((high - low) / 2 for low, high in (intervals[result.label][k] for k in columns))
-            table.add_row("  ± (95 %)", "", *map(_short, halves), style="dim")
+            table.add_row("  ± (95 %)", "", *map(short, halves), style="dim")
         console.print(table)
     described = {k: v for k, v in results[0].protocol.items() if k != "binarise" or not results[-1].binarised}
     console.print(", ".join(f"{k}: {v}" for k, v in described.items()), style="dim", markup=False)
     for label, calibration in _calibrations(results).items():
-        found = f"F {_short(calibration.best_f)} at threshold {_short(calibration.threshold)}"
-        shown = f"{label}: calibration error (ECE) {_short(calibration.error)}; best unstretched {found}"
+        found = f"F {short(calibration.best_f)} at threshold {short(calibration.threshold)}"
+        shown = f"{label}: calibration error (ECE) {short(calibration.error)}; best unstretched {found}"
         console.print(shown, style="dim", markup=False)
     for result in results:
         if not result.binarised:
@@ -163,7 +164,8 @@ def _count(n: int, whole: int) -> str:
     return str(n) if n == whole else f"{n}/{whole}"
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
+    """Three digits without a leading zero."""
     return f"{value:.3f}".removeprefix("0")
 
 
@@ -209,7 +211,7 @@ def _paper_rows(method: str, results: Sequence[SetResult]) -> list[tuple[str, li
     for binarised, name in ((False, method), (True, f"{method} (binarised)")):
         values = [r.values() for r in results if r.binarised == binarised]
         cells = [
-            _short(v[score]) if score in v else "-" for v in values for score, _, _ in results[0].task.paper_columns
+            short(v[score]) if score in v else "-" for v in values for score, _, _ in results[0].task.paper_columns
         ]
         if values:
             rows.append((name, cells))
@@ -414,15 +416,15 @@ def _pictures(results: Sequence[SetResult], seed: int) -> list[tuple[str, str, C
 
 
 def _json(document: dict[str, Any]) -> str:
-    return json.dumps(_plain(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(plain(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """The same, with None for NaN, which JSON does not have: boundary scores of masks without a contour."""
     if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
+        return {k: plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     return None if isinstance(value, float) and math.isnan(value) else value
 
 

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 
 from e2net.datasets import DenseData
 from e2net.evaluation.callbacks import MapWriter, SamplePictures, TargetDigests
+from e2net.evaluation.corruptions import Corrupted, report_corruptions, score_corrupted
 from e2net.evaluation.data import DataModule
 from e2net.evaluation.inference import Predictor
 from e2net.evaluation.module import EvaluationModule
@@ -123,7 +124,32 @@ def test(job: EvaluationJob, name: str = TEST_SCORES) -> Scores:
         "checkpoint_sha256": job.checkpoint_sha256,
         "config_sha256": config_hash(job.module.config),
     }
-    return report(job.output, results, _method(job), about, job.options.bootstrap_seed, name)
+    scores = report(job.output, results, _method(job), about, job.options.bootstrap_seed, name)
+    if job.options.kinds:
+        clean = [r for r in results if not r.binarised]
+        report_corruptions(job.output, clean, _corrupted(job), {"method": _method(job), **about, **_inference(job)})
+    return scores
+
+
+def _corrupted(job: EvaluationJob) -> dict[str, Corrupted]:
+    """After the clean ones: the scores of every test set's corrupted copies, by kind and strength."""
+    module = job.module
+    with interrupts(job.trainer):
+        return {
+            name: score_corrupted(module, job.trainer, job.data, name, job.options.kinds, images, job.output)
+            for name, images in zip(module.test_names, module.test_images, strict=True)
+        }
+
+
+def _inference(job: EvaluationJob) -> dict[str, Any]:
+    """How results were computed, in plain values."""
+    made = job.module.predictor
+    return {
+        "size": list(job.data.size),
+        "flip_test": made.flip,
+        "test_scales": list(made.scales),
+        "window": made.window,
+    }
 
 
 def _results(job: EvaluationJob) -> list[SetResult]:

@@ -80,6 +80,7 @@ _EVALUATION: dict[str, Any] = {
     "scores": Sequence[str] | str,  # of which ReportOptions knows more to say
     "binarised_too": bool,
     "breakdown": bool,
+    "corruptions": bool | Sequence[str] | str,  # as above
     "bootstrap_seed": int,
     "num_workers": int | None,
     "encoder_path": str | None,

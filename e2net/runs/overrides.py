@@ -13,7 +13,7 @@ _OF_MODELS = (
     *("encoder_path", "size", "flip_test", "test_scales", "zoom_test", "sharpen", "window", "window_overlap"),
     *("seed", "precision"),
 )
-_NOT_WITH_MAPS = (*_OF_MODELS, "accelerator", "num_samples")
+_NOT_WITH_MAPS = (*_OF_MODELS, "accelerator", "num_samples", "corruptions")
 _DATA_OF_MODELS = ("n_train", "size", "batch_size", "num_workers", "seed", "augment")
 # Which images are held out matters where they are what is scored.
 _SPLIT = ("train", "val_fraction", "val")

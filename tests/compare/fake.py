@@ -7,6 +7,7 @@ import json
 import yaml
 
 from e2net.compare.comparison import compare
+from e2net.compare.corruptions import Corrupted
 from e2net.compare.cost import Cost
 from e2net.compare.gallery import Example
 from e2net.page.pictures import Picture
@@ -48,6 +49,8 @@ def full_comparison(folder, evil=""):
     found = compare(runs, folder / "out", names=names, score=score, cost=False, images=0)
     size = ((64, 64), (4, 4), 8)
     found.costs = [Cost(10**6 * k, 10**5, 10**9 * 20**k, *size, [0.1 * k], [0.2], 2**28 * k) for k in (1, 2, 3)]
+    kinds = {f"fog{evil}": [0.5, 0.4, 0.3, 0.2, 0.1], f"rain{evil}": [0.4, 0.4, 0.4, 0.2, 0.2]}
+    found.corruptions = {f"set{evil}": [Corrupted(0.6, kinds, 0.31, drop) for drop in (0.5, -0.1, float("nan"))]}
     picture = Picture("data:image/gif;base64,R0lGODlhAQABAAAAACwAAAAAAQABAAA=", 64, 48)
     found.examples = [
         Example(f"set{evil}", f"{stem}{evil}", 0, other, (0.4, 0.5), (0.41, 0.5), (picture,) * 4)

@@ -46,7 +46,22 @@ def test_strings_of_runs_add_no_element(tmp_path, hostile):
     kinds = {name for name, _ in evil.elements}
     assert {"table", "svg", "polyline", "img", "rect", "circle", "article", "title"} <= kinds and "comment" not in kinds
     joined = "\n".join(evil.texts)
-    for place in ("one", "set", "S", "MAE", "a", "key", "1", "x", "rule", "machine", "failed", "warning"):
+    for place in (
+        "one",
+        "set",
+        "S",
+        "MAE",
+        "a",
+        "key",
+        "1",
+        "x",
+        "rule",
+        "machine",
+        "failed",
+        "warning",
+        "fog",
+        "rain",
+    ):
         assert f"{place}{EVIL}" in joined, place
     assert f"/10{EVIL}" in joined  # a run's folder
 

@@ -25,22 +25,23 @@ SETS = ("train", "a", "b", "test")
 DEFAULTS = [
     "data.train=train", "data.test=[test]", "data.test_folder=", "data.batch_size=8", "data.num_workers=null",
     "data.val_fraction=0.1", "data.augment.flip=0.5", "data.augment.scale=[0.5,1.0]", "data.augment.rotate=15",
-    "data.augment.colour=0.2", "data.augment.noise=0.02",
+    "data.augment.colour=0.2", "data.augment.noise=0.02", "data.augment.corrupt=0", "data.augment.corrupt_kinds=null",
 ]  # fmt: skip
 # And values that are nobody's.
 OTHERS = [
     "data.train=a", "data.test=[a]", "data.test=[]", "data.test_folder=x", "data.batch_size=5", "data.num_workers=2",
     "data.val_fraction=0.4", "data.val=['0']", "data.test=validation",
     "data.augment.flip=0.3", "data.augment.scale=[0.3,1.0]", "data.augment.rotate=1",
-    "data.augment.colour=0.6", "data.augment.noise=0.5", "data.augment=null", "data.seed=9", "data.size=64",
+    "data.augment.colour=0.6", "data.augment.noise=0.5", "data.augment.corrupt=0.5",
+    "data.augment.corrupt_kinds=[fog]", "data.augment=null", "data.seed=9", "data.size=64",
     "data._target_=e2net.datasets.ProceduralData", "data.augment._target_=e2net.datasets.Resize",
 ]  # fmt: skip
 PLAIN = [
     "size=64", "flip_test=false", "test_scales=[0.5]", "test_scales=[1.0]", "zoom_test=1.5", "sharpen=2", "window=32",
     "seed=5",
     "window_overlap=0.25", "precision=64-true", "precision=nonsense", "accelerator=tpu", "num_samples=3", "output=else",
-    "method=mine", "scores=[IoU]", "binarised_too=true", "breakdown=true", "bootstrap_seed=4", "num_workers=1",
-    "encoder_path=nowhere",
+    "method=mine", "scores=[IoU]", "binarised_too=true", "breakdown=true", "corruptions=true", "corruptions=[fog]",
+    "bootstrap_seed=4", "num_workers=1", "encoder_path=nowhere",
     "protocol.quantise=false", "protocol.normalize=as_is", "protocol.binarise=true", "allow_missing=true",
     "protocol._target_=e2net.losses.Criterion", "task._target_=e2net.losses.Criterion",
     "ckpt=nowhere", "predictions=maps",
@@ -63,6 +64,7 @@ def trained(tmp_path_factory):
         "train", "size=32", "data=folder", f"data.root={folder}/data", "data.train=b", "data.test=[a,b]",
         "data.batch_size=64", "data.num_workers=0", "data.val_fraction=0", "data.seed=3", "data.augment.flip=0.1",
         "data.augment.scale=[0.9,1.0]", "data.augment.rotate=3", "data.augment.colour=0.1", "data.augment.noise=0.1",
+        "data.augment.corrupt=0.1", "data.augment.corrupt_kinds=[jpeg]",
         "data.test_folder=.", "flip_test=true", "zoom_test=2", "test_scales=[0.5,1.0]", "decoder=linear",
         f"run_dir={folder}/run",
     )  # fmt: skip
@@ -222,6 +224,7 @@ def test_maps_on_disk_use_or_refuse_every_key(trained, tmp_path):
 ACCEPTED = {
     "allow_missing": [True], "binarised_too": [True], "breakdown": [True], "bootstrap_seed": [0],
     "data.augment.colour": [0],
+    "data.augment.corrupt": [0], "data.augment.corrupt_kinds": [None], "corruptions": [True],
     "data.augment.flip": [0], "data.augment.noise": [0], "data.augment.rotate": [0], "data.num_workers": [0, None],
     "data.seed": [0], "data.test_folder": [""], "data.train": ["nonsense", ""], "data.val": [None, []],
     "data.val_fraction": [0], "encoder_path": [None], "flip_test": [True, None], "method": ["nonsense", -1, 0, None],

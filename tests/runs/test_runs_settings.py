@@ -82,7 +82,7 @@ def _walk(config, keys):
 # Of the wrong values those that a key has after all.
 ACCEPTED = {
     "cache.folder": ["nonsense"], "cache.views": [0], "checkpoint_every_n_steps": [None], "compile": [True],
-    "data.augment.colour": [0],
+    "data.augment.colour": [0], "data.augment.corrupt": [0], "data.augment.corrupt_kinds": [None],
     "data.augment.flip": [0], "data.augment.noise": [0], "data.augment.rotate": [0], "data.data_seed": [0],
     "data.difficulty": [0], "data.num_workers": [0, None], "data.seed": [0], "data.test": [None, {}, {"nonsense": 1}],
     "data.val_fraction": [0], "decoder.dropout": [0], "decoder.search_depth": [0], "ema": [None],
