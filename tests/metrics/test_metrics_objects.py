@@ -133,6 +133,9 @@ def test_texture_contrast_is_that_of_roughness_whatever_the_size():
     assert texture(30, 5) == pytest.approx(texture(5, 30), rel=0.05)
     assert texture(30, 5, scale=4) == pytest.approx(texture(30, 5), rel=0.15)
     assert texture(0, 0) == 1
+    # What is rough beyond the surroundings is no matter: they reach 10 pixels, and leave the corners of the disc's box.
+    away = ndimage.distance_transform_edt(~mask) > 14
+    assert texture(10, np.where(away, 60, 10)) == pytest.approx(texture(10, 10), abs=0.02)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 30), (17, 3), (60, 80)])
