@@ -463,50 +463,6 @@ def test_further_scores_of_a_checkpoint_and_its_maps_agree(run, tmp_path):
     assert scores == {k: float(v) for k, v in again.compute().items()}
 
 
-PROCESS = """
-import json, sys
-sys.path[:0] = [{root!r}]
-import lightning as L
-from hydra import compose, initialize_config_dir
-from e2net.runs import inherit, resolve
-from e2net.evaluation import evaluate, prepare_evaluation
-from e2net.evaluation.callbacks import MapWriter
-overrides = ["ckpt={ckpt}", "output={output}", "accelerator=cpu"]
-with initialize_config_dir({root!r} + "/conf", version_base="1.3"):
-    job = prepare_evaluation(resolve(inherit(compose("eval", overrides), overrides)))
-job.trainer = L.Trainer(
-    accelerator="cpu", devices=2, strategy="ddp", logger=False, callbacks=[MapWriter(job.output / "maps")],
-    enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-)
-scores = evaluate(job)
-assert job.trainer.world_size == 2
-(job.output / f"process{{job.trainer.global_rank}}.json").write_text(json.dumps(scores))
-"""
-
-
-def test_two_processes_score_as_one(run, tmp_path):
-    """Five images for two processes: the sampler repeats one, which must count once."""
-    script, output = tmp_path / "evaluate.py", tmp_path / "out"
-    script.write_text(PROCESS.format(root=str(ROOT), ckpt=run[0], output=output))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    found = subprocess.run(
-        [sys.executable, script],
-        check=False,
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=environment,
-        timeout=300,
-    )
-    assert found.returncode == 0, found.stderr[-3000:]
-    written = json.loads((output / "scores.json").read_text())
-    assert written["sets"]["procedural"]["maps"] == 5
-    assert all(json.loads((output / f"process{rank}.json").read_text()) == written["scores"] for rank in (0, 1))
-    # Not to the last digit: these processes have one thread each, and sums over threads round differently.
-    assert written["scores"]["procedural"] == pytest.approx(run[1]["procedural"], rel=1e-12, abs=0)
-    assert written["scores"].keys() == run[1].keys()
-
-
 def test_validation_keeps_what_depends_on_masks_alone(tmp_path, monkeypatch):
     """From the second epoch on no mask is measured again, and the scores are those of a module that keeps nothing."""
     rows = []
