@@ -39,7 +39,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RECIPES = {
     "fast": "experiment=fast",
     "recommended": "experiment=recommended size=256",
-    "frozen": "experiment=recommended size=256 tuning=frozen cache.views=1",
+    "frozen": "experiment=recommended size=256 tuning=frozen cache.views=1 zoom_test=0",
     "published": (
         "tuning=frozen decoder=e2net decoder.width=128 decoder.pyramid=simple decoder.align=unified loss=v5 "
         "schedule=plateau optim.lr=1e-4 optim.weight_decay=5e-4 size=384 data.batch_size=8 trainer.max_epochs=20"

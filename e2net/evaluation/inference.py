@@ -15,8 +15,8 @@ from e2net.structures import Images, NotFiniteError, unit_range
 from e2net.tasks.base import Task
 
 Forward = Callable[[Images], Tensor]
-# Of a mean of two looks, the second's part.
-SECOND = 0.5
+# Of a mean of two looks, the second's part: it sees more, and the first knows the surroundings.
+SECOND = 0.7
 # Beyond it powers of probabilities leave the range of float32.
 _SHARPEST = 100
 
