@@ -29,7 +29,7 @@ def small_recipe(recipe, folder, *overrides, patches=4, **data):
     small = {"n_train": 12, "n_test": 1, "sides": [32, 48], "size": patches * patch, "batch_size": 2, "num_workers": 0}
     config["data"] = {"_target_": "e2net.datasets.ProceduralData", "val_fraction": 0.3, **small, **kept, **data}
     config["trainer"] |= {"max_epochs": 2, "max_steps": -1, "accumulate_grad_batches": 1, "accelerator": "cpu"}
-    config["trainer"] |= {"precision": "32-true"}
+    config["trainer"] |= {"precision": "32-true", "val_check_interval": 1.0, "check_val_every_n_epoch": 1}
     config |= {"run_dir": str(folder), "num_samples": 0, "size": patches * patch, "callbacks": {}}
     config["cache"]["folder"] = str(folder / "cache")
     if "width" in config["decoder"]:
