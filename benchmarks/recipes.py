@@ -67,6 +67,9 @@ def common(options: argparse.Namespace, size: int) -> list[str]:
     """What all rows have in common."""
     return [
         "experiment=recommended",
+        # One look, as it is: parts and decoders are compared, and a cache of features knows no second one.
+        "zoom_test=0",
+        "sharpen=1",
         "data=folder",
         f"data.root={options.root}",
         "encoder=local",
