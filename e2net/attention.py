@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_HALF = (torch.bfloat16, torch.float16)
 # Of the attention matrix of one layer, all images and heads together: 128 MiB in half precision.
 _MOST = 2**26
 
@@ -22,7 +23,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     Returns:
         (B, heads, N, c).
     """
-    half = query.dtype in (torch.bfloat16, torch.float16) or torch.is_autocast_enabled(query.device.type)
-    if half and query.device.type == "cpu" and query.shape[:3].numel() * key.shape[2] <= _MOST:
+    small = query.shape[:3].numel() * key.shape[2] <= _MOST
+    if small and query.device.type == "cpu" and (query.dtype in _HALF or torch.is_autocast_enabled("cpu")):
         return ((query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)).softmax(-1) @ value
     return F.scaled_dot_product_attention(query, key, value)

@@ -16,6 +16,12 @@ import yaml
 _MOST_BYTES, _MOST_VALUES = 1 << 22, 1 << 18
 
 
+def remove_file(path: Path) -> None:
+    """Removes a file if there is one: none is there either where what should be its folder is somebody's file."""
+    if path.is_file():
+        path.unlink()
+
+
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Writes a file whole or not at all, under another name first; folders are made.
 

@@ -23,7 +23,7 @@ from e2net.datasets.datamodule import check_set_names
 from e2net.evaluation import breakdown
 from e2net.evaluation.breakdown import Breakdown, as_document, break_down, print_breakdown
 from e2net.evaluation.plots import Pictures, calibration_figure, curve_figure, extremes_sheet
-from e2net.files import write_atomically
+from e2net.files import remove_file, write_atomically
 from e2net.formats import printable, some
 from e2net.metrics.calibration import BINS, Calibration
 from e2net.metrics.table import LEVEL, RESAMPLES, Interval, SetTable
@@ -232,7 +232,7 @@ def clear_report(folder: Path, name: str = "scores", extra: Iterable[str] = ()) 
     prefix = name.removesuffix("scores")
     sets = _sets_of(folder / f"{name}.json")
     for one in sets:
-        (folder / SAMPLES / f"test_{one}.png").unlink(missing_ok=True)
+        remove_file(folder / SAMPLES / f"test_{one}.png")
     problems = () if prefix else ("problems.json",)  # of maps alone
     for pattern in reversed((*problems, *(prefix + file for file in (*extra, *FILES)))):
         for file in [pattern.replace("*", one) for one in sets] if "*" in pattern else [pattern]:

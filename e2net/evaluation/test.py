@@ -24,6 +24,7 @@ from e2net.evaluation.predictions import (
     targets_of,
 )
 from e2net.evaluation.report import Scores, SetResult, clear_report, report
+from e2net.files import remove_file
 from e2net.formats import some
 from e2net.runs.checkpoint import find_checkpoint, load_model, trained_with
 from e2net.runs.config import (
@@ -165,7 +166,7 @@ def _results(job: EvaluationJob) -> list[SetResult]:
         for name, targets in zip(job.module.test_names, sets, strict=True):
             for i in range(len(targets)):
                 (maps / name / f"{targets.name(i)}.png").unlink(missing_ok=True)
-            (job.output / SAMPLES / f"test_{name}.png").unlink(missing_ok=True)
+            remove_file(job.output / SAMPLES / f"test_{name}.png")
     try:
         with interrupts(job.trainer):
             job.trainer.test(job.module, datamodule=DataModule(job.data), verbose=False)

@@ -20,7 +20,7 @@ from e2net.evaluation.inference import Predictor
 from e2net.evaluation.report import FILES, Scores, clear_report
 from e2net.evaluation.scales import RandomScale, scaled_size
 from e2net.evaluation.test import EvaluationJob, choose_precision, interrupts, test
-from e2net.files import write_atomically
+from e2net.files import remove_file, write_atomically
 from e2net.model import DenseModel
 from e2net.runs.checkpoint import KEY, find_checkpoint, load_state, read_checkpoint, restore
 from e2net.runs.config import (
@@ -314,7 +314,7 @@ def _begin(job: TrainingJob) -> None:
     claim(job.output, run_files(job.module.task))
     clear_report(job.output, TEST_SCORES, job.module.task.extra_files)
     for name in job.module.test_names:
-        (job.output / SAMPLES / f"test_{name}.png").unlink(missing_ok=True)
+        remove_file(job.output / SAMPLES / f"test_{name}.png")
     remove_parts(job.output)
     write_atomically(job.output / CONFIG, yaml.safe_dump(job.module.config, sort_keys=False))
     write_environment(

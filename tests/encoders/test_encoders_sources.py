@@ -67,7 +67,7 @@ def test_any_vision_transformer_gives_its_hidden_states(name, norm):
     encoder = ViTEncoder(_model(OTHERS[name]), (0.0,) * 3, (1.0,) * 3, norm=norm)
     p = encoder.patch_size
     assert encoder.num_special_tokens == SPECIAL[name]
-    assert encoder.backbone.config._attn_implementation == "sdpa"
+    assert encoder.backbone.config._attn_implementation == "e2net"
     image = torch.rand(2, 3, 3 * p, 6 * p)  # neither square nor the size of the learned positions
     hidden = _hidden_states(model, image, p)
     with torch.no_grad():

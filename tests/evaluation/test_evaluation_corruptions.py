@@ -135,8 +135,8 @@ def test_files_of_the_report(run, tmp_path):
     assert picture.shape[0] > 300 and picture.std() > 10
     left = {path.name.partition(".")[0] for path in tmp_path.iterdir() if not path.name.startswith(".")}
     assert left == {
-        "scores", "intervals", "per_image", "curves", "table", "corruptions", "worst_best_procedural", "maps",
-        "samples", "eval_environment",
+        "scores", "intervals", "per_image", "curves", "table", "calibration", "corruptions", "worst_best_procedural",
+        "maps", "samples", "eval_environment",
     }  # fmt: skip
     # An evaluation without them leaves none of another's.
     _evaluate(run, tmp_path)

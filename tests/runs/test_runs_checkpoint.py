@@ -48,6 +48,8 @@ def _config(encoder, tuning=FROZEN, decoder=LINEAR):
         "tuning": tuning,
         "decoder": decoder,
         "size": 64,
+        "sharpen": 1.0,
+        "zoom_test": 0.0,
     }
 
 

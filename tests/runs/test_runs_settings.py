@@ -96,6 +96,7 @@ ACCEPTED = {
     "trainer.limit_test_batches": [None], "trainer.limit_train_batches": [None], "trainer.limit_val_batches": [None],
     "trainer.log_every_n_steps": [None], "trainer.precision": [None], "tuning.blocks": [None], "tuning.dropout": [0],
     "tuning.gradient_checkpointing": [True], "tuning.targets": [None],
+    "zoom_test": [0],
 }  # fmt: skip
 
 

@@ -104,9 +104,9 @@ def test_many_in_a_row_end_the_run_and_leave_the_last_good_checkpoint(tmp_path):
 def test_the_best_checkpoint_never_has_a_score_that_is_not_finite(tmp_path, monkeypatch, caplog):
     values = iter([float("nan"), 0.5, float("inf"), float("nan"), 0.4])
 
-    def scores(self, scores):
-        self.drain(scores)
-        scores.reset()
+    def scores(self):
+        self.drain(self.val_scores)
+        self.val_scores.reset()
         return {"S": torch.tensor(next(values))}
 
     monkeypatch.setattr(DenseModule, "_collect", scores)
@@ -119,9 +119,9 @@ def test_the_best_checkpoint_never_has_a_score_that_is_not_finite(tmp_path, monk
 def test_where_no_validation_had_a_finite_score_the_last_checkpoint_is_tested_and_it_is_said(
     tmp_path, monkeypatch, caplog
 ):
-    def scores(self, scores):
-        self.drain(scores)
-        scores.reset()
+    def scores(self):
+        self.drain(self.val_scores)
+        self.val_scores.reset()
         return {"S": torch.tensor(float("nan"))}
 
     monkeypatch.setattr(DenseModule, "_collect", scores)
@@ -133,8 +133,8 @@ def test_where_no_validation_had_a_finite_score_the_last_checkpoint_is_tested_an
 @pytest.mark.parametrize("value", BAD, ids=str)
 def test_a_result_that_is_not_finite_is_named_in_validation(value, tmp_path, monkeypatch):
     """And not scored: a class map, or a map in a file, would not show it."""
-    windows = Predictor._windows
-    monkeypatch.setattr(Predictor, "_windows", lambda self, forward, image: windows(self, forward, image) * value)
+    look = Predictor._look
+    monkeypatch.setattr(Predictor, "_look", lambda self, model, image: look(self, model, image) * value)
     job = tiny_job(tmp_path)
     with pytest.raises(NotFiniteError, match=rf"found others for {job.data.val_names()[0]}.*precision=32-true"):
         train(job)

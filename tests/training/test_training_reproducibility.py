@@ -102,9 +102,9 @@ def test_interrupted_and_resumed_equals_uninterrupted(options, tmp_path):
 def test_every_epoch_is_the_last_one_and_the_best_one_survives_a_resume(tmp_path, monkeypatch):
     """Also where the score never gets better again: here after the first of three epochs."""
 
-    def falling(self, scores):
-        self.drain(scores)
-        scores.reset()
+    def falling(self):
+        self.drain(self.val_scores)
+        self.val_scores.reset()
         return {"S": torch.tensor(1.0 / (1 + self.current_epoch))}
 
     def epochs(name):
