@@ -56,7 +56,7 @@ class Predictor:
         overlap: of neighbouring windows, at least, as a fraction of their side, 0 to below 1.
         windows_at_once: how many windows are one batch of the model; bounds the memory.
         zoom: of a task with objects: look again at the box of what was found, its sides times this and enlarged to the
-            image's size, and average both looks there; 0: don't. Up to twice the cost.
+            image's size, and average both looks there; 0: do not. Twice the cost.
         sharpen: the averaged log-odds times this, where the task has objects; above 1 sharper, 1 as they are.
 
     Raises:
@@ -114,18 +114,17 @@ class Predictor:
         return mean if self.sharpen == 1 else model.task.sharpened(mean, self.sharpen)
 
     def _look_again(self, model: DenseModel, image: Images, first: Tensor) -> Tensor:
-        """The first look's results (B, C, H, W), averaged with those of a second one in the box of what was found."""
+        """The first look's results (B, C, H, W), averaged with those of a second one in the box of what was found.
+
+        Images of which the box is all are looked at again too: processes that share one model make equally many passes.
+        """
         assert isinstance(image, Tensor)
         size = (image.shape[-2], image.shape[-1])
         boxes = [found_box(model.task.soft(one, size), self.zoom) for one in first]
-        # One that is the whole image would show nothing new.
-        smaller = [b for b, (top, low, left, right) in enumerate(boxes) if (low - top, right - left) != size]
-        if not smaller:
-            return first
-        crops = [image[b : b + 1, :, boxes[b][0] : boxes[b][1], boxes[b][2] : boxes[b][3]] for b in smaller]
+        crops = [image[b : b + 1, :, top:low, left:right] for b, (top, low, left, right) in enumerate(boxes)]
         enlarged = [resize(unit_range(crop), size).mul(255).round().to(torch.uint8) for crop in crops]
         result = first.clone()
-        for b, second in zip(smaller, self._look(model, torch.cat(enlarged)), strict=True):
+        for b, second in enumerate(self._look(model, torch.cat(enlarged))):
             top, low, left, right = boxes[b]
             there = result[b : b + 1, :, top:low, left:right]
             there += SECOND * (resize(second[None], (low - top, right - left)) - there)

@@ -75,8 +75,9 @@ def test_both_looks_are_averaged_in_the_box_and_nothing_else_changes(settings):
     model.seen.clear()
     both = Predictor(zoom=1.5, **settings)(model, images)
     passes = len(model.seen) // 2
-    assert [len(seen) for seen in model.seen] == [3] * passes + [2] * passes
-    assert torch.equal(both[2], first[2])
+    # The third too, as several processes must make equally many passes.
+    assert [len(seen) for seen in model.seen] == [3] * 2 * passes
+    torch.testing.assert_close(both[2], first[2], atol=1e-6, rtol=0)
     for b in range(2):
         top, low, left, right = found_box(first[b, 0], 1.5)
         crop = images[b : b + 1, :, top:low, left:right].float() / 255
