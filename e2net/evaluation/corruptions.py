@@ -23,10 +23,11 @@ from rich.table import Table
 import e2net
 from e2net.datasets.corruptions import STRENGTHS, conditions
 from e2net.datasets.datamodule import Copies, DenseData
+from e2net.evaluation.breakdown import fraction
 from e2net.evaluation.inference import check_finite
 from e2net.evaluation.module import EvaluationModule
 from e2net.evaluation.plots import corruption_figure
-from e2net.evaluation.report import SetResult, plain, short, stems_hash
+from e2net.evaluation.report import SetResult, plain, stems_hash
 from e2net.files import write_atomically
 from e2net.formats import printable
 from e2net.speed import halve_frozen
@@ -242,12 +243,12 @@ def _print(task: Task, name: str, clean: Values, corrupted: Corrupted, means: Va
         table.add_column(column, justify="right", no_wrap=True)
     for kind, by_strength in corrupted.items():
         mean, drop = (one[score] for one in summary(task, clean, {kind: by_strength}))
-        table.add_row(kind, *(short(v[score]) for v in by_strength.values()), short(mean), _percent(drop))
+        table.add_row(kind, *(fraction(v[score]) for v in by_strength.values()), fraction(mean), _percent(drop))
     console = Console(highlight=False)
     console.print(f"\n{printable(name)}, corrupted at strengths 1 to {STRENGTHS[-1]}:", markup=False)
     console.print(table)
     for one in task.headline:
-        numbers = f"{short(means[one])}, clean {short(clean[one])}: relative drop {_percent(drops[one])}"
+        numbers = f"{fraction(means[one])}, clean {fraction(clean[one])}: relative drop {_percent(drops[one])}"
         console.print(f"mean corrupted {one} {numbers}", markup=False)
 
 

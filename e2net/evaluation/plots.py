@@ -30,12 +30,7 @@ def curve_figure(curves: Mapping[str, Mapping[str, NDArray[np.float64]]]) -> byt
     Returns:
         A PNG file.
     """
-    # Only now: scoring begins without the half second that this takes to import.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
-    from matplotlib.figure import Figure  # noqa: PLC0415
-
-    figure = Figure(figsize=(10, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _figure(10, 4.5)
     left, right = figure.subplots(1, 2)
     for name, values in curves.items():
         # at threshold 256 nothing would be found; the first threshold that finds nothing is no point of the curve
@@ -46,12 +41,9 @@ def curve_figure(curves: Mapping[str, Mapping[str, NDArray[np.float64]]]) -> byt
     left.set(xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(0, 1.01))
     right.set(xlabel="threshold", ylabel="F-measure (β² = 0.3)", xlim=(0, 255), ylim=(0, 1.01))
     for axes in (left, right):
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
+        _plain(axes)
     left.legend(frameon=False, loc="lower left")
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=120)
-    return file.getvalue()
+    return _png(figure)
 
 
 def calibration_figure(calibrations: Mapping[str, Calibration]) -> bytes:
@@ -63,12 +55,7 @@ def calibration_figure(calibrations: Mapping[str, Calibration]) -> bytes:
     Returns:
         A PNG file.
     """
-    # Only now, see curve_figure.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
-    from matplotlib.figure import Figure  # noqa: PLC0415
-
-    figure = Figure(figsize=(5.5, 6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _figure(5.5, 6)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     above.plot([0, 1], [0, 1], ":", color="grey", label="calibrated")
     for name, calibration in calibrations.items():
@@ -82,12 +69,9 @@ def calibration_figure(calibrations: Mapping[str, Calibration]) -> bytes:
     above.set(ylabel="share of object", xlim=(0, 1), ylim=(0, 1.01))
     below.set(xlabel="probability in the map (dashed: threshold of the best F)", ylabel="share of pixels", yscale="log")
     for axes in (above, below):
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
+        _plain(axes)
     above.legend(frameon=False, loc="upper left")
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=120)
-    return file.getvalue()
+    return _png(figure)
 
 
 def corruption_figure(curves: Mapping[str, Mapping[str, Sequence[float]]], score: str) -> bytes:
@@ -100,13 +84,9 @@ def corruption_figure(curves: Mapping[str, Mapping[str, Sequence[float]]], score
     Returns:
         A PNG file.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
-    from matplotlib.figure import Figure  # noqa: PLC0415
-
     columns = min(3, len(curves))
     rows = -(-len(curves) // columns)
-    figure = Figure(figsize=(1.6 + 4.6 * columns, 4.2 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _figure(1.6 + 4.6 * columns, 4.2 * rows)
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True).ravel()
     for axes, (name, kinds) in zip(panels, curves.items(), strict=False):
         for (kind, values), marker in zip(kinds.items(), "os^vDPX*", strict=False):
@@ -114,11 +94,30 @@ def corruption_figure(curves: Mapping[str, Mapping[str, Sequence[float]]], score
         mean = np.mean(list(kinds.values()), axis=0)
         axes.plot(range(len(mean)), mean, color="black", linewidth=3, label="mean")
         axes.set(title=name, xlabel="strength (0: clean)", ylabel=score)
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
+        _plain(axes)
     for axes in panels[len(curves) :]:
         axes.set_visible(False)
     figure.legend(*panels[0].get_legend_handles_labels(), frameon=False, loc="outside right upper")
+    return _png(figure)
+
+
+def _figure(width: float, height: float) -> Any:
+    """An empty figure of so many inches, which needs no display."""
+    # Only now: scoring begins without the half second that this takes to import.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _plain(axes: Any) -> None:
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _png(figure: Any) -> bytes:
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=120)
     return file.getvalue()

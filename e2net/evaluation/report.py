@@ -21,7 +21,7 @@ from rich.text import Text
 import e2net
 from e2net.datasets.datamodule import check_set_names
 from e2net.evaluation import breakdown
-from e2net.evaluation.breakdown import Breakdown, as_document, break_down, print_breakdown
+from e2net.evaluation.breakdown import Breakdown, as_document, break_down, fraction, print_breakdown
 from e2net.evaluation.plots import Pictures, calibration_figure, curve_figure, extremes_sheet
 from e2net.files import remove_file, write_atomically
 from e2net.formats import printable, some
@@ -119,7 +119,7 @@ def print_scores(results: Sequence[SetResult], intervals: dict[str, dict[str, In
         intervals: of every result, by its label.
     """
     counts = [_count(len(r.scores), len(r.stems)) for r in results]
-    rows = [{k: short(v) for k, v in r.values().items()} for r in results]
+    rows = [{k: fraction(v) for k, v in r.values().items()} for r in results]
     widths = {k: 2 + max(len(k), *(len(row[k]) for row in rows)) for k in rows[0]}
     fixed = 2 + max(4, *map(len, counts))
     console = Console(highlight=False)
@@ -133,13 +133,13 @@ def print_scores(results: Sequence[SetResult], intervals: dict[str, dict[str, In
             name = Text("  binarised" if result.binarised else printable(result.name))  # as it is, no markup
             table.add_row(name, count, *(row[k] for k in columns))
             halves = ((high - low) / 2 for low, high in (intervals[result.label][k] for k in columns))
-            table.add_row("  ± (95 %)", "", *map(short, halves), style="dim")
+            table.add_row("  ± (95 %)", "", *map(fraction, halves), style="dim")
         console.print(table)
     described = {k: v for k, v in results[0].protocol.items() if k != "binarise" or not results[-1].binarised}
     console.print(", ".join(f"{k}: {v}" for k, v in described.items()), style="dim", markup=False)
     for label, calibration in _calibrations(results).items():
-        found = f"F {short(calibration.best_f)} at threshold {short(calibration.threshold)}"
-        shown = f"{label}: calibration error (ECE) {short(calibration.error)}; best unstretched {found}"
+        found = f"F {fraction(calibration.best_f)} at threshold {fraction(calibration.threshold)}"
+        shown = f"{label}: calibration error (ECE) {fraction(calibration.error)}; best unstretched {found}"
         console.print(shown, style="dim", markup=False)
     for result in results:
         if not result.binarised:
@@ -162,11 +162,6 @@ def _side_by_side(widths: dict[str, int], room: int) -> list[list[str]]:
 
 def _count(n: int, whole: int) -> str:
     return str(n) if n == whole else f"{n}/{whole}"
-
-
-def short(value: float) -> str:
-    """Three digits without a leading zero."""
-    return f"{value:.3f}".removeprefix("0")
 
 
 def latex_rows(method: str, results: Sequence[SetResult]) -> str:
@@ -211,7 +206,7 @@ def _paper_rows(method: str, results: Sequence[SetResult]) -> list[tuple[str, li
     for binarised, name in ((False, method), (True, f"{method} (binarised)")):
         values = [r.values() for r in results if r.binarised == binarised]
         cells = [
-            short(v[score]) if score in v else "-" for v in values for score, _, _ in results[0].task.paper_columns
+            fraction(v[score]) if score in v else "-" for v in values for score, _, _ in results[0].task.paper_columns
         ]
         if values:
             rows.append((name, cells))

@@ -149,6 +149,8 @@ def _inference(job: EvaluationJob) -> dict[str, Any]:
         "size": list(job.data.size),
         "flip_test": made.flip,
         "test_scales": list(made.scales),
+        "zoom_test": made.zoom,
+        "sharpen": made.sharpen,
         "window": made.window,
     }
 
