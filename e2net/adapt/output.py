@@ -99,7 +99,7 @@ def _plain_copy(encoder: Encoder) -> Encoder:
         merge_lora(plain)
     backbone: Any = plain.backbone
     backbone.config = _config(plain)
-    embeddings = getattr(backbone, "embeddings", None)
+    embeddings: Any = getattr(backbone, "embeddings", None)
     own = any(name.endswith("mask_token") for name in _fresh(backbone.config))
     if not own and getattr(embeddings, "mask_token", None) is not None:
         embeddings.mask_token = None  # one that was added for training: the model has no place for it
@@ -159,7 +159,7 @@ def _processor(encoder: Encoder, size: int | None) -> dict[str, Any]:
 
 
 def _card(encoder: Encoder, folder: Path, card: Mapping[str, Any], loader: str) -> str:
-    config = encoder.backbone.config
+    config: Any = encoder.backbone.config
     base = card.get("base")
     layers = getattr(config, "num_hidden_layers", None)
     facts = {
