@@ -1,4 +1,4 @@
-from . import depth, semantic
+from . import depth, self_supervised, semantic
 from .base import DenseLoss, TermLoss
 from .criterion import TERMS, Criterion
 from .depth import DepthLoss
@@ -14,5 +14,6 @@ __all__ = [
     "TermLoss",
     "WeightSchedule",
     "depth",
+    "self_supervised",
     "semantic",
 ]
