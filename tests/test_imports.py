@@ -22,6 +22,8 @@ ALLOWED = {
         "files": "",
         "formats": "files",
         "drawing": "",
+        "trees": "",
+        "film": "files trees",
         "lock": "",
         "processes": "",
         "page": "",
@@ -39,11 +41,11 @@ ALLOWED = {
         "evaluation": "drawing files formats page processes structures metrics tasks datasets model speed runs",
         "training": "files formats processes structures encoders decoders losses tasks datasets model speed runs "
         "evaluation",
-        "adapt": "arguments drawing files formats lock page processes structures encoders losses metrics tasks "
-        "datasets model runs evaluation training",
+        "adapt": "drawing files film formats lock page processes trees structures encoders losses metrics tasks "
+        "datasets model speed runs evaluation training",
         "check": "arguments drawing files formats page tasks datasets runs",
         "profile": "arguments flops structures datasets speed runs evaluation training",
-        "predict": "arguments drawing files formats tasks datasets model runs evaluation training",
+        "predict": "arguments drawing files film formats trees tasks datasets model runs evaluation training",
         "compare": "arguments drawing files flops formats lock page tasks datasets model runs evaluation training",
     }.items()
 }

@@ -255,6 +255,37 @@ def _cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def reading_processes(given: int | None = None) -> int:
+    """How many processes read: as many as are given; None: one less than the usable CPU cores, 8 at most.
+
+    Raises:
+        ValueError: a negative number is given.
+    """
+    if given is not None and given < 0:
+        raise ValueError(f"expected num_workers of 0 or more, or null (by CPU cores), got {given}")
+    return min(8, max(1, _cpus() - 1)) if given is None else given
+
+
+def loader_settings(num_workers: int, seed: int, keep_workers: bool) -> dict[str, Any]:
+    """Arguments of every DataLoader here; OpenCV has one thread from now on.
+
+    Args:
+        num_workers: processes that read.
+        seed: of what the loader itself draws.
+        keep_workers: whether they outlive an epoch.
+    """
+    _single_thread_opencv()
+    return {
+        "num_workers": num_workers,
+        "worker_init_fn": _single_thread_opencv,  # for workers that are not forked
+        "persistent_workers": keep_workers and num_workers > 0,
+        "pin_memory": torch.cuda.is_available(),
+        # its own: a loader draws a number when it starts, which would move on the generator that dropout uses,
+        # by how much depending on how often loaders were started
+        "generator": torch.Generator().manual_seed(seed),
+    }
+
+
 class _Cache(NamedTuple):
     store: FeatureStore
     views: int
@@ -304,15 +335,13 @@ class DenseData:
             raise ValueError(f"expected size as a positive number of pixels or [H, W], got {size}")
         if not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"expected batch_size of at least 1 (or auto, which train.py knows), got {batch_size}")
-        if num_workers is not None and num_workers < 0:
-            raise ValueError(f"expected num_workers of 0 or more, or null (by CPU cores), got {num_workers}")
+        self.num_workers = reading_processes(num_workers)
         if not 0 <= val_fraction < 1:
             raise ValueError(f"expected val_fraction from 0 (no validation) to below 1, got {val_fraction}")
         if seed < 0:
             raise ValueError(f"expected a seed of 0 or more, got {seed}")
         self.size: Size = (sides[0], sides[1])
         self.batch_size, self.val_fraction = batch_size, val_fraction
-        self.num_workers = min(8, max(1, _cpus() - 1)) if num_workers is None else num_workers
         self.augment, self.seed, self.task = augment, seed, task or Camouflage()
         self._first = (0, 0)
         self._sources: dict[tuple[str, str], Source] = {}
@@ -468,19 +497,9 @@ class DenseData:
     def _loader(
         self, dataset: Dataset[Any], keep_workers: bool, num_workers: int | None = None, **kwargs: Any
     ) -> DataLoader[Any]:
-        _single_thread_opencv()
-        num_workers = self.num_workers if num_workers is None else num_workers
-        return DataLoader(
-            dataset,
-            num_workers=num_workers,
-            worker_init_fn=_single_thread_opencv,  # for workers that are not forked
-            persistent_workers=keep_workers and num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            # its own: a loader draws a number when it starts, which would move on the generator that dropout uses,
-            # by how much depending on how often loaders were started
-            generator=torch.Generator().manual_seed(self.seed),
-            **{"batch_size": self.batch_size, "collate_fn": collate, **kwargs},
-        )
+        workers = self.num_workers if num_workers is None else num_workers
+        common = {"batch_size": self.batch_size, "collate_fn": collate}
+        return DataLoader(dataset, **{**loader_settings(workers, self.seed, keep_workers), **common, **kwargs})
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """Batches in random order; a last, smaller batch is dropped unless it is the only one."""

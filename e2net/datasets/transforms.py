@@ -49,6 +49,30 @@ def _warp(
     return cv2.warpAffine(image, inverse, size[::-1], flags=flags, borderMode=cv2.BORDER_REFLECT_101)
 
 
+def recolour(image: np.ndarray, brightness: float, contrast: float, saturation: float, hue: float) -> np.ndarray:
+    """Changes the colours of an image by one affine map of RGB, hence with one rounding.
+
+    Args:
+        image: (h, w, 3) uint8, RGB.
+        brightness: everything is multiplied by it.
+        contrast: by which distances from the mean luma are multiplied.
+        saturation: by which distances from the grey of equal luma are; 0 gives a grey image.
+        hue: turn of the colours about the grey axis, radians.
+
+    Returns:
+        (h, w, 3) uint8.
+    """
+    # The turn is Rodrigues' formula.
+    cross = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
+    turn = math.cos(hue) * np.eye(3) + math.sin(hue) * cross + (1 - math.cos(hue)) / 3
+    luma = np.array([0.299, 0.587, 0.114])
+    saturate = saturation * np.eye(3) + (1 - saturation) * luma
+    matrix = saturate @ turn
+    mean = float(luma @ matrix @ np.array(cv2.mean(image)[:3]))
+    matrix = brightness * np.column_stack([contrast * matrix, np.full(3, (1 - contrast) * mean)])
+    return cv2.transform(image, matrix)
+
+
 class Resize:
     """Resize image and target to one size, changing the aspect ratio where needed: for evaluation.
 
@@ -268,13 +292,4 @@ class Augment:
     def _recolour(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         brightness, contrast, saturation = rng.uniform(1 - self.colour, 1 + self.colour, 3)
         hue = math.radians(rng.uniform(-60, 60) * self.colour)
-        # Hue is a turn about the grey axis (Rodrigues), saturation a scaling away from the grey of equal
-        # luma, contrast a scaling away from the mean luma, brightness a scaling of everything.
-        cross = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
-        turn = math.cos(hue) * np.eye(3) + math.sin(hue) * cross + (1 - math.cos(hue)) / 3
-        luma = np.array([0.299, 0.587, 0.114])
-        saturate = saturation * np.eye(3) + (1 - saturation) * luma
-        matrix = saturate @ turn
-        mean = float(luma @ matrix @ np.array(cv2.mean(image)[:3]))
-        matrix = brightness * np.column_stack([contrast * matrix, np.full(3, (1 - contrast) * mean)])
-        return cv2.transform(image, matrix)
+        return recolour(image, brightness, contrast, saturation, hue)

@@ -3,15 +3,14 @@
 import fnmatch
 import glob
 import os
-import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
 
-PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-FILMS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv")
+from e2net.trees import FILMS, PICTURES, other_kind, walk
+
 # Folders of the output, one for each kind of result; no input may lie in them.
 MAPS, OVERLAYS, CUTOUTS = "maps", "overlays", "cutouts"
 _EXPECTED = f"pictures ({', '.join(PICTURES)}) or films ({', '.join(FILMS)})"
@@ -60,7 +59,7 @@ def find_inputs(text: str, output: Path) -> list[Item]:
     if path.is_dir():
         if path.resolve() == output.resolve():
             raise ValueError(f"output={output}: expected another folder than the input's, such as {path / 'predicted'}")
-        base, files = path, list(_walk(path, output.resolve(), faults))
+        base, files = path, list(walk(path, faults, output.resolve()))
     elif os.path.lexists(path):
         base, files = path.parent, [path]
     elif glob.has_magic(text):
@@ -83,56 +82,21 @@ def find_inputs(text: str, output: Path) -> list[Item]:
     return items
 
 
-def other_kind(path: Path) -> str | None:
-    """What a path leads to in words, if it is no regular file; None if it is one, or nothing is there at all."""
-    try:
-        mode = path.stat().st_mode
-    except FileNotFoundError:
-        return "a link to nothing" if path.is_symlink() else None
-    except OSError as error:  # a link to itself, a folder that may not be entered
-        return error.strerror or str(error)
-    words = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
-    return None if stat.S_ISREG(mode) else words.get(stat.S_IFMT(mode), "a device")
-
-
 def shown(path: Path) -> str:
     """A path as text that can be printed and written in UTF-8: bytes that are none, and line breaks, are escaped."""
     text = os.fsencode(path).decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def _walk(folder: Path, output: Path, faults: dict[Path, str]) -> Iterator[Path]:
-    """The files below a folder; what cannot be listed goes to ``faults``."""
-
-    def note(error: OSError) -> None:
-        if Path(error.filename) == folder:
-            raise error
-        faults[Path(error.filename)] = f"this folder cannot be listed ({error.strerror})"
-
-    seen: set[str] = set()
-    links = [folder]
-    while links:  # all that lies below a folder before the links in it, so that the way without links comes first
-        top = links.pop(0)
-        for place, folders, files in os.walk(top, onerror=note):
-            here, real = Path(place), os.path.realpath(place)
-            if real in seen or Path(real) == output:
-                folders.clear()
-                continue
-            seen.add(real)
-            folders[:] = sorted(f for f in folders if not f.startswith("."))
-            links += [here / f for f in folders if (here / f).is_symlink()]
-            yield from (here / f for f in files if not f.startswith("."))
-
-
 def _glob(pattern: Path, output: Path, faults: dict[Path, str]) -> Iterator[Path]:
-    """What matches; below ``**`` as :func:`_walk` finds it, as the glob module follows links in circles for ever."""
+    """What matches; below ``**`` as :func:`walk` finds it, as the glob module follows links in circles for ever."""
     parts = pattern.parts
     first = parts.index("**") if "**" in parts else len(parts)
     for top in map(Path, glob.glob(str(Path(*parts[:first])))):  # noqa: PTH207 - Path.glob wants a base
         if first == len(parts):
             yield top
         elif top.is_dir():
-            yield from (f for f in _walk(top, output, faults) if _matches(f.relative_to(top).parts, parts[first:]))
+            yield from (f for f in walk(top, faults, output) if _matches(f.relative_to(top).parts, parts[first:]))
 
 
 def _matches(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:

@@ -19,8 +19,8 @@ from tqdm import tqdm
 import e2net
 from e2net.arguments import check_folder
 from e2net.evaluation.report import write_atomically
+from e2net.film import FilmReader, FilmWriter, FrameFolder
 from e2net.formats import read_image
-from e2net.predict.film import FilmReader, FilmWriter, FrameFolder
 from e2net.predict.inputs import CUTOUTS, MAPS, OVERLAYS, Item, shown
 from e2net.predict.result import Kind, Prediction
 from e2net.predict.segmenter import HELD_PIXELS, Failure, Picture, Segmenter, Timing, default_threads, load

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from e2net.formats import read_image
-from e2net.predict.inputs import other_kind
+from e2net.trees import other_kind
 
 Picture = str | os.PathLike[str] | NDArray[np.uint8] | Tensor | Image.Image | bytes | bytearray | memoryview
 # What a single picture may be at fault for.

@@ -17,9 +17,9 @@ from e2net import load
 from e2net.datasets import ProceduralPairs
 from e2net.evaluation import evaluate, prepare_evaluation
 from e2net.evaluation.data import DataModule
+from e2net.film import FilmReader, FilmWriter
 from e2net.formats import read_image
 from e2net.predict.__main__ import main
-from e2net.predict.film import FilmReader, FilmWriter
 from e2net.predict.result import Prediction
 from e2net.predict.segmenter import Failure, Timing
 from e2net.runs import resolve

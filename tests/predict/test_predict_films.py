@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from test_predict import PAIRS, _file_names, _film, _predict, run
 
-from e2net.predict import film as films
-from e2net.predict.film import FilmReader, FilmWriter, FrameFolder
+from e2net import film as films
+from e2net.film import FilmReader, FilmWriter, FrameFolder
 from e2net.predict.job import Job
 
 NOISE = np.random.default_rng(0).integers(0, 255, (64, 96, 3), np.uint8)

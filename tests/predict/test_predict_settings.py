@@ -10,8 +10,9 @@ import pytest
 
 from e2net.arguments import help_text, read_settings
 from e2net.formats import EXTENSIONS
-from e2net.predict.inputs import PICTURES, find_inputs
+from e2net.predict.inputs import find_inputs
 from e2net.predict.settings import USAGE, PredictSettings
+from e2net.trees import PICTURES
 
 NEEDED = ["ckpt=a", "input=b", "output=c"]
 _parse = partial(read_settings, PredictSettings)

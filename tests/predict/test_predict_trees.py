@@ -20,8 +20,9 @@ from test_predict import PAIRS, _file_names, _film, _predict, _read, run
 from e2net.evaluation import inference
 from e2net.predict import segmenter
 from e2net.predict.__main__ import main
-from e2net.predict.inputs import FILMS, PICTURES, find_inputs, other_kind, shown
+from e2net.predict.inputs import find_inputs, shown
 from e2net.predict.settings import PredictSettings
+from e2net.trees import FILMS, PICTURES, other_kind
 
 PICTURE = cv2.imencode(".png", cv2.resize(PAIRS.read(0)[0], (40, 30)))[1].tobytes()
 

@@ -15,9 +15,9 @@ from e2net.compare.settings import CompareSettings
 from e2net.compare.sweep import evaluation_config, make_plan
 from e2net.datasets import Augment
 from e2net.evaluation import evaluate, prepare_evaluation
+from e2net.film import FilmReader, FilmWriter
 from e2net.formats import read_image
 from e2net.predict.__main__ import main as predict_main
-from e2net.predict.film import FilmReader, FilmWriter
 from e2net.profile.__main__ import main as profile_main
 from e2net.runs.config import compose_training
 from e2net.training import prepare_training, train

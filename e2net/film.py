@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from e2net.files import part_of
-from e2net.predict.inputs import other_kind
+from e2net.trees import other_kind
 
 # Where a file does not say its own.
 FALLBACK_RATE = 25.0
