@@ -66,6 +66,20 @@ class Encoded(NamedTuple):
 Images = Tensor | Encoded
 
 
+class Tokens(NamedTuple):
+    """What one block of an encoder says about images.
+
+    Attributes:
+        class_token: (B, D); None where the encoder has none.
+        special: (B, S, D), registers and other tokens that stand for no patch; S is 0 where there are none.
+        patches: (B, h·w, D), row by row.
+    """
+
+    class_token: Tensor | None
+    special: Tensor
+    patches: Tensor
+
+
 def unit_range(image: Images) -> Images:
     """uint8 images (B, 3, H, W) as float32 in [0, 1]; encoded ones as they are."""
     return image if isinstance(image, Encoded) else image.float() / 255

@@ -8,7 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from e2net.structures import Encoded, Images
+from e2net.structures import Encoded, Images, Tokens
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -20,6 +20,14 @@ def are_indices(values: object, length: int) -> bool:
         isinstance(values, Sequence)
         and all(isinstance(i, int) and 0 <= i < length for i in values)
         and len(set(values)) == len(values)
+    )
+
+
+def no_masks(backbone: nn.Module) -> ValueError:
+    """The error for an encoder that is to mask patches and cannot."""
+    return ValueError(
+        f"{type(backbone).__name__} cannot mask patches; expected a vision transformer of Hugging Face that can, such "
+        "as DINOv2, DINOv3 or ViT"
     )
 
 
@@ -38,11 +46,13 @@ def method_of(module: nn.Module, function: Callable) -> Any:
 class Encoder(nn.Module):
     """An image in, feature maps F1..F4 out.
 
-    A subclass sets ``channels`` and ``strides``, and implements :meth:`encode` and :meth:`layers`.
+    A subclass sets ``channels``, ``strides`` and ``blocks``, and implements :meth:`encode`, :meth:`encode_tokens` and
+    :meth:`layers`.
 
     Attributes:
         channels: feature channels of F1..F4.
         strides: image pixels per feature pixel of F1..F4.
+        blocks: 0-based indices of the blocks behind F1..F4, ascending.
         size_multiple: height and width of an image must be multiples of this, in pixels.
         pretrained: whether the weights came from a file that can be read again. If not, a checkpoint must hold
             them even when they are frozen.
@@ -57,6 +67,7 @@ class Encoder(nn.Module):
 
     channels: tuple[int, ...]
     strides: tuple[int, ...]
+    blocks: tuple[int, ...]
 
     def __init__(
         self, backbone: nn.Module, mean: Sequence[float], std: Sequence[float], size_multiple: int, pretrained: bool
@@ -76,6 +87,22 @@ class Encoder(nn.Module):
     def encode(self, pixels: Tensor) -> list[Tensor]:
         """Normalised images (B, 3, H, W) -> F1..F4, each (B, D_i, H/s_i, W/s_i)."""
         raise NotImplementedError
+
+    def encode_tokens(
+        self, pixels: Tensor, masked: Tensor | None, blocks: Sequence[int], norm: bool | None
+    ) -> list[Tokens]:
+        """As :meth:`tokens`, of normalised images."""
+        raise NotImplementedError
+
+    def train_mask_token(self) -> None:
+        """Has the token train that stands in the place of masked patches; adds one of zeros where there is none.
+
+        Call it after the tuning policy, which leaves the token alone: only masked patches depend on it.
+
+        Raises:
+            ValueError: the encoder cannot mask patches.
+        """
+        raise no_masks(self.backbone)
 
     def describe(self) -> dict[str, Any] | None:
         """What the class's ``from_description`` builds the same encoder from, without files and with other weights.
@@ -111,6 +138,34 @@ class Encoder(nn.Module):
         # no_grad rather than inference_mode: the decoder's first convolution must save its input for backward.
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             return self.encode((image - self.mean) / self.std)
+
+    def tokens(
+        self,
+        image: Tensor,
+        masked: Tensor | None = None,
+        blocks: Sequence[int] | None = None,
+        norm: bool | None = None,
+    ) -> list[Tokens]:
+        """Class token, special tokens and patches of chosen blocks; F1..F4 are made of the same.
+
+        Args:
+            image: as in :meth:`forward`.
+            masked: (B, h·w) bool, the patches in whose place the mask token stands, row by row; None is none.
+            blocks: 0-based indices, in any order; None is those behind F1..F4, ``blocks[-1:]`` the last one alone.
+            norm: apply the model's final norm; None is as F1..F4 have it.
+
+        Returns:
+            One for each of ``blocks``.
+
+        Raises:
+            ValueError: a size as in :meth:`forward`, ``blocks`` that the encoder does not have, a mask of another shape
+                or for an encoder without mask token, or ``norm`` for one without final norm.
+        """
+        self.check_size(*image.shape[-2:])
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            return self.encode_tokens(
+                (image - self.mean) / self.std, masked, self.blocks if blocks is None else blocks, norm
+            )
 
     def check_size(self, height: int, width: int) -> None:
         """Raises ValueError, naming the nearest legal sizes, unless ``size_multiple`` divides both (pixels)."""

@@ -6,13 +6,17 @@ from typing import Any, Self
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from e2net.encoders.base import IMAGENET_MEAN, IMAGENET_STD, Encoder
+from e2net.encoders.base import IMAGENET_MEAN, IMAGENET_STD, Encoder, are_indices, no_masks
 from e2net.encoders.hub import Weights, build_backbone, build_described, describe_backbone, load_backbone
 from e2net.encoders.timm_hub import load_timm
+from e2net.structures import Tokens
 
 
 class ConvNeXtEncoder(Encoder):
     """A ConvNeXt whose four stages give F1..F4, at strides 4, 8, 16 and 32.
+
+    Its "blocks" are the stages. As tokens a stage's map is the patches and their mean is the class token, the last
+    stage's through the final norm, as in DINOv3.
 
     Args:
         backbone: Hugging Face's ``DINOv3ConvNextModel`` or timm's ``ConvNeXt``.
@@ -27,6 +31,7 @@ class ConvNeXtEncoder(Encoder):
 
     backbone: Any  # two libraries' models, which share no interface
     strides = (4, 8, 16, 32)
+    blocks = (0, 1, 2, 3)
 
     def __init__(
         self,
@@ -134,17 +139,40 @@ class ConvNeXtEncoder(Encoder):
         return [block for stage in self._stages() for block in (stage.blocks if self._is_timm else stage.layers)]
 
     def encode(self, pixels: Tensor) -> list[Tensor]:
-        # Stage by stage, since the model itself would flatten and pool the last one.
+        maps = self._maps(pixels)
+        if self.norm:
+            maps[-1] = self._normed(maps[-1].permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return maps
+
+    def encode_tokens(
+        self, pixels: Tensor, masked: Tensor | None, blocks: Sequence[int], norm: bool | None
+    ) -> list[Tokens]:
+        if masked is not None:
+            raise no_masks(self.backbone)
+        if not are_indices(blocks, len(self.blocks)):
+            raise ValueError(f"blocks of a ConvNeXt are its stages, 0 to {len(self.blocks) - 1}, found {blocks}")
+        maps, tokens = self._maps(pixels), []
+        for stage in blocks:
+            patches = maps[stage].flatten(2).transpose(1, 2)
+            pooled = patches.mean(1)
+            if stage == len(maps) - 1 and (self.norm if norm is None else norm):
+                patches, pooled = self._normed(patches), self._normed(pooled)
+            tokens.append(Tokens(pooled, patches[:, :0], patches))
+        return tokens
+
+    def _maps(self, pixels: Tensor) -> list[Tensor]:
+        """The stages' outputs, un-normed. Stage by stage: the model itself would flatten and pool the last one."""
         x = self.backbone.stem(pixels) if self._is_timm else pixels
         maps = []
         for stage in self._stages():
             x = stage(x)
             maps.append(x)
-        if self.norm:
-            norm = self._final_norm()
-            channels_last = F.layer_norm(x.permute(0, 2, 3, 1), norm.normalized_shape, norm.weight, norm.bias, norm.eps)
-            maps[-1] = channels_last.permute(0, 3, 1, 2)
         return maps
+
+    def _normed(self, channels_last: Tensor) -> Tensor:
+        """(..., D) through the final norm. timm's own takes maps with channels second."""
+        norm = self._final_norm()
+        return F.layer_norm(channels_last, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
 
     def _stages(self) -> Any:
         return self.backbone.stages if self._is_timm else self.backbone.model.stages

@@ -10,15 +10,17 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from e2net.attention import attention
-from e2net.encoders.base import IMAGENET_MEAN, IMAGENET_STD, Encoder, are_indices
+from e2net.encoders.base import IMAGENET_MEAN, IMAGENET_STD, Encoder, are_indices, no_masks
 from e2net.encoders.hub import Weights, build_backbone, build_described, describe_backbone, load_backbone
 from e2net.encoders.timm_hub import load_timm
+from e2net.structures import Tokens
 
 # The name by which transformers knows our attention.
 _ATTENTION = "e2net"
-# Where the forward pass of this thread keeps the outputs of its chosen blocks; None outside of any. The hooks that fill
-# it stay on the blocks: to add and remove them in each pass would show one thread's blocks to another's.
-_KEPT: ContextVar[dict[nn.Module, Tensor] | None] = ContextVar("e2net_kept", default=None)
+# Where the forward pass of this thread keeps the outputs of its chosen blocks, which are its keys; None outside of any.
+# The hooks that fill it stay on the blocks: to add and remove them in each pass would show one thread's blocks to
+# another's.
+_KEPT: ContextVar[dict[nn.Module, Any] | None] = ContextVar("e2net_kept", default=None)
 
 
 class ViTEncoder(Encoder):
@@ -33,6 +35,7 @@ class ViTEncoder(Encoder):
         blocks: 0-based indices of the blocks behind F1..F4.
         embed_dim: width of a token. ``channels`` are twice that with ``class_token``.
         num_special_tokens: tokens before the patches.
+        has_class_token: whether the first of them is a class token.
 
     Args:
         backbone: a Hugging Face or timm model with a list of blocks and a final norm.
@@ -64,8 +67,6 @@ class ViTEncoder(Encoder):
         blocks = _check_blocks(blocks, len(layers))
         _check_inputs(backbone)
         del layers[blocks[-1] + 1 :]
-        for i in blocks:
-            layers[i].register_forward_hook(_keep)
         _set_attention(backbone)
         super().__init__(backbone, mean, std, shape.patch_size, pretrained)
         if class_token and not shape.has_class_token:
@@ -76,7 +77,10 @@ class ViTEncoder(Encoder):
         self.patch_size = shape.patch_size
         self.embed_dim = shape.width
         self.num_special_tokens = shape.special_tokens
+        self.has_class_token = shape.has_class_token
         self.blocks = blocks
+        self._hooked: set[int] = set()
+        self._hook(blocks)
         self.norm = norm
         self.class_token = class_token
         self.channels = (self.embed_dim * (2 if class_token else 1),) * len(self.blocks)
@@ -191,40 +195,88 @@ class ViTEncoder(Encoder):
     def layers(self) -> list[nn.Module]:
         return list(_block_list(self.backbone))
 
-    def encode(self, pixels: Tensor) -> list[Tensor]:
-        tokens = self._hidden_states(pixels)
-        if self.norm:
-            norm = _final_norm(self.backbone)
-            assert norm is not None
-            tokens = [norm(t) for t in tokens]
-        height, width = (side // self.patch_size for side in pixels.shape[-2:])
-        return [self._to_map(t, height, width) for t in tokens]
+    def train_mask_token(self) -> None:
+        if not _can_mask(self.backbone):
+            raise no_masks(self.backbone)
+        embeddings: Any = self.backbone.embeddings
+        if embeddings.mask_token is None:
+            embeddings.mask_token = nn.Parameter(torch.zeros(1, 1, self.embed_dim, device=self.mean.device))
+        embeddings.mask_token.requires_grad_(True)
 
-    def _to_map(self, tokens: Tensor, height: int, width: int) -> Tensor:
-        """(B, special + h·w, D) -> (B, D, h, w), or (B, 2·D, h, w) with the class token."""
-        patches = tokens[:, self.num_special_tokens :]
+    def encode(self, pixels: Tensor) -> list[Tensor]:
+        height = pixels.shape[-2] // self.patch_size
+        return [self._to_map(tokens, height) for tokens in self.encode_tokens(pixels, None, self.blocks, None)]
+
+    def encode_tokens(
+        self, pixels: Tensor, masked: Tensor | None, blocks: Sequence[int], norm: bool | None
+    ) -> list[Tokens]:
+        final_norm = _final_norm(self.backbone) if (self.norm if norm is None else norm) else None
+        if norm and final_norm is None:
+            raise ValueError(f"{type(self.backbone).__name__} has no final norm; expected tokens with norm=False")
+        height, width = (side // self.patch_size for side in pixels.shape[-2:])
+        if masked is not None:
+            self._check_masked(masked, (len(pixels), height * width))
+        states = self._hidden_states(pixels, masked, blocks)
+        if final_norm is not None:
+            states = [final_norm(state) for state in states]
+        return [self._split(state, height, width) for state in states]
+
+    def _split(self, state: Tensor, height: int, width: int) -> Tokens:
+        """(B, special + h·w, D) by kind."""
+        patches = state[:, self.num_special_tokens :]
         if patches.shape[1] != height * width:
             raise ValueError(
                 f"{type(self.backbone).__name__} returned {patches.shape[1]} patch tokens for {height}x{width} "
                 "patches; expected one for each: take a model that neither masks nor merges them"
             )
+        first = int(self.has_class_token)
+        return Tokens(state[:, 0] if first else None, state[:, first : self.num_special_tokens], patches)
+
+    def _to_map(self, tokens: Tokens, height: int) -> Tensor:
+        """(B, D, h, w), or (B, 2·D, h, w) with the class token."""
+        patches = tokens.patches
         if self.class_token:
-            patches = torch.cat((patches, tokens[:, :1].expand_as(patches)), dim=-1)
+            assert tokens.class_token is not None
+            patches = torch.cat((patches, tokens.class_token[:, None].expand_as(patches)), dim=-1)
         return rearrange(patches, "b (h w) d -> b d h w", h=height)
 
-    def _hidden_states(self, pixels: Tensor) -> list[Tensor]:
-        """Un-normed outputs (B, special + N, D) of ``self.blocks``; no other hidden state is kept."""
-        kept: dict[nn.Module, Tensor] = {}
+    def _check_masked(self, masked: Tensor, shape: tuple[int, int]) -> None:
+        if not _can_mask(self.backbone):
+            raise no_masks(self.backbone)
+        embeddings: Any = self.backbone.embeddings
+        if embeddings.mask_token is None:
+            raise ValueError(
+                f"{type(self.backbone).__name__} came without a mask token; call train_mask_token(), which adds one"
+            )
+        if tuple(masked.shape) != shape or masked.dtype != torch.bool:
+            raise ValueError(
+                f"expected the masked patches as bool of shape {shape}, found {masked.dtype} of {tuple(masked.shape)}"
+            )
+
+    def _hook(self, blocks: Sequence[int]) -> None:
+        layers = self.layers()
+        for i in blocks:
+            if i not in self._hooked:
+                layers[i].register_forward_hook(_keep)
+                self._hooked.add(i)
+
+    def _hidden_states(self, pixels: Tensor, masked: Tensor | None, blocks: Sequence[int]) -> list[Tensor]:
+        """Un-normed outputs (B, special + N, D) of ``blocks``; no other hidden state is kept."""
+        layers = self.layers()
+        if not are_indices(blocks, len(layers)):
+            raise ValueError(f"blocks must be different 0-based indices below {len(layers)}, found {blocks}")
+        self._hook(blocks)
+        kept: dict[nn.Module, Any] = dict.fromkeys(layers[i] for i in blocks)
         token = _KEPT.set(kept)
         try:
-            self._run(pixels)
+            self._run(pixels, masked)
         finally:
             _KEPT.reset(token)
-        layers = self.layers()
-        return [kept[layers[i]] for i in self.blocks]
+        return [kept[layers[i]] for i in blocks]
 
-    def _run(self, pixels: Tensor) -> None:
+    def _run(self, pixels: Tensor, masked: Tensor | None) -> None:
         backbone: Any = self.backbone
+        mask = {} if masked is None else {"bool_masked_pos": masked}
         if _is_timm(backbone):
             backbone.forward_features(pixels)
         elif backbone.config.model_type == "siglip2_vision_model":  # takes patches, and the shape of their grid
@@ -235,14 +287,14 @@ class ViTEncoder(Encoder):
         elif backbone.config.model_type == "aimv2_vision_model":  # does not interpolate its positions
             backbone.encoder(inputs_embeds=_embed_aimv2(backbone.embeddings, pixels))
         elif "interpolate_pos_encoding" in inspect.signature(backbone.forward).parameters:
-            backbone(pixels, interpolate_pos_encoding=True)
+            backbone(pixels, interpolate_pos_encoding=True, **mask)
         else:  # rotary positions, or DINOv2 and InternVL, which interpolate unasked
-            self._run_at_its_size(pixels)
+            self._run_at_its_size(pixels, mask)
 
-    def _run_at_its_size(self, pixels: Tensor) -> None:
+    def _run_at_its_size(self, pixels: Tensor, mask: dict[str, Tensor]) -> None:
         height, width = pixels.shape[-2:]
         try:
-            self.backbone(pixels)
+            self.backbone(pixels, **mask)
         except RuntimeError as error:
             own = getattr(self.backbone.config, "image_size", None)
             if not isinstance(own, int) or height == width == own or isinstance(error, torch.OutOfMemoryError):
@@ -278,7 +330,7 @@ def _attend(
 def _keep(block: nn.Module, _inputs: Any, output: Any) -> None:
     """A forward hook; a function that holds nothing, so that copies and pickles of a block need nothing else."""
     kept = _KEPT.get()
-    if kept is not None:
+    if kept is not None and block in kept:
         kept[block] = output[0] if isinstance(output, tuple) else output
 
 
@@ -338,6 +390,15 @@ def _check_inputs(backbone: Any) -> None:
             f"{type(backbone).__name__} asks for {', '.join(needed)} beside an image; expected a vision transformer "
             "that takes images alone"
         )
+
+
+def _can_mask(backbone: Any) -> bool:
+    """Whether the model puts a mask token in the place of patches; it may yet have to be given one."""
+    return (
+        not _is_timm(backbone)
+        and "bool_masked_pos" in inspect.signature(backbone.forward).parameters
+        and hasattr(getattr(backbone, "embeddings", None), "mask_token")
+    )
 
 
 def _square(size: int | Sequence[int]) -> int:
