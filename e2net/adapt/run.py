@@ -52,6 +52,8 @@ log = logging.getLogger(__name__)
 
 PROBE, FEATURES = "probe.png", "features.png"
 _FILES = (CONFIG, ENVIRONMENT, METRICS, CHECKPOINTS, PROBE, FEATURES, "tensorboard", "wandb", "mlruns")
+# With more prototypes for each view of a picture, most of them are nobody's.
+_PER_VIEW = 16
 # Settings that the encoder's card tells.
 _TOLD = ("size", "seed", "tuning", "adapt", "gram", "crops", "heads", "targets", "optim", "trainer")
 
@@ -124,7 +126,7 @@ def prepare_adapting(config: dict[str, Any]) -> AdaptJob:
         log.info("data.batch_size=auto: %d pictures", pictures.batch_size)
         module.pictures = pictures.batch_size * trainer.accumulate_grad_batches
         module.config = config
-    _check_enough(config, pictures, recipe, trainer, auto)
+    _check_enough(config, pictures, recipe, trainer)
     return AdaptJob(module, pictures, crops, trainer, follow, run_dir, output, resume, step, images, before)
 
 
@@ -246,9 +248,7 @@ class StepCheckpoint(LastCheckpoint):
         self._saved = trainer.global_step
 
 
-def _check_enough(
-    config: dict[str, Any], pictures: Pictures, recipe: Recipe, trainer: L.Trainer, auto: bool
-) -> None:
+def _check_enough(config: dict[str, Any], pictures: Pictures, recipe: Recipe, trainer: L.Trainer) -> None:
     """Refuses too few pictures: for a batch, or for the prototypes.
 
     Raises:
@@ -264,23 +264,18 @@ def _check_enough(
         raise ValueError(
             f"expected at least data.batch_size={batch} pictures, found {count}; give a smaller one, or more pictures"
         )
-    if config["targets"].get("queue") is not None or str(config["targets"]["_target_"]).endswith("Sinkhorn"):
-        views = 2 * count
-        if views < prototypes // _PER_VIEW:
-            raise ValueError(
-                f"heads.prototypes={prototypes}: expected at least {prototypes // (2 * _PER_VIEW)} pictures for so many, "
-                f"found {count}; give heads.prototypes={max(16, views * _PER_VIEW // 16 * 16)}, or more pictures"
-            )
+    most = 2 * count * _PER_VIEW
+    if prototypes > most:
+        raise ValueError(
+            f"heads.prototypes={prototypes}: expected at least {-(-prototypes // (2 * _PER_VIEW))} pictures for so many, "
+            f"found {count}; give heads.prototypes={max(16, most // 16 * 16)} or fewer, or more pictures"
+        )
     steps = trainer.max_steps
     if 0 <= steps <= recipe.head_steps:
         raise ValueError(
             f"adapt.head_steps={recipe.head_steps}: expected fewer than trainer.max_steps={steps}, else the encoder "
             "never trains"
         )
-
-
-# Prototypes that a picture's view can be spread over: with more of them, most are nobody's.
-_PER_VIEW = 16
 
 
 def adapt(job: AdaptJob) -> Path:
