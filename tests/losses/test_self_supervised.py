@@ -322,13 +322,14 @@ def test_work_is_in_float32_whatever_autocast_says(dtype):
     """Of the same numbers the results in float32, half and under autocast are equal bit by bit."""
     logits, targets = _draw(0, 4, 3, 6).to(dtype), _probabilities(1, 2, 3, 6).to(dtype)
     tokens, teacher, image = _draw(2, 2, 12, 8).to(dtype), _draw(3, 2, 12, 8).to(dtype), torch.tensor([0, 1, 1])
+    many = _draw(4, 200, 3).to(dtype)  # so near to each other that a half would take others for neighbours
 
     def results(kind):
-        s, t, a, b = (x.to(kind) for x in (logits, targets, tokens, teacher))
+        s, t, a, b, m = (x.to(kind) for x in (logits, targets, tokens, teacher, many))
         return [
             *dino_loss(s, t, TAU).values(),
             ibot_loss(s[0], t[0], image, 2, TAU),
-            koleo(a[0]),
+            koleo(m),
             gram(a, b),
             resize_patches(a, (3, 4), (6, 8)),
             sinkhorn_knopp(s[0], TAU),
