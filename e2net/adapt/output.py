@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from e2net.encoders import Encoder, ViTEncoder, merge_lora
+from e2net.encoders.hub import is_hub_id
 from e2net.encoders.tuning import Adapter
 from e2net.files import naming, part_of, write_atomically
 from e2net.runs.outputs import check_free, claim
@@ -62,7 +63,8 @@ def save_encoder(
     Args:
         encoder: of Hugging Face.
         folder: files that e2net did not write there are never replaced.
-        card: how the encoder was made, for the model card: plain values by name; ``base`` names the original encoder.
+        card: how the encoder was made, for the model card: plain values by name; ``base`` is the original encoder,
+            a Hub id or a folder.
         size: side of the square pictures that the image processor makes, pixels; None: the config's.
         loader: how the card says that e2net loads it, as an override such as ``encoder=convnext_t``; None: by the kind.
 
@@ -83,6 +85,8 @@ def save_encoder(
         with naming(folder / "model.safetensors"):
             stage.mkdir()
             backbone.save_pretrained(stage, max_shard_size="1000GB")
+            # safetensors lets nobody but the owner read what it writes, whatever the umask.
+            shutil.copymode(stage / "config.json", stage / "model.safetensors")
         processor = json.dumps(_processor(plain, size), indent=2) + "\n"
         write_atomically(stage / "preprocessor_config.json", processor)
         write_atomically(stage / "README.md", _card(plain, folder, card, loader))
@@ -99,7 +103,7 @@ def _plain_copy(encoder: Encoder) -> Encoder:
         merge_lora(plain)
     backbone: Any = plain.backbone
     backbone.config = _config(plain)
-    embeddings = getattr(backbone, "embeddings", None)
+    embeddings: Any = getattr(backbone, "embeddings", None)
     own = any(name.endswith("mask_token") for name in _fresh(backbone.config))
     if not own and getattr(embeddings, "mask_token", None) is not None:
         embeddings.mask_token = None  # one that was added for training: the model has no place for it
@@ -159,8 +163,10 @@ def _processor(encoder: Encoder, size: int | None) -> dict[str, Any]:
 
 
 def _card(encoder: Encoder, folder: Path, card: Mapping[str, Any], loader: str) -> str:
-    config = encoder.backbone.config
-    base = card.get("base")
+    config: Any = encoder.backbone.config
+    base, card = card.get("base"), dict(card)
+    if isinstance(base, str) and Path(base).is_absolute():
+        base = card["base"] = Path(base).name  # the rest of a path of this machine says nothing elsewhere
     layers = getattr(config, "num_hidden_layers", None)
     facts = {
         "architecture": config.model_type,
@@ -171,8 +177,8 @@ def _card(encoder: Encoder, folder: Path, card: Mapping[str, Any], loader: str) 
     }
     rows = "\n".join(f"| {_cell(name)} | {_cell(value)} |" for name, value in facts.items())
     head = ["library_name: transformers", "pipeline_tag: image-feature-extraction", "tags: [e2net, self-supervised]"]
-    if isinstance(base, str) and not Path(base).is_absolute() and len(Path(base).parts) == 2:
-        head.insert(0, f"base_model: {json.dumps(base)}")  # a Hub id; a path of this machine says nothing elsewhere
+    if isinstance(base, str) and is_hub_id(base, "checkpoint"):
+        head.insert(0, f"base_model: {json.dumps(base)}")
     front = "\n".join(("---", *head, "---"))
     return f"""{front}
 

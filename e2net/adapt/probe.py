@@ -46,8 +46,8 @@ class Probe:
     Args:
         root: a folder with images and targets, such as Image/ and GT/; or a source of pairs.
         task: what the targets mean, masks or label maps; None: masks, scored by S-measure and MAE.
-        method: ``linear``: multinomial logistic regression on standardised features, an L2 penalty against few samples,
-            to its optimum by L-BFGS; ``knn``: the ``neighbours`` nearest patches by cosine, weighted as in DINO.
+        method: ``linear``: multinomial logistic regression on standardised features, with an L2 penalty as samples are
+            few, by L-BFGS from zero; ``knn``: the ``neighbours`` nearest patches by cosine, weighted as in DINO.
         size: side of the pictures for the encoder, pixels; a multiple of what it asks for.
         held_out: share of the pairs to score on.
         pictures: the most to learn from, and the most to score on; more are thinned out evenly.
@@ -206,7 +206,7 @@ class Probe:
                 loss.backward()
                 return loss
 
-            solver.step(closure)  # type: ignore[arg-type]  # it wants a float, and takes a tensor
+            solver.step(closure)
         slope, offset = weight.detach().float(), bias.detach().float()
         return lambda queries: (((queries - mean) * scale) @ slope + offset).softmax(1)
 

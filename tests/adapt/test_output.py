@@ -138,7 +138,9 @@ def test_the_folder_and_its_card(tmp_path):
     expected = (torch.from_numpy(picture).permute(2, 0, 1)[None] / 255 - encoder.mean) / encoder.std
     torch.testing.assert_close(pixels, expected, rtol=0, atol=1e-4)
     save_encoder(encoder, folder, {"base": str(tmp_path)})
-    assert "base_model" not in (folder / "README.md").read_text()
+    text = (folder / "README.md").read_text()
+    assert "base_model" not in text and str(tmp_path.parent) not in text and f"| base | {tmp_path.name} |" in text
+    assert len({(folder / name).stat().st_mode for name in FILES}) == 1  # who may read the card may read the weights
 
 
 def test_foreign_files_stay(tmp_path):
