@@ -126,6 +126,7 @@ class Follow(L.Callback):
         due = step % self.watch.every == 0 or step >= pl_module.steps
         if due and self.rows[-1]["step"] < step:
             self._look(trainer, pl_module)
+        trainer.should_stop = trainer.should_stop or step >= pl_module.steps
 
     def _look(self, trainer: L.Trainer, module: Any) -> None:
         step, encoder = trainer.global_step, module.teacher.encoder

@@ -86,7 +86,8 @@ class SelfSupervised(L.LightningModule):
         self.networks, self.config, self.recipe, self.anchor = networks, config, recipe, anchor
         self.targets = nn.ModuleDict(dict(targets))
         self.optim, self.tuning, self.seed, self.pictures = optim, tuning, seed, pictures
-        self.steps = 1  # known when training starts
+        # Optimiser steps of the run.
+        self.steps = 1
         self.finite = FiniteSteps()
         # As in e2net.training.module: this epoch's sum of losses over images, and their number.
         self.mean_loss = torch.zeros(2)
@@ -273,7 +274,6 @@ class SelfSupervised(L.LightningModule):
         return self.optim.groups_of(parts, {"encoder": scales}, self.recipe.lr_factor(self.pictures))
 
     def configure_optimizers(self) -> Any:
-        self.steps = int(self.trainer.estimated_stepping_batches)
         optimizer = self.optim.optimizer(self.parameter_groups())
         rates = [
             self._encoder_rate if group["name"].startswith("encoder") else self._head_rate

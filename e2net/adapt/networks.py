@@ -159,18 +159,26 @@ def set_rope_rescale(encoder: Encoder, factor: float | None) -> None:
     encoder.train()
 
 
-def check_recipe(encoder: Encoder, recipe: Recipe, size: int, local_size: int | None, gram_size: int | None) -> None:
-    """Makes sure that an encoder can do what a recipe asks of it.
+def check_class_token(encoder: Encoder, recipe: Recipe) -> None:
+    """Makes sure that an encoder has the class token that a recipe asks for.
 
     Raises:
-        ValueError: it has no class token, or cannot take pictures of these sides.
+        ValueError: it has none.
     """
-    if recipe.dino.peak and not getattr(encoder, "has_class_token", True):
+    if (recipe.dino.peak or recipe.koleo.peak) and not getattr(encoder, "has_class_token", True):
         raise ValueError(
             f"adapt.dino: {type(encoder.backbone).__name__} has no class token, which the DINO loss and KoLeo are of; "
             "give adapt.dino=0 adapt.koleo=0, or another encoder"
         )
-    for key, side in (("size", size), ("crops.local_size", local_size), ("gram.scale", gram_size)):
+
+
+def check_sides(encoder: Encoder, sides: dict[str, int | None]) -> None:
+    """Makes sure that an encoder takes crops of these sides, pixels, by the names of their settings.
+
+    Raises:
+        ValueError: it does not; the message names the nearest sides that it takes.
+    """
+    for key, side in sides.items():
         if side is not None:
             try:
                 encoder.check_size(side, side)

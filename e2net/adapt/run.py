@@ -16,7 +16,7 @@ from e2net.adapt.budget import estimate, largest_batch
 from e2net.adapt.crops import MultiCrop
 from e2net.adapt.follow import Follow, Watch, chosen_pictures, take, tokens_of
 from e2net.adapt.module import Networks, SelfSupervised, make_heads
-from e2net.adapt.networks import Pair, check_recipe, set_drop_path, set_rope_rescale, split_original
+from e2net.adapt.networks import Pair, check_class_token, check_sides, set_drop_path, set_rope_rescale, split_original
 from e2net.adapt.output import check_output, save_encoder
 from e2net.adapt.pictures import Pictures
 from e2net.adapt.probe import Probe
@@ -95,14 +95,15 @@ def prepare_adapting(config: dict[str, Any]) -> AdaptJob:
         found = 2 if content is None else content[KEY]["config"]["data"]["batch_size"]
         config = {**config, "data": {**config["data"], "batch_size": found}}
     if content is not None:
-        check_same_run(content[KEY]["config"], config)
+        # Without what a checkpoint of train.py has by default.
+        check_same_run({k: v for k, v in content[KEY]["config"].items() if k in config}, config)
     encoder: Encoder = build(config["encoder"])
     tuning: Tuning = build(config["tuning"])
     recipe, anchor, watch = (build(config[key]) for key in ("adapt", "gram", "watch"))
     student, original = _student(encoder, tuning, recipe)
     check_output(student, output)
     data, pictures = _pictures(config)
-    crops = _crops(config, encoder, recipe, anchor)
+    crops = _crops(config, encoder, anchor)
     probe = _probe(config, data)
     if probe is not None:
         probe.check(original)
@@ -126,7 +127,8 @@ def prepare_adapting(config: dict[str, Any]) -> AdaptJob:
         log.info("data.batch_size=auto: %d pictures", pictures.batch_size)
         module.pictures = pictures.batch_size * trainer.accumulate_grad_batches
         module.config = config
-    _check_enough(config, pictures, recipe, trainer)
+    _set_length(module, pictures, trainer)
+    _check_enough(config, pictures, module)
     return AdaptJob(module, pictures, crops, trainer, follow, run_dir, output, resume, step, images, before)
 
 
@@ -140,6 +142,7 @@ def _resumed(config: dict[str, Any], run_dir: Path) -> tuple[Path | None, dict[s
 
 def _student(encoder: Encoder, tuning: Tuning, recipe: Recipe) -> tuple[Encoder, Encoder]:
     """The encoder made a student, and the encoder as it came."""
+    check_class_token(encoder, recipe)
     original = split_original(encoder, tuning, recipe.masks)
     if encoder.frozen:
         raise ValueError("tuning=frozen: nothing of the encoder would train; give tuning=lora, explora, partial or full")
@@ -154,12 +157,12 @@ def _pictures(config: dict[str, Any]) -> tuple[DenseData | None, Pictures]:
     return (built, Pictures.of(built)) if isinstance(built, DenseData) else (None, built)
 
 
-def _crops(config: dict[str, Any], encoder: Encoder, recipe: Recipe, anchor: Anchor) -> MultiCrop:
+def _crops(config: dict[str, Any], encoder: Encoder, anchor: Anchor) -> MultiCrop:
     size = config["crops"].get("global_size", config["size"])
     gram_size = anchor.side(size, encoder.size_multiple) if anchor.weight.peak else None
     crops: MultiCrop = build(config["crops"], _partial_=True)(gram_size=gram_size)
     local = crops.local_size if crops.locals else None
-    check_recipe(encoder, recipe, crops.global_size, local, gram_size)
+    check_sides(encoder, {"size": crops.global_size, "crops.local_size": local, "gram.scale": gram_size})
     return crops
 
 
@@ -202,8 +205,10 @@ def _trainer(config: dict[str, Any], run_dir: Path, step: int, follow: Follow) -
     settings = config["trainer"]
     further = build(config["logger"]).open(run_dir, step)
     precision = choose_precision(settings["precision"], settings["accelerator"])
+    # Lightning resumes a run of max_steps at another batch than it stopped at: Follow counts the steps instead.
+    rest = {key: value for key, value in settings.items() if key not in ("max_steps", "max_epochs")}
     trainer = build_trainer(
-        {**settings, "precision": precision},
+        {**rest, "precision": precision, "max_epochs": 1},
         logger=[MetricsFile(run_dir / METRICS), *([] if further is None else [further])],
         callbacks=[
             ResumeState(),
@@ -248,13 +253,24 @@ class StepCheckpoint(LastCheckpoint):
         self._saved = trainer.global_step
 
 
-def _check_enough(config: dict[str, Any], pictures: Pictures, recipe: Recipe, trainer: L.Trainer) -> None:
+def _set_length(module: SelfSupervised, pictures: Pictures, trainer: L.Trainer) -> None:
+    """Of the run, in optimiser steps and epochs."""
+    settings = module.config["trainer"]
+    batches = max(1, len(pictures) // pictures.batch_size)
+    an_epoch = -(-batches // trainer.accumulate_grad_batches)
+    steps = settings.get("max_steps") or -1
+    module.steps = steps if steps > 0 else an_epoch * settings["max_epochs"]
+    trainer.fit_loop.max_epochs = -(-module.steps // an_epoch)
+
+
+def _check_enough(config: dict[str, Any], pictures: Pictures, module: SelfSupervised) -> None:
     """Refuses too few pictures: for a batch, or for the prototypes.
 
     Raises:
         ValueError: what was found, and what to give instead.
     """
     batch, count, prototypes = pictures.batch_size, len(pictures), config["heads"]["prototypes"]
+    recipe = module.recipe
     if recipe.koleo.peak and min(batch, count) < 2:
         raise ValueError(
             f"adapt.koleo: expected two pictures and more in a batch, found {min(batch, count)} of {count}; give a "
@@ -270,11 +286,10 @@ def _check_enough(config: dict[str, Any], pictures: Pictures, recipe: Recipe, tr
             f"heads.prototypes={prototypes}: expected at least {-(-prototypes // (2 * _PER_VIEW))} pictures for so many, "
             f"found {count}; give heads.prototypes={max(16, most // 16 * 16)} or fewer, or more pictures"
         )
-    steps = trainer.max_steps
-    if 0 <= steps <= recipe.head_steps:
+    if module.steps <= recipe.head_steps:
         raise ValueError(
-            f"adapt.head_steps={recipe.head_steps}: expected fewer than trainer.max_steps={steps}, else the encoder "
-            "never trains"
+            f"adapt.head_steps={recipe.head_steps}: expected fewer than the {module.steps} steps of the run, else the "
+            "encoder never trains; give a larger trainer.max_steps"
         )
 
 
@@ -318,14 +333,12 @@ def _begin(job: AdaptJob) -> None:
         (job.run_dir / METRICS).unlink(missing_ok=True)
     else:
         carry_over(job.checkpoint, job.run_dir, job.step, job.follow.probe is not None)
-    epoch = len(job.pictures) // (job.pictures.batch_size * trainer.accumulate_grad_batches)
-    log.info("%d pictures, %d optimiser steps an epoch", len(job.pictures), epoch)
+    log.info("%d pictures, %d optimiser steps in %d epochs", len(job.pictures), module.steps, trainer.max_epochs or 0)
     device = trainer.strategy.root_device
     log.info("precision %s on %s", trainer.precision, device)
     budget = estimate(module, job.pictures, job.crops, device, trainer.precision_plugin, trainer.gradient_clip_val)
-    steps = trainer.max_steps if trainer.max_steps > 0 else epoch * (trainer.max_epochs or 1)
     for line in budget.lines(
-        job.pictures.batch_size, steps - job.step, trainer.accumulate_grad_batches, job.pictures.num_workers
+        job.pictures.batch_size, module.steps - job.step, trainer.accumulate_grad_batches, job.pictures.num_workers
     ):
         log.info("%s", line)
 
