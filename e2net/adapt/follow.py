@@ -123,7 +123,8 @@ class Follow(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
         step = trainer.global_step
-        due = step % self.watch.every == 0 or step >= pl_module.steps
+        # While the heads alone train there is nothing new to see.
+        due = (step % self.watch.every == 0 and not pl_module.heads_only(step)) or step >= pl_module.steps
         if due and self.rows[-1]["step"] < step:
             self._look(trainer, pl_module)
         trainer.should_stop = trainer.should_stop or step >= pl_module.steps
