@@ -14,7 +14,9 @@ from e2net.runs.folder import owned
 from e2net.runs.launch import failures_told, full_disk_told, one_of_many
 
 # Of a data set with targets, what reads nothing here.
-_UNUSED = ("data.augment", "data.size", "decoder", "neck", "task", "loss", "protocol")
+_UNUSED = ("data.augment", "data.size", "decoder")
+# Groups that conf/adapt.yaml has not, or that are none of the user's.
+_OTHERS = ("adapt_with", "decoder", "experiment", "loss", "neck", "protocol", "strategy", "task")
 
 
 @hydra.main(version_base="1.3", config_path=str(Path(__file__).parents[2] / "conf"), config_name="adapt")
@@ -48,7 +50,7 @@ def main(config: DictConfig) -> None:
 if __name__ == "__main__":
     with user_errors():
         conf = conf_folder()
-    OmegaConf.register_new_resolver("list_groups", lambda: list_groups(conf))
+    OmegaConf.register_new_resolver("list_groups", lambda: list_groups(conf, _OTHERS))
     print_anywhere()
     with failures_told():
         main()

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import os
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,7 @@ def prepare_adapting(config: dict[str, Any]) -> AdaptJob:
         module.config = config
     _set_length(module, pictures, trainer)
     _check_enough(config, pictures, module)
+    _check_room(module, run_dir, output)
     return AdaptJob(module, pictures, crops, trainer, follow, run_dir, output, resume, step, images, before)
 
 
@@ -261,6 +263,26 @@ def _set_length(module: SelfSupervised, pictures: Pictures, trainer: L.Trainer) 
     steps = settings.get("max_steps") or -1
     module.steps = steps if steps > 0 else an_epoch * settings["max_epochs"]
     trainer.fit_loop.max_epochs = -(-module.steps // an_epoch)
+
+
+def _check_room(module: SelfSupervised, *folders: Path) -> None:
+    """Refuses a disk that cannot hold what the run will write at least.
+
+    Raises:
+        ValueError: how much there is, and how much is wanted.
+    """
+    trained = sum(p.numel() * p.element_size() for p in module.student.parameters() if p.requires_grad)
+    whole = sum(p.numel() * p.element_size() for p in module.student.encoder.parameters())
+    # Student, teacher and two averages, once more while a checkpoint is replaced; the best one; the encoder's folder.
+    wanted = 2 * 4 * trained + trained + whole
+    for folder in folders:
+        there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+        free = shutil.disk_usage(there).free
+        if free < wanted:
+            raise ValueError(
+                f"{folder}: expected room for about {wanted / 2**20:.0f} MiB of checkpoints and the encoder, found "
+                f"{free / 2**20:.0f}; make room, or give another folder"
+            )
 
 
 def _check_enough(config: dict[str, Any], pictures: Pictures, module: SelfSupervised) -> None:

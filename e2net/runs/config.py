@@ -740,13 +740,15 @@ def _user_faults() -> tuple[type[Exception], ...]:
     return (ValueError, OSError, OmegaConfBaseException)
 
 
-def list_groups(conf: Path) -> str:
+def list_groups(conf: Path, without: Iterable[str] = ("adapt", "adapt_with")) -> str:
     """One line per option of every config group in the folder ``conf``: the first comment of its file.
+
+    Not those ``without``, which a program has no use for.
 
     Hydra's own headers, such as ``# @package _global_``, must come before all else and say nothing to a reader.
     """
     described = {}
-    for group in sorted(p for p in conf.iterdir() if p.is_dir()):
+    for group in sorted(p for p in conf.iterdir() if p.is_dir() and p.name not in without):
         for file in sorted(group.glob("*.yaml")):
             comments = (line for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("# "))
             comment = next((line for line in comments if not line.startswith("# @")), "# ")

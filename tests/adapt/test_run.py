@@ -209,6 +209,12 @@ def test_wrong_settings_end_before_the_training(tmp_path, overrides, words):
     assert not (tmp_path / "run").exists() or not any((tmp_path / "run").iterdir())
 
 
+def test_a_disk_that_is_nearly_full(tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: (2**30, 2**30, 1000))
+    with pytest.raises(ValueError, match=r"expected room for about \d+ MiB .* found 0; make room"):
+        small_job(tmp_path / "run")
+
+
 def test_encoders_that_lack_what_a_recipe_needs(tmp_path):
     siglip = {"model_type": "siglip_vision_model", "patch_size": 8, "hidden_size": 24, "num_hidden_layers": 4,
               "num_attention_heads": 2, "intermediate_size": 32, "image_size": 32}  # fmt: skip
