@@ -41,8 +41,8 @@ ALLOWED = {
         "evaluation": "drawing files formats page processes structures metrics tasks datasets model speed runs",
         "training": "files formats processes structures encoders decoders losses tasks datasets model speed runs "
         "evaluation",
-        "adapt": "arguments drawing files film formats lock page processes trees structures encoders losses metrics tasks "
-        "datasets model speed runs evaluation training",
+        "adapt": "arguments drawing files film formats lock page processes trees structures encoders losses metrics "
+        "tasks datasets model speed runs evaluation training",
         "check": "arguments drawing files formats page tasks datasets runs",
         "profile": "arguments flops structures datasets speed runs evaluation training",
         "predict": "arguments drawing files film formats trees tasks datasets model runs evaluation training",

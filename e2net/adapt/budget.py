@@ -93,8 +93,10 @@ class Budget(NamedTuple):
         )
         memory = (self.held_bytes + batch_size * self.bytes_per_picture) / 2**20
         fits = "" if self.largest is None else f"; the largest batch that fits: {self.largest}"
-        rate = min(self.pictures_per_second, self.crops_per_second * workers) if workers else 1 / (
-            1 / self.pictures_per_second + 1 / self.crops_per_second
+        rate = (
+            min(self.pictures_per_second, self.crops_per_second * workers)
+            if workers
+            else 1 / (1 / self.pictures_per_second + 1 / self.crops_per_second)
         )
         wait = "" if rate >= 0.95 * self.pictures_per_second or not workers else ", and training waits for them"
         return [
@@ -103,7 +105,8 @@ class Budget(NamedTuple):
             f"({self.held_bytes / 2**20:.0f} held, {self.bytes_per_picture / 2**20:.1f} a picture){fits}",
             f"time: {self.pictures_per_second:.3g} pictures a second in training; a reading process crops "
             f"{self.crops_per_second:.3g}, there {'is 1' if workers < 2 else f'are {workers}'}{wait}: about "
-            f"{_duration(steps * accumulate * batch_size / rate)} for {steps} steps of {batch_size * accumulate} pictures",
+            f"{_duration(steps * accumulate * batch_size / rate)} for {steps} steps of "
+            f"{batch_size * accumulate} pictures",
         ]
 
 
@@ -157,7 +160,12 @@ def estimate(
 
 
 def largest_batch(
-    module: SelfSupervised, crops: MultiCrop, images: int, device: torch.device, precision: Precision, clip: float | None
+    module: SelfSupervised,
+    crops: MultiCrop,
+    images: int,
+    device: torch.device,
+    precision: Precision,
+    clip: float | None,
 ) -> int:
     """What ``data.batch_size=auto`` stands for.
 
@@ -207,5 +215,7 @@ def _counts(module: nn.Module) -> tuple[int, int]:
 
 def _held(module: nn.Module) -> int:
     """Bytes of all weights and buffers, each tensor once, and of gradients and AdamW's two averages."""
-    tensors = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in (*module.parameters(), *module.buffers())}
+    tensors = {
+        t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in (*module.parameters(), *module.buffers())
+    }
     return sum(tensors.values()) + 3 * sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)

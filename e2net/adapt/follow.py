@@ -92,9 +92,7 @@ class Follow(L.Callback):
         file: where the best one is kept.
     """
 
-    def __init__(
-        self, watch: Watch, images: Tensor, reference: Tokens, probe: Probe | None, file: Path | None
-    ) -> None:
+    def __init__(self, watch: Watch, images: Tensor, reference: Tokens, probe: Probe | None, file: Path | None) -> None:
         self.watch, self.images, self.reference, self.probe, self.file = watch, images, reference, probe, file
         # One a look, in order: step, and scores by name.
         self.rows: list[dict[str, float]] = []
@@ -147,7 +145,6 @@ class Follow(L.Callback):
             keep(self.file, module, step)
         if not module.heads_only(step) and step > 0:
             self.watch.collapse.check(step, seen["effective_rank"], self._information(module.progress(step)))
-
 
     def _information(self, progress: float) -> float | None:
         """Of the prototypes, where it can tell a collapse: fresh heads say next to nothing of a picture."""

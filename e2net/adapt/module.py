@@ -80,8 +80,8 @@ class SelfSupervised(L.LightningModule):
         super().__init__()
         if not isinstance(optim.schedule, Curve):
             raise ValueError(
-                f"schedule={type(optim.schedule).__name__}: expected a curve over the steps; give schedule=cosine, poly "
-                "or step"
+                f"schedule={type(optim.schedule).__name__}: expected a curve over the steps; give schedule=cosine, "
+                "poly or step"
             )
         self.networks, self.config, self.recipe, self.anchor = networks, config, recipe, anchor
         self.targets = nn.ModuleDict(dict(targets))
@@ -203,9 +203,7 @@ class SelfSupervised(L.LightningModule):
         crops = batch.global_ if batch.gram is None else batch.gram
         patches = last_tokens(self.networks.gram, crops.flatten(0, 1)).patches
         multiple = self.student.encoder.size_multiple
-        grid, size = (
-            (one.shape[-2] // multiple, one.shape[-1] // multiple) for one in (crops, batch.global_)
-        )
+        grid, size = ((one.shape[-2] // multiple, one.shape[-1] // multiple) for one in (crops, batch.global_))
         return patches if grid == size else resize_patches(patches, grid, size)
 
     def on_train_start(self) -> None:
@@ -231,7 +229,7 @@ class SelfSupervised(L.LightningModule):
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
-        """As in :class:`~e2net.training.module.DenseModule`; gradients of prototypes that are kept are dropped first."""
+        """As in :class:`~e2net.training.module.DenseModule`; gradients of kept prototypes are dropped first."""
         if self.global_step < self.recipe.freeze_last_layer:
             for parameter in self.student.heads.last_layers():
                 parameter.grad = None
@@ -316,7 +314,9 @@ class SelfSupervised(L.LightningModule):
         names = {f"networks.{part}.{name}" for part in ("student", "teacher") for name in trains}
         names |= {f"targets.{name}" for name, _ in self.targets.named_buffers()}
         if self.networks.gram is not None and (self.anchor.start or self.anchor.renew_every):
-            names |= {f"networks.gram.{name.removeprefix('encoder.')}" for name in trains if name.startswith("encoder.")}
+            names |= {
+                f"networks.gram.{name.removeprefix('encoder.')}" for name in trains if name.startswith("encoder.")
+            }
         return names
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

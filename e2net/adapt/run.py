@@ -15,7 +15,7 @@ from torch import nn
 
 from e2net.adapt.budget import estimate, largest_batch
 from e2net.adapt.crops import MultiCrop
-from e2net.adapt.follow import Follow, Watch, chosen_pictures, take, tokens_of
+from e2net.adapt.follow import Follow, chosen_pictures, take, tokens_of
 from e2net.adapt.module import Networks, SelfSupervised, make_heads
 from e2net.adapt.networks import Pair, check_class_token, check_sides, set_drop_path, set_rope_rescale, split_original
 from e2net.adapt.output import check_output, save_encoder
@@ -147,7 +147,9 @@ def _student(encoder: Encoder, tuning: Tuning, recipe: Recipe) -> tuple[Encoder,
     check_class_token(encoder, recipe)
     original = split_original(encoder, tuning, recipe.masks)
     if encoder.frozen:
-        raise ValueError("tuning=frozen: nothing of the encoder would train; give tuning=lora, explora, partial or full")
+        raise ValueError(
+            "tuning=frozen: nothing of the encoder would train; give tuning=lora, explora, partial or full"
+        )
     set_rope_rescale(encoder, recipe.rope_rescale)
     if recipe.drop_path:
         set_drop_path(encoder, recipe.drop_path)
@@ -305,8 +307,8 @@ def _check_enough(config: dict[str, Any], pictures: Pictures, module: SelfSuperv
     most = 2 * count * _PER_VIEW
     if prototypes > most:
         raise ValueError(
-            f"heads.prototypes={prototypes}: expected at least {-(-prototypes // (2 * _PER_VIEW))} pictures for so many, "
-            f"found {count}; give heads.prototypes={max(16, most // 16 * 16)} or fewer, or more pictures"
+            f"heads.prototypes={prototypes}: expected at least {-(-prototypes // (2 * _PER_VIEW))} pictures for so "
+            f"many, found {count}; give heads.prototypes={max(16, most // 16 * 16)} or fewer, or more pictures"
         )
     if module.steps <= recipe.head_steps:
         raise ValueError(

@@ -245,6 +245,7 @@ def choose_batch_size(
     Raises:
         ValueError: not even one image fits.
     """
+
     def make() -> Trial:
         return Trial(copy.deepcopy(model), criterion, optim, size, device, precision, clip, cached)
 

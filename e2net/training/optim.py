@@ -80,7 +80,6 @@ class AdamW:
         optimizer = self.optimizer(self.groups(model))
         return {"optimizer": optimizer, "lr_scheduler": self.schedule.configure(optimizer, total_steps, model.task)}
 
-
     def optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         """AdamW over some groups."""
         # One kernel, but for float64: under trainer.precision=64-true torch counts steps in a type that it refuses.

@@ -41,7 +41,10 @@ def test_a_run_says_where_things_are(tmp_path):
     [
         (["data.root=nowhere", "encoder=tiny"], "data.root=nowhere: expected a folder"),
         (["data=procedural", "encoder=tiny", "decoder=dpt"], "decoder: python -m e2net.adapt does not use it"),
-        (["data=procedural", "encoder=tiny", "data.augment.flip=0"], "data.augment.flip: python -m e2net.adapt does not"),
+        (
+            ["data=procedural", "encoder=tiny", "data.augment.flip=0"],
+            "data.augment.flip: python -m e2net.adapt does not",
+        ),
         (["data=procedural", "encoder=local", "encoder.path=nowhere"], "encoder folder nowhere does not exist"),
         ([], "config: data.root has no value; give it as data.root="),
     ],

@@ -38,7 +38,7 @@ def job(tmp_path_factory):
 
 
 def test_the_loss_is_the_weighted_sum_of_its_terms(job):
-    """G/(G+M) of the global terms and M/(G+M) of the local ones, as in section 4 of DINOv2; KoLeo once a global crop."""
+    """G/(G+M) of the global terms and M/(G+M) of the local ones, as in DINOv2; KoLeo once a global crop."""
     module = copy.deepcopy(job.module).eval()  # without drop path
     module.recipe = Recipe(dino=0.5, local_weight=3.0, ibot=0.7, koleo=0.2)
     module.anchor = Anchor(0.9)
@@ -176,7 +176,7 @@ def test_drop_path_keeps_the_mean():
 
 
 def test_rotary_positions_are_asked_for_in_vain():
-    with pytest.raises(ValueError, match="rope_rescale=2.0: Dinov2Model has no rotary positions; give"):
+    with pytest.raises(ValueError, match=r"rope_rescale=2.0: Dinov2Model has no rotary positions; give"):
         set_rope_rescale(_encoder("dinov2"), 2.0)
     set_rope_rescale(_encoder("dinov2"), None)
 
@@ -191,7 +191,9 @@ def test_schedules_begin_when_the_encoder_does(job):
 
 
 def test_rates_go_by_layer_patch_embedding_and_batch(tmp_path):
-    module = small_job(tmp_path, "tuning.layer_decay=0.5", "adapt.patch_lr=0.2", "adapt.lr_batch=16", "optim.lr=1").module
+    module = small_job(
+        tmp_path, "tuning.layer_decay=0.5", "adapt.patch_lr=0.2", "adapt.lr_batch=16", "optim.lr=1"
+    ).module
     rates = {p: group["lr"] for group in module.parameter_groups() for p in group["params"]}
     names = {name: rates[p] for name, p in module.student.named_parameters()}
     base = math.sqrt(4 / 16)

@@ -13,7 +13,8 @@ DINOV3 = ["dinov3_pretrain", "dinov3_gram", "dinov3_high_resolution"]
 PUBLISHED = {
     "dinov1": {
         "heads.prototypes": 65536, "heads.hidden": 2048, "heads.bottleneck": 256, "heads.weight_norm": True,
-        "targets._target_": "e2net.adapt.targets.Centre", "targets.momentum": 0.9, "adapt.ibot": 0.0, "adapt.koleo": 0.0,
+        "targets._target_": "e2net.adapt.targets.Centre", "targets.momentum": 0.9, "adapt.ibot": 0.0,
+        "adapt.koleo": 0.0,
         "adapt.teacher_momentum": {"ramp": "cosine", "from": 0.996, "to": 1.0}, "trainer.gradient_clip_val": 3.0,
         "adapt.weight_decay": {"ramp": "cosine", "from": 0.04, "to": 0.4}, "optim.lr": 5e-4, "adapt.lr_batch": 256,
         "size": 224, "crops.local_size": 96, "crops.locals": 8,
@@ -69,7 +70,12 @@ def test_recipe_trains_in_small(recipe, tmp_path):
     config["heads"] |= {"prototypes": 32, "hidden": 16, "bottleneck": 8}
     config["adapt"] |= {"head_steps": min(1, config["adapt"]["head_steps"])}
     config["adapt"] |= {"freeze_last_layer": min(1, config["adapt"]["freeze_last_layer"])}
-    config["trainer"] |= {"max_steps": 3, "accumulate_grad_batches": 1, "accelerator": "cpu", "enable_progress_bar": False}
+    config["trainer"] |= {
+        "max_steps": 3,
+        "accumulate_grad_batches": 1,
+        "accelerator": "cpu",
+        "enable_progress_bar": False,
+    }
     config["watch"] |= {"pictures": 2, "rank": 1.0, "information": 0.0}
     job = prepare_adapting(config)
     before = {name: p.detach().clone() for name, p in job.module.student.named_parameters() if p.requires_grad}
@@ -85,7 +91,7 @@ def test_dinov3s_recipes_want_rotary_positions(recipe, tmp_path):
     config = _config(recipe, "encoder=tiny")
     config["encoder"] = {"_target_": "e2net.encoders.ViTEncoder.from_config", "config": encoder_config("dinov2")}
     config |= {"run_dir": str(tmp_path / "run"), "output": str(tmp_path / "encoder")}
-    with pytest.raises(ValueError, match="no rotary positions; give adapt.rope_rescale=null, or a DINOv3 encoder"):
+    with pytest.raises(ValueError, match=r"no rotary positions; give adapt.rope_rescale=null, or a DINOv3 encoder"):
         prepare_adapting(config)
 
 

@@ -80,9 +80,9 @@ def test_the_folder_holds_the_best_teacher_and_transformers_loads_it(finished):
     assert not torch.allclose(got.patches, finished.before.patches, atol=1e-3)
 
 
-@pytest.mark.parametrize("stop", [2, 4])
+@pytest.mark.parametrize("stop", [2, 3])
 def test_a_resumed_run_equals_a_straight_one_to_the_bit(finished, tmp_path, stop):
-    """Interrupted in the middle of an epoch and at its end, before and after the Gram teacher was copied."""
+    """Interrupted at the end of an epoch and in the middle of one, where the Gram teacher has been copied."""
     job = small_job(tmp_path / "one", *EVERYTHING)
     job.trainer.callbacks.append(Stop(stop))
     with pytest.raises(KeyboardInterrupt):
@@ -97,7 +97,9 @@ def test_a_resumed_run_equals_a_straight_one_to_the_bit(finished, tmp_path, stop
     assert finished.follow.rows == resumed.follow.rows
     files = ("model.safetensors", "config.json")
     assert all((finished.output / f).read_bytes() == (resumed.output / f).read_bytes() for f in files)
-    losses = [[row.get("train/loss") for row in _rows(job.run_dir) if "train/loss" in row] for job in (finished, resumed)]
+    losses = [
+        [row.get("train/loss") for row in _rows(job.run_dir) if "train/loss" in row] for job in (finished, resumed)
+    ]
     assert losses[0] == losses[1]
 
 
@@ -147,7 +149,13 @@ def test_each_tuning_ends_in_a_plain_folder(tmp_path, tuning):
 def test_what_it_takes_is_told(tmp_path, caplog):
     caplog.set_level("INFO")
     adapt(small_job(tmp_path / "run", "trainer.max_steps=2"))
-    for words in ("parameters: encoder", "memory: about", "the largest batch that fits", "pictures a second", "2 steps of 4"):
+    for words in (
+        "parameters: encoder",
+        "memory: about",
+        "the largest batch that fits",
+        "pictures a second",
+        "2 steps of 4",
+    ):
         assert words in caplog.text
 
 
@@ -193,7 +201,7 @@ def test_batch_size_auto(tmp_path):
         (["heads.prototypes=65536"], r"heads.prototypes=65536: expected at least 2048 pictures for so many, found 13"),
         (["data.batch_size=14"], r"expected at least data.batch_size=14 pictures, found 13"),
         (["data.batch_size=1"], r"adapt.koleo: expected two pictures and more in a batch, found 1"),
-        (["adapt.head_steps=6"], r"adapt.head_steps=6: expected fewer than trainer.max_steps=6"),
+        (["adapt.head_steps=6"], r"adapt.head_steps=6: expected fewer than the 6 steps of the run"),
         (["size=36"], r"size: image size 36x36 .* is not a multiple of 8"),
         (["crops.local_size=20"], r"crops.local_size: image size 20x20 .* is not a multiple of 8"),
         (["tuning=frozen"], r"tuning=frozen: nothing of the encoder would train"),
