@@ -53,7 +53,7 @@ ALLOWED = {
 }
 # Only these may import a plotting, logging, template or configuration framework.
 FRAMEWORKS = {
-    "hydra": {"runs/config.py", "runs/launch.py", "runs/overrides.py", "compare/sweep.py"},
+    "hydra": {"adapt/__main__.py", "runs/config.py", "runs/launch.py", "runs/overrides.py", "compare/sweep.py"},
     "jinja2": {"page/render.py"},
     "matplotlib": {"evaluation/plots.py"},
     "rich": {
@@ -116,7 +116,7 @@ def test_importing_the_package_has_no_side_effects():
 @pytest.mark.parametrize(
     "command",
     ["train.py --help", "eval.py --help"]
-    + [f"-m e2net.{name} --help" for name in ("predict", "check", "compare", "profile", "encoders")],
+    + [f"-m e2net.{name} --help" for name in ("predict", "check", "compare", "profile", "encoders", "adapt")],
 )
 def test_help_is_there_before_torch_is(command):
     whole = [sys.executable, "-X", "importtime", *command.split()]

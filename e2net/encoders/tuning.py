@@ -262,9 +262,13 @@ class LoRA(Tuning):
             for part in (layer.lora_dropout, layer.lora_A, layer.lora_B)
         ]
 
+    def _blocks(self, encoder: Encoder) -> list[nn.Module]:
+        """Those that get updates."""
+        return encoder.layers()
+
     def _find(self, encoder: Encoder) -> list[str]:
         """Full names in the backbone of the layers that are meant."""
-        inside = {module for block in encoder.layers() for module in block.modules()}
+        inside = {module for block in self._blocks(encoder) for module in block.modules()}
         names = [n for n, m in encoder.backbone.named_modules() if isinstance(m, nn.Linear) and m in inside]
         ends = {name.rpartition(".")[2] for name in names}
         found = ", ".join(sorted(ends)) or "none"
@@ -280,6 +284,45 @@ class LoRA(Tuning):
             if not any(f".{name}".endswith(f".{target}") for name in names):
                 raise ValueError(f"tuning.targets must end names of linear layers, found {target}; there are: {found}")
         return [name for name in names if any(f".{name}".endswith(f".{target}") for target in self.targets)]
+
+
+class ExPLoRA(LoRA):
+    """The last blocks train as a whole, and low-rank updates of all blocks before them (arXiv:2406.10973).
+
+    For continued self-supervised training: what the last blocks say changes most, the rest only leans towards the new
+    pictures. The final norm trains too where the features pass through it.
+
+    Args:
+        last: how many blocks train as a whole, counted back from the last one that runs.
+        rank, alpha, dropout, targets, lr_scale, gradient_checkpointing: see :class:`LoRA`.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        last: int = 2,
+        rank: int = 8,
+        alpha: float = 16.0,
+        dropout: float = 0.0,
+        targets: Sequence[str] | None = None,
+        lr_scale: float = 1.0,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        super().__init__(rank, alpha, dropout, targets, lr_scale, gradient_checkpointing)
+        if last < 1:
+            raise ValueError(f"tuning.last must be at least 1, found {last}; for updates alone use tuning=lora")
+        self.last = last
+
+    def choose(self, encoder: Encoder) -> list[nn.Module]:
+        blocks = encoder.layers()
+        if self.last >= len(blocks):
+            raise ValueError(f"tuning.last must be below {len(blocks)}, the blocks that run, found {self.last}")
+        return [*super().choose(encoder), *blocks[-self.last :], *_final_norms(encoder, blocks[-1])]
+
+    def _blocks(self, encoder: Encoder) -> list[nn.Module]:
+        return encoder.layers()[: -self.last]
 
 
 def merge_lora(encoder: Encoder) -> None:

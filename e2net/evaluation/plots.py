@@ -101,6 +101,29 @@ def corruption_figure(curves: Mapping[str, Mapping[str, Sequence[float]]], score
     return _png(figure)
 
 
+def lines_figure(lines: Mapping[str, Sequence[tuple[float, float]]], x: str) -> bytes:
+    """A panel for each line.
+
+    Args:
+        lines: by what they are of, (x, y) of each point.
+        x: what the horizontal axes are.
+
+    Returns:
+        A PNG file.
+    """
+    columns = min(4, max(1, len(lines)))
+    rows = -(-len(lines) // columns)
+    figure = _figure(1 + 3.2 * columns, 3 * rows)
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True).ravel()
+    for axes, (name, points) in zip(panels, lines.items(), strict=False):
+        axes.plot([point[0] for point in points], [point[1] for point in points], "o-", markersize=3.5, linewidth=1.5)
+        axes.set(title=name, xlabel=x)
+        _plain(axes)
+    for axes in panels[len(lines) :]:
+        axes.set_visible(False)
+    return _png(figure)
+
+
 def _figure(width: float, height: float) -> Any:
     """An empty figure of so many inches, which needs no display."""
     # Only now: scoring begins without the half second that this takes to import.

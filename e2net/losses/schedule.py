@@ -24,25 +24,32 @@ class WeightSchedule:
             * a number: the weight throughout;
             * steps ``[[0, 0.5], [0.3, 0.7], [0.6, 1.0]]``: pairs of (progress, weight), each weight from there on.
               Epochs 30 and 60 of 100 are 0.3 and 0.6, so that a shorter run keeps the shape;
-            * a ramp ``{ramp: cosine, from: 0.0, to: 1.0}``, ``linear`` or ``cosine``, over the whole of training.
+            * a ramp ``{ramp: cosine, from: 0.0, to: 1.0}``, ``linear`` or ``cosine``, over the whole of training, or with
+              ``until: 0.3`` over its first 30 %.
         name: of the setting, for errors.
 
     Attributes:
         peak: the largest weight that it takes.
 
     Raises:
-        ValueError: anything else, a negative weight, or steps that don't rise from 0 within [0, 1).
+        ValueError: anything else, a negative weight, steps that don't rise from 0 within [0, 1), or an ``until`` that is
+            not above 0 and at most 1.
     """
 
     def __init__(self, weight: Weight, name: str = "weight") -> None:
         self._ramp: Callable[[float], float] | None = None
+        self._until = 1.0
         if isinstance(weight, Mapping):
-            if set(weight) != {"ramp", "from", "to"} or str(weight["ramp"]) not in RAMPS:
+            if set(weight) - {"until"} != {"ramp", "from", "to"} or str(weight["ramp"]) not in RAMPS:
                 raise ValueError(
                     f"{name} must be like {{ramp: cosine, from: 0.0, to: 1.0}} with a ramp of {', '.join(RAMPS)}, "
                     f"found {dict(weight)}"
                 )
             self._ramp = RAMPS[weight["ramp"]]
+            until = weight.get("until", 1.0)
+            if isinstance(until, bool) or not isinstance(until, int | float) or not 0 < until <= 1:
+                raise ValueError(f"{name}.until must be a share of training above 0, at most 1, found {until}")
+            self._until = float(until)
             values = self._ends = [_checked(weight[key], name) for key in ("from", "to")]
         else:
             pairs: Any = weight if isinstance(weight, Sequence) and not isinstance(weight, str) else [(0, weight)]
@@ -54,7 +61,7 @@ class WeightSchedule:
         """The weight at ``progress``, in [0, 1]."""
         if self._ramp is not None:
             first, last = self._ends
-            return first + (last - first) * self._ramp(progress)
+            return first + (last - first) * self._ramp(min(progress / self._until, 1.0))
         return self._steps(progress)
 
 

@@ -34,6 +34,8 @@ _OFFERED = (
     "e2net.tasks",
     *("e2net.training.optim", "e2net.training.schedules", "e2net.training.cache"),
     *("e2net.training.loggers", "e2net.training.callbacks", "e2net.training.strategies"),
+    *("e2net.adapt.pictures", "e2net.adapt.crops", "e2net.adapt.recipe", "e2net.adapt.heads", "e2net.adapt.targets"),
+    *("e2net.adapt.follow", "e2net.adapt.probe"),
 )
 _TRAINER = "lightning.Trainer"
 # Names modules of one's own, separated by commas, whose classes configs and checkpoints may name as well.
@@ -55,6 +57,15 @@ _KINDS = {
     "callbacks": "lightning.Callback",
     "strategy": "e2net.training.strategies.Strategy",
     "trainer": _TRAINER,
+    # Of conf/adapt.yaml.
+    "pictures": "e2net.adapt.pictures.Pictures",
+    "adapt": "e2net.adapt.recipe.Recipe",
+    "gram": "e2net.adapt.recipe.Anchor",
+    "crops": "e2net.adapt.crops.MultiCrop",
+    "heads": "e2net.adapt.heads.PrototypeHead",
+    "targets": "torch.nn.Module",
+    "watch": "e2net.adapt.follow.Watch",
+    "probe": "e2net.adapt.probe.Probe",
 }
 # The keys of conf/train.yaml and conf/eval.yaml that are no groups.
 _TRAINING: dict[str, Any] = {
@@ -70,6 +81,15 @@ _TRAINING: dict[str, Any] = {
     "num_samples": int,
     "checkpoint_every_n_steps": int | None,
     "resume": str | int | None,
+    "run_dir": str,
+}
+# Of conf/adapt.yaml.
+_ADAPTING: dict[str, Any] = {
+    "size": int,
+    "seed": int,
+    "checkpoint_every_n_steps": int,
+    "resume": str | int | None,
+    "output": str,
     "run_dir": str,
 }
 _EVALUATION: dict[str, Any] = {
@@ -191,6 +211,39 @@ def check_training(config: dict[str, Any]) -> None:
         raise ValueError("run_dir is empty: expected the name of a folder")
     if config["ema"] is not None and not 0 < config["ema"] < 1:
         raise ValueError(f"ema={config['ema']}: expected a decay above 0 and below 1, such as 0.99, or null (off)")
+    _check_trainer(config["trainer"])
+
+
+def check_adapting(config: dict[str, Any]) -> None:
+    """The same for a resolved ``conf/adapt.yaml``."""
+    data = config.get("data")
+    if not isinstance(data, Mapping):
+        raise ValueError(f"data={data}: expected settings with a _target_; choose one of conf/data by data=NAME")
+    if data.get("batch_size") == "auto":
+        data = {**data, "batch_size": 1}
+    kind = "pictures" if str(data.get("_target_")).startswith("e2net.adapt.") else "data"
+    _check_kind(data, "data", kind)
+    config = {**config, "trainer": dict(config["trainer"])}
+    if config["trainer"].get("precision") == "auto":
+        config["trainer"]["precision"] = "32-true"
+    if isinstance(config.get("probe"), Mapping) and config["probe"].get("root") is None:  # there is none then
+        config["probe"] = {**config["probe"], "root": ""}
+    callbacks = config.get("callbacks")
+    if not isinstance(callbacks, Mapping):
+        raise ValueError(
+            f"callbacks={callbacks}: expected a mapping of names to callbacks; choose one of conf/callbacks"
+        )
+    for name, node in callbacks.items():
+        _check_kind(node, f"callbacks.{name}", "callbacks")
+    groups = ("encoder", "tuning", "optim", "schedule", "logger", "trainer", "adapt", "gram", "crops", "heads")
+    plain = {k: v for k, v in config.items() if k not in ("callbacks", "data")}
+    _check_keys(plain, _ADAPTING, (*groups, "targets", "watch", "probe"))
+    _check_range("seed", config["seed"], 0)
+    _check_range("size", config["size"], 1)
+    _check_range("checkpoint_every_n_steps", config["checkpoint_every_n_steps"], 1)
+    for key in ("run_dir", "output"):
+        if not config[key]:
+            raise ValueError(f"{key} is empty: expected the name of a folder")
     _check_trainer(config["trainer"])
 
 
@@ -687,13 +740,15 @@ def _user_faults() -> tuple[type[Exception], ...]:
     return (ValueError, OSError, OmegaConfBaseException)
 
 
-def list_groups(conf: Path) -> str:
+def list_groups(conf: Path, without: Iterable[str] = ("adapt", "adapt_with")) -> str:
     """One line per option of every config group in the folder ``conf``: the first comment of its file.
+
+    Not those ``without``, which a program has no use for.
 
     Hydra's own headers, such as ``# @package _global_``, must come before all else and say nothing to a reader.
     """
     described = {}
-    for group in sorted(p for p in conf.iterdir() if p.is_dir()):
+    for group in sorted(p for p in conf.iterdir() if p.is_dir() and p.name not in without):
         for file in sorted(group.glob("*.yaml")):
             comments = (line for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("# "))
             comment = next((line for line in comments if not line.startswith("# @")), "# ")

@@ -13,6 +13,7 @@ MAY_DIFFER = (
     # Places: where things lie, not what they are. The encoder's weights are compared, and the images' names.
     "run_dir",
     "resume",
+    "output",
     "encoder.path",
     "data.root",
     "cache.folder",

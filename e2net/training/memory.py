@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch.plugins.precision import Precision
@@ -36,7 +37,57 @@ class OutOfMemoryError(MemoryError):
     """Memory ran out in training; the message names settings that should fit."""
 
 
-class Trial:
+class StepTrial:
+    """Training steps on random data, to learn what they take of memory and time.
+
+    A subclass says in :meth:`batch` and :meth:`loss` what a step is.
+
+    Attributes:
+        model: all weights of the step, on ``device``.
+        device: where.
+        update: from a loss to new weights.
+    """
+
+    model: nn.Module
+    device: torch.device
+    update: Update
+
+    def batch(self, batch_size: int) -> tuple[Any, ...]:
+        """What :meth:`loss` takes, for so many images."""
+        raise NotImplementedError
+
+    def loss(self, *batch: Any) -> Tensor:
+        """The loss of one batch from :meth:`batch`."""
+        raise NotImplementedError
+
+    def step(self, *batch: Any) -> None:
+        """Forward, backward, clipping, optimiser."""
+        self.update.backward(self.loss(*batch))
+        self.update.apply()
+
+    def fits(self, batch_size: int) -> bool:
+        """Whether steps of so many images fit into the device's memory."""
+        try:
+            batch = self.batch(batch_size)
+            for _ in range(2):  # the second one meets the optimiser's state
+                self.step(*batch)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            return False
+        finally:
+            self.update.optimizer.zero_grad()
+            _release(self.device)
+        return True
+
+    def bytes_per_image(self) -> int:
+        """Estimate of the memory that one image more takes, from what a forward pass keeps for its backward pass."""
+        # A difference, as weights that autocast has cast are kept too, once for all images.
+        kept = [_kept(partial(self.loss, *self.batch(n)), self.model) for n in (2, 4)]
+        return max(1, int(_TRANSIENT * (kept[1] - kept[0]) / 2))
+
+
+class Trial(StepTrial):
     """Training steps on random images, as a run makes them: everything that a step takes, except data.
 
     Args:
@@ -49,6 +100,8 @@ class Trial:
         clip: limit of the gradients' norm; None or 0 is none.
         cached: start from encoded images, as with the feature cache.
     """
+
+    model: DenseModel
 
     def __init__(
         self,
@@ -81,36 +134,10 @@ class Trial:
         maps = tuple(f.float().expand(batch_size, 1, -1, -1, -1).contiguous() for f in features)
         return Encoded(maps, self.size), target
 
-    def loss(self, image: Images, target: Tensor) -> Tensor:
+    def loss(self, image: Images, target: Tensor) -> Tensor:  # type: ignore[override]
         """The loss of one batch from :meth:`batch`."""
         with self.precision.forward_context():
             return step(self.model, image, target, self.criterion)["loss"]
-
-    def step(self, image: Images, target: Tensor) -> None:
-        """Forward, backward, clipping, optimiser."""
-        self.update.backward(self.loss(image, target))
-        self.update.apply()
-
-    def fits(self, batch_size: int) -> bool:
-        """Whether steps of so many images fit into the device's memory."""
-        try:
-            batch = self.batch(batch_size)
-            for _ in range(2):  # the second one meets the optimiser's state
-                self.step(*batch)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            return False
-        finally:
-            self.optimizer.zero_grad()
-            _release(self.device)
-        return True
-
-    def bytes_per_image(self) -> int:
-        """Estimate of the memory that one image more takes, from what a forward pass keeps for its backward pass."""
-        # A difference, as weights that autocast has cast are kept too, once for all images.
-        kept = [_kept(partial(self.loss, *self.batch(n)), self.model) for n in (2, 4)]
-        return max(1, int(_TRANSIENT * (kept[1] - kept[0]) / 2))
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -161,6 +188,38 @@ def largest(fits: Callable[[int], bool], limit: int) -> int:
     return low
 
 
+def most_that_fit(make: Callable[[], StepTrial], images: int, device: torch.device, cpu_limit: int) -> int:
+    """The largest batch of which training steps fit, 0 where not even one image does; the random state stays.
+
+    On a GPU by trial, in 90 % of the memory that is free; on a CPU by an estimate, in half of what is available.
+
+    Args:
+        make: the trial, which trains a model that is nobody else's.
+        images: no more than so many.
+        device: where.
+        cpu_limit: no more than so many on a CPU.
+    """
+    cuda = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if cuda else []):
+        trial = make()
+        if cuda:
+            free, total = torch.cuda.mem_get_info(device)
+            limit = MARGIN * (free + torch.cuda.memory_reserved(device)) / total
+            torch.cuda.set_per_process_memory_fraction(limit, device)
+            try:
+                found = largest(trial.fits, images)
+            finally:
+                torch.cuda.set_per_process_memory_fraction(1.0, device)
+        else:
+            free_bytes = available_bytes(device)
+            found = min(cpu_limit, images)
+            if free_bytes is not None:
+                found = min(found, int(CPU_MARGIN * free_bytes / trial.bytes_per_image()))
+        del trial
+        _release(device)
+    return found
+
+
 def choose_batch_size(
     model: DenseModel,
     criterion: DenseLoss,
@@ -186,24 +245,11 @@ def choose_batch_size(
     Raises:
         ValueError: not even one image fits.
     """
-    cuda = device.type == "cuda"
-    with torch.random.fork_rng(devices=[device] if cuda else []):
-        trial = Trial(copy.deepcopy(model), criterion, optim, size, device, precision, clip, cached)
-        if cuda:
-            free, total = torch.cuda.mem_get_info(device)
-            limit = MARGIN * (free + torch.cuda.memory_reserved(device)) / total
-            torch.cuda.set_per_process_memory_fraction(limit, device)
-            try:
-                found = largest(trial.fits, images)
-            finally:
-                torch.cuda.set_per_process_memory_fraction(1.0, device)
-        else:
-            free_bytes = available_bytes(device)
-            found = min(CPU_LIMIT, images)
-            if free_bytes is not None:
-                found = min(found, int(CPU_MARGIN * free_bytes / trial.bytes_per_image()))
-        del trial
-        _release(device)
+
+    def make() -> Trial:
+        return Trial(copy.deepcopy(model), criterion, optim, size, device, precision, clip, cached)
+
+    found = most_that_fit(make, images, device, CPU_LIMIT)
     if found < 1:
         recompute = "" if model.encoder.frozen else " or tuning.gradient_checkpointing=true"
         raise ValueError(

@@ -1,6 +1,7 @@
 """Optimiser: which parameter gets which rate, and whether it is decayed."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -45,10 +46,22 @@ class AdamW:
 
         Names are ``encoder/decay`` or, where the rate has a factor, ``encoder/x0.1/no_decay``.
         """
-        scales = {"encoder": model.tuning.lr_scales(model.encoder)}
+        parts = {part: getattr(model, part) for part in ("encoder", "neck", "decoder")}
+        return self.groups_of(parts, {"encoder": model.tuning.lr_scales(model.encoder)})
+
+    def groups_of(
+        self, parts: Mapping[str, nn.Module], scales: Mapping[str, Mapping[str, float]], factor: float = 1.0
+    ) -> list[dict[str, Any]]:
+        """The same for any modules.
+
+        Args:
+            parts: by the beginnings of the groups' names.
+            scales: of some parts, {name of a parameter that trains: factor on the rate}.
+            factor: on all rates.
+        """
         members: dict[tuple[str, float, bool], list[nn.Parameter]] = {}
-        for part in ("encoder", "neck", "decoder"):
-            for name, parameter in getattr(model, part).named_parameters():
+        for part, module in parts.items():
+            for name, parameter in module.named_parameters():
                 if parameter.requires_grad:
                     key = (part, scales[part][name] if part in scales else 1.0, _decays(name, parameter))
                     members.setdefault(key, []).append(parameter)
@@ -56,7 +69,7 @@ class AdamW:
             {
                 "name": "/".join([part] + [f"x{scale:.6g}"] * (scale != 1) + ["decay" if decays else "no_decay"]),
                 "params": parameters,
-                "lr": self.lr * scale,
+                "lr": self.lr * factor * scale,
                 "weight_decay": self.weight_decay if decays else 0.0,
             }
             for (part, scale, decays), parameters in members.items()
@@ -64,10 +77,14 @@ class AdamW:
 
     def build(self, model: DenseModel, total_steps: int) -> dict[str, Any]:
         """What Lightning's ``configure_optimizers`` returns, for a run of ``total_steps`` optimiser steps."""
-        # One kernel, but for float64: under trainer.precision=64-true torch counts steps in a type that it refuses.
-        fused = all(parameter.dtype != torch.float64 for parameter in model.parameters())
-        optimizer = _AdamW(self.groups(model), fused=fused)
+        optimizer = self.optimizer(self.groups(model))
         return {"optimizer": optimizer, "lr_scheduler": self.schedule.configure(optimizer, total_steps, model.task)}
+
+    def optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """AdamW over some groups."""
+        # One kernel, but for float64: under trainer.precision=64-true torch counts steps in a type that it refuses.
+        fused = all(parameter.dtype != torch.float64 for group in groups for parameter in group["params"])
+        return _AdamW(groups, fused=fused)
 
 
 def _decays(name: str, parameter: nn.Parameter) -> bool:

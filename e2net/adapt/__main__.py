@@ -1,0 +1,56 @@
+"""Continues to train an encoder on pictures without labels. See ``python -m e2net.adapt --help``."""
+
+import contextlib
+import sys
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from e2net.arguments import print_anywhere, refuse_overrides
+from e2net.runs.config import conf_folder, list_groups, user_errors
+from e2net.runs.folder import owned
+from e2net.runs.launch import failures_told, full_disk_told, one_of_many
+
+# Of a data set with targets, what reads nothing here.
+_UNUSED = ("data.augment", "data.size", "decoder")
+# Groups that conf/adapt.yaml has not, or that are none of the user's.
+_OTHERS = ("adapt_with", "decoder", "experiment", "loss", "neck", "protocol", "strategy", "task")
+
+
+@hydra.main(version_base="1.3", config_path=str(Path(__file__).parents[2] / "conf"), config_name="adapt")
+def main(config: DictConfig) -> None:
+    """Composes the config, builds and checks everything, then trains and writes the encoder's folder."""
+    # Only now, as these take seconds to import, which --help and a misspelt key need not wait for.
+    from e2net.adapt.run import adapt, prepare_adapting  # noqa: PLC0415
+    from e2net.adapt.watch import CollapseError  # noqa: PLC0415
+    from e2net.runs import resolve  # noqa: PLC0415
+    from e2net.structures import NotFiniteError  # noqa: PLC0415
+    from e2net.training import OutOfMemoryError  # noqa: PLC0415
+
+    with one_of_many(), full_disk_told(f"make room, then continue with resume={config.run_dir}"):
+        try:
+            with contextlib.ExitStack() as held:
+                with user_errors():
+                    refuse_overrides(HydraConfig.get().overrides.task, _UNUSED, "python -m e2net.adapt does not use it")
+                    settings = resolve(config)
+                    del settings["decoder"]
+                    held.enter_context(owned(Path(settings["run_dir"])))
+                    job = prepare_adapting(settings)
+                adapt(job)
+        except KeyboardInterrupt:
+            print(f"\ninterrupted; continue with resume={config.run_dir}", file=sys.stderr)
+            raise SystemExit(130) from None
+        except (OutOfMemoryError, NotFiniteError, CollapseError) as error:
+            print(f"\nerror: {error}", file=sys.stderr)
+            raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    with user_errors():
+        conf = conf_folder()
+    OmegaConf.register_new_resolver("list_groups", lambda: list_groups(conf, _OTHERS))
+    print_anywhere()
+    with failures_told():
+        main()
