@@ -1,6 +1,6 @@
 """The LightningModule of self-supervised training: the losses of a batch of crops, and what changes after each step."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import lightning as L
@@ -273,7 +273,7 @@ class SelfSupervised(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optim.optimizer(self.parameter_groups())
-        rates = [
+        rates: list[Callable[[int], float]] = [
             self._encoder_rate if group["name"].startswith("encoder") else self._head_rate
             for group in optimizer.param_groups
         ]

@@ -24,16 +24,16 @@ class WeightSchedule:
             * a number: the weight throughout;
             * steps ``[[0, 0.5], [0.3, 0.7], [0.6, 1.0]]``: pairs of (progress, weight), each weight from there on.
               Epochs 30 and 60 of 100 are 0.3 and 0.6, so that a shorter run keeps the shape;
-            * a ramp ``{ramp: cosine, from: 0.0, to: 1.0}``, ``linear`` or ``cosine``, over the whole of training, or with
-              ``until: 0.3`` over its first 30 %.
+            * a ramp ``{ramp: cosine, from: 0.0, to: 1.0}``, ``linear`` or ``cosine``, over the whole of training, or
+              with ``until: 0.3`` over its first 30 %.
         name: of the setting, for errors.
 
     Attributes:
         peak: the largest weight that it takes.
 
     Raises:
-        ValueError: anything else, a negative weight, steps that don't rise from 0 within [0, 1), or an ``until`` that is
-            not above 0 and at most 1.
+        ValueError: anything else, a negative weight, steps that don't rise from 0 within [0, 1), or an ``until``
+            that is not above 0 and at most 1.
     """
 
     def __init__(self, weight: Weight, name: str = "weight") -> None:
