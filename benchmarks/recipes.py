@@ -67,9 +67,12 @@ def common(options: argparse.Namespace, size: int) -> list[str]:
     """What all rows have in common."""
     return [
         "experiment=recommended",
-        # One look, as it is: parts and decoders are compared, and a cache of features knows no second one.
+        # One size and one look: parts and decoders are compared, and a cache of features knows no second one.
+        "train_scales=[1.0]",
+        "test_scales=[1.0]",
         "zoom_test=0",
         "sharpen=1",
+        "data.augment.scale=[0.5,1.0]",
         "data=folder",
         f"data.root={options.root}",
         "encoder=local",

@@ -38,8 +38,11 @@ ROOT = Path(__file__).resolve().parent.parent
 # The published one: reference frozen encoder, simple pyramid, all levels first brought to the size of the largest.
 RECIPES = {
     "fast": "experiment=fast",
-    "recommended": "experiment=recommended size=256",
-    "frozen": "experiment=recommended size=256 tuning=frozen cache.views=1 zoom_test=0",
+    "recommended": "experiment=recommended size=384",
+    "frozen": (
+        "experiment=recommended size=256 tuning=frozen decoder=e2net cache.views=1 train_scales=[1.0] test_scales=[1.0] "
+        "zoom_test=0"
+    ),
     "published": (
         "tuning=frozen decoder=e2net decoder.width=128 decoder.pyramid=simple decoder.align=unified loss=v5 "
         "schedule=plateau optim.lr=1e-4 optim.weight_decay=5e-4 size=384 data.batch_size=8 trainer.max_epochs=20"

@@ -62,7 +62,7 @@ class Heads(nn.Module):
         """Weights of the prototypes."""
         for head in (self.dino, self.ibot):
             if head is not None:
-                yield from head.last_layer.parameters()
+                yield from head.last_layer.parameters()  # type: ignore[union-attr]
 
 
 def last_tokens(encoder: Encoder, images: Tensor, masked: Tensor | None = None) -> Tokens:
