@@ -63,7 +63,13 @@ class SelfSupervised(L.LightningModule):
         tuning: which has been applied to the student's encoder.
         seed: of the masks.
         pictures: in an optimiser step, all processes together.
+
+    Attributes:
+        steps: optimiser steps of the run.
+        fingerprint: of the encoder as it came, stored in every checkpoint.
     """
+
+    fingerprint: str = ""
 
     def __init__(
         self,
@@ -86,7 +92,6 @@ class SelfSupervised(L.LightningModule):
         self.networks, self.config, self.recipe, self.anchor = networks, config, recipe, anchor
         self.targets = nn.ModuleDict(dict(targets))
         self.optim, self.tuning, self.seed, self.pictures = optim, tuning, seed, pictures
-        # Optimiser steps of the run.
         self.steps = 1
         self.finite = FiniteSteps()
         # As in e2net.training.module: this epoch's sum of losses over images, and their number.
@@ -320,7 +325,7 @@ class SelfSupervised(L.LightningModule):
         return names
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint[KEY] = {"format": FORMAT, "config": self.config}
+        checkpoint[KEY] = {"format": FORMAT, "config": self.config, "encoder_fingerprint": self.fingerprint}
 
 
 @torch.no_grad()

@@ -16,7 +16,8 @@ SMALL = [
     "+trainer.enable_progress_bar=false", "trainer.log_every_n_steps=1", "~callbacks.progress", "gram.weight=1.0",
 ]  # fmt: skip
 PROCEDURAL = [
-    "data=procedural", "data.n_train=13", "data.val_fraction=0", "data.n_test=6", "data.sides=[32,40]", "data.num_workers=0",
+    "data=procedural", "data.n_train=13", "data.val_fraction=0", "data.n_test=6", "data.sides=[32,40]",
+    "data.num_workers=0",
     "encoder=tiny",
     "encoder.config.hidden_size=24",
     "encoder.config.intermediate_size=32",
