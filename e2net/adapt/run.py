@@ -227,8 +227,8 @@ def _check_same(content: dict[str, Any], fingerprint: str, pictures: Pictures, c
     ):
         if before != now:
             raise ValueError(
-                f"resume={config['resume']}: expected the {what} of that run, found others; give the same, wherever they "
-                "lie now, or train anew"
+                f"resume={config['resume']}: expected the {what} of that run, found others; give the same, wherever "
+                "they lie now, or train anew"
             )
 
 
