@@ -57,7 +57,7 @@ class AdaptTrial(StepTrial):
         gram = None if crops.gram_size is None else made(crops.globals, crops.gram_size)
         return (CropBatch(made(crops.globals, crops.global_size), made(crops.locals, crops.local_size), gram),)
 
-    def loss(self, batch: CropBatch) -> Tensor:  # type: ignore[override]
+    def loss(self, batch: CropBatch) -> Tensor:
         """Of a step with the encoder."""
         module = self.module
         # At its end, when every loss that there is counts.

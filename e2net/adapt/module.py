@@ -1,6 +1,6 @@
 """The LightningModule of self-supervised training: the losses of a batch of crops, and what changes after each step."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import lightning as L
@@ -23,7 +23,7 @@ from e2net.training.optim import AdamW
 from e2net.training.schedules import Curve
 from e2net.training.step import clip
 
-# Where there is no warm-up of the rate any more, as after the first steps with the heads alone.
+# Optimiser steps of the heads' own warm-up, where they train alone at first.
 _HEAD_WARMUP = 10
 
 
@@ -278,7 +278,7 @@ class SelfSupervised(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optim.optimizer(self.parameter_groups())
-        rates = [
+        rates: list[Callable[[int], float]] = [
             self._encoder_rate if group["name"].startswith("encoder") else self._head_rate
             for group in optimizer.param_groups
         ]

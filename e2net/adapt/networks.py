@@ -62,7 +62,7 @@ class Heads(nn.Module):
         """Weights of the prototypes."""
         for head in (self.dino, self.ibot):
             if head is not None:
-                yield from head.last_layer.parameters()  # type: ignore[operator, union-attr]
+                yield from head.last_layer.parameters()  # type: ignore[union-attr]
 
 
 def last_tokens(encoder: Encoder, images: Tensor, masked: Tensor | None = None) -> Tokens:
@@ -152,8 +152,8 @@ def set_rope_rescale(encoder: Encoder, factor: float | None) -> None:
         return
     for rope in ropes:
         if factor is not None:
-            rope.config = copy.copy(rope.config)  # type: ignore[assignment]
-            rope.config.pos_embed_rescale = None if factor == 1 else factor  # type: ignore[union-attr]
+            rope.config = copy.copy(rope.config)
+            rope.config.pos_embed_rescale = None if factor == 1 else factor
         if not any(rope in list(module.modules()) for module in encoder.trained):
             encoder.trained.append(rope)
     encoder.train()

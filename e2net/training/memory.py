@@ -134,7 +134,7 @@ class Trial(StepTrial):
         maps = tuple(f.float().expand(batch_size, 1, -1, -1, -1).contiguous() for f in features)
         return Encoded(maps, self.size), target
 
-    def loss(self, image: Images, target: Tensor) -> Tensor:  # type: ignore[override]
+    def loss(self, image: Images, target: Tensor) -> Tensor:
         """The loss of one batch from :meth:`batch`."""
         with self.precision.forward_context():
             return step(self.model, image, target, self.criterion)["loss"]
