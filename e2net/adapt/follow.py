@@ -22,8 +22,8 @@ from e2net.structures import Tokens
 
 log = logging.getLogger(__name__)
 
-# The prototypes have once said so many times the limit, or should say a tenth of it at this share of training.
-_RISEN, _LATE = 3, 0.5
+# Times the limit.
+_RISEN = 3
 # At a time, of pictures that are looked at.
 _BATCH = 8
 
@@ -42,7 +42,7 @@ class Watch:
     """
 
     def __init__(
-        self, every: int = 100, pictures: int = 16, neighbours: int = 5, rank: float = 1.5, information: float = 0.01
+        self, every: int = 100, pictures: int = 16, neighbours: int = 5, rank: float = 1.5, information: float = 0.001
     ) -> None:
         if every < 1 or pictures < 2 or neighbours < 1:
             raise ValueError(
@@ -144,14 +144,13 @@ class Follow(L.Callback):
         if self.best is row and self.best is not before and self.file is not None:
             keep(self.file, module, step)
         if not module.heads_only(step) and step > 0:
-            self.watch.collapse.check(step, seen["effective_rank"], self._information(module.progress(step)))
+            self.watch.collapse.check(step, seen["effective_rank"], self._information())
 
-    def _information(self, progress: float) -> float | None:
-        """Of the prototypes, where it can tell a collapse: fresh heads say next to nothing of a picture."""
+    def _information(self) -> float | None:
+        """Of the prototypes, once it has been well above its limit: fresh heads say next to nothing of a picture."""
         known = [row["watch/information"] for row in self.rows if "watch/information" in row]
-        limit = self.watch.collapse.information
-        risen = any(value >= _RISEN * limit for value in known[:-1])
-        return known[-1] if known and (risen or (progress > _LATE and known[-1] < limit / 10)) else None
+        risen = any(value >= _RISEN * self.watch.collapse.information for value in known[:-1])
+        return known[-1] if risen else None
 
 
 def keep(file: Path, module: Any, step: int) -> None:

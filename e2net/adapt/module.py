@@ -23,7 +23,7 @@ from e2net.training.optim import AdamW
 from e2net.training.schedules import Curve
 from e2net.training.step import clip
 
-# Where there is no warm-up of the rate any more, as after the first steps with the heads alone.
+# Optimiser steps of the heads' own warm-up, where they train alone at first.
 _HEAD_WARMUP = 10
 
 
@@ -63,7 +63,13 @@ class SelfSupervised(L.LightningModule):
         tuning: which has been applied to the student's encoder.
         seed: of the masks.
         pictures: in an optimiser step, all processes together.
+
+    Attributes:
+        steps: optimiser steps of the run.
+        fingerprint: of the encoder as it came, stored in every checkpoint.
     """
+
+    fingerprint: str = ""
 
     def __init__(
         self,
@@ -86,7 +92,6 @@ class SelfSupervised(L.LightningModule):
         self.networks, self.config, self.recipe, self.anchor = networks, config, recipe, anchor
         self.targets = nn.ModuleDict(dict(targets))
         self.optim, self.tuning, self.seed, self.pictures = optim, tuning, seed, pictures
-        # Optimiser steps of the run.
         self.steps = 1
         self.finite = FiniteSteps()
         # As in e2net.training.module: this epoch's sum of losses over images, and their number.
@@ -320,7 +325,7 @@ class SelfSupervised(L.LightningModule):
         return names
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint[KEY] = {"format": FORMAT, "config": self.config}
+        checkpoint[KEY] = {"format": FORMAT, "config": self.config, "encoder_fingerprint": self.fingerprint}
 
 
 @torch.no_grad()

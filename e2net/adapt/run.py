@@ -1,6 +1,7 @@
 """The whole job, as plain functions of a resolved config: an encoder and pictures in, a better encoder's folder out."""
 
 import dataclasses
+import hashlib
 import logging
 import os
 import shutil
@@ -110,7 +111,9 @@ def prepare_adapting(config: dict[str, Any]) -> AdaptJob:
         probe.check(original)
     pictures.check()
     step = 0
+    fingerprint = original.fingerprint()
     if content is not None:
+        _check_same(content, fingerprint, pictures, config)
         pictures.begin_at(*ResumeState.position(content))
         step = content["global_step"]
     for line in pictures.warnings(crops):
@@ -118,7 +121,7 @@ def prepare_adapting(config: dict[str, Any]) -> AdaptJob:
     images = chosen_pictures(pictures, watch.pictures, crops.global_size)
     before = tokens_of(original, images)
     follow = Follow(watch, images, before, probe, run_dir / CHECKPOINTS / BEST)
-    trainer = _trainer(config, run_dir, step, follow)
+    trainer = _trainer(config, run_dir, step, follow, pictures)
     module = _module(config, student, original, recipe, anchor, tuning, pictures.batch_size, trainer)
     if auto and content is None:
         device = trainer.strategy.root_device
@@ -128,6 +131,7 @@ def prepare_adapting(config: dict[str, Any]) -> AdaptJob:
         log.info("data.batch_size=auto: %d pictures", pictures.batch_size)
         module.pictures = pictures.batch_size * trainer.accumulate_grad_batches
         module.config = config
+    module.fingerprint = fingerprint
     _set_length(module, pictures, trainer)
     _check_enough(config, pictures, module)
     _check_room(module, run_dir, output)
@@ -205,7 +209,30 @@ def _module(
     )
 
 
-def _trainer(config: dict[str, Any], run_dir: Path, step: int, follow: Follow) -> L.Trainer:
+def names_hash(pictures: Pictures) -> str:
+    """SHA-256 of the names of all pictures, in their order."""
+    names = "\n".join(pictures.name(index) for index in range(len(pictures)))
+    return hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _check_same(content: dict[str, Any], fingerprint: str, pictures: Pictures, config: dict[str, Any]) -> None:
+    """Refuses another encoder and other pictures than those of the run to be resumed.
+
+    Raises:
+        ValueError: one of them is.
+    """
+    for what, before, now in (
+        ("encoder's weights", content[KEY]["encoder_fingerprint"], fingerprint),
+        ("pictures", content[ResumeState.KEY]["images"], names_hash(pictures)),
+    ):
+        if before != now:
+            raise ValueError(
+                f"resume={config['resume']}: expected the {what} of that run, found others; give the same, wherever "
+                "they lie now, or train anew"
+            )
+
+
+def _trainer(config: dict[str, Any], run_dir: Path, step: int, follow: Follow, pictures: Pictures) -> L.Trainer:
     settings = config["trainer"]
     further = build(config["logger"]).open(run_dir, step)
     precision = choose_precision(settings["precision"], settings["accelerator"])
@@ -215,7 +242,7 @@ def _trainer(config: dict[str, Any], run_dir: Path, step: int, follow: Follow) -
         {**rest, "precision": precision, "max_epochs": 1},
         logger=[MetricsFile(run_dir / METRICS), *([] if further is None else [further])],
         callbacks=[
-            ResumeState(),
+            ResumeState(names_hash(pictures)),
             follow,
             StepCheckpoint(run_dir / CHECKPOINTS / LAST, config["checkpoint_every_n_steps"]),
             *(build(one) for one in config["callbacks"].values()),

@@ -108,6 +108,15 @@ def test_another_encoder_is_no_resumption(finished, tmp_path):
         small_job(tmp_path, *EVERYTHING, "encoder.config.num_register_tokens=2", resume=finished.run_dir)
 
 
+def test_other_pictures_are_no_resumption(tmp_path):
+    for name, count in (("some", 12), ("more", 13)):
+        _photos(tmp_path / name, count)
+    adapt(small_job(tmp_path / "run", "checkpoint_every_n_steps=1", "trainer.max_steps=2", data=_of(tmp_path / "some")))
+    settings = ["checkpoint_every_n_steps=1", "trainer.max_steps=2"]
+    with pytest.raises(ValueError, match="expected the pictures of that run, found others"):
+        small_job(tmp_path / "new", *settings, data=_of(tmp_path / "more"), resume=tmp_path / "run")
+
+
 def _photos(folder, count=12, side=48):
     rng = np.random.default_rng(0)
     for i in range(count):
