@@ -1,133 +1,114 @@
-"""Which patches of two pictures belong together, and how often key points are found."""
+"""Two pictures: which patches belong together, and where key points of one lie in the other."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.floating]
-# Patches of the first picture that are compared at once.
-_ROWS = 4096
+from e2net.features.extract import Extractor, Features, Source
+from e2net.features.correspondence import Matches, centres, locate, mutual_nearest, pck, spread
+
+# Height of the drawn pictures, pixels, and the gap between them.
+_HEIGHT, _GAP = 480, 12
 
 
-class Matches(NamedTuple):
-    """Patches that are each other's nearest, the most similar first.
+class Matched(NamedTuple):
+    """Patches of two pictures that are each other's nearest, in pixels of the pictures as they came.
 
     Attributes:
-        first, second: (n, 2) int, row and column of the patch in either picture.
+        first, second: (n, 2) float64, x and y of the patch's middle in either picture, the most similar pair first.
         similarity: (n,) float32, cosine.
+        places: the same as rows and columns of patches.
+        features: of both pictures.
     """
 
-    first: NDArray[np.int64]
-    second: NDArray[np.int64]
+    first: NDArray[np.float64]
+    second: NDArray[np.float64]
     similarity: NDArray[np.float32]
+    places: Matches
+    features: tuple[Features, Features]
 
 
-def mutual_nearest(first: Floats, second: Floats) -> Matches:
-    """Pairs of patches of which each is the other's most similar.
+def match(extractor: Extractor, first: Source, second: Source) -> Matched:
+    """Mutual nearest patches of two pictures; they need not be of one size.
 
     Args:
-        first, second: (h, w, D), sizes may differ.
+        extractor: whose patches are compared, by cosine.
+        first, second: files, arrays (H, W, 3) uint8 or Pillow's pictures.
 
     Raises:
-        ValueError: no patches, or features of different widths.
+        ValueError, FileNotFoundError: one of them is no picture.
     """
-    ours, theirs = unit_rows(first), unit_rows(second)
-    if ours.shape[1] != theirs.shape[1]:
-        raise ValueError(f"expected features of one width, found {ours.shape[1]} and {theirs.shape[1]}")
-    best = np.full(len(theirs), -np.inf, np.float32)
-    back = np.zeros(len(theirs), np.int64)
-    there = np.empty(len(ours), np.int64)
-    for start in range(0, len(ours), _ROWS):
-        cosine = ours[start : start + _ROWS] @ theirs.T
-        there[start : start + _ROWS] = cosine.argmax(1)
-        nearest = cosine.argmax(0)
-        values = cosine[nearest, np.arange(len(theirs))]
-        better = values > best
-        best[better], back[better] = values[better], nearest[better] + start
-    mutual = np.flatnonzero(back[there] == np.arange(len(ours)))
-    similarity = best[there[mutual]]
-    order = np.argsort(-similarity, kind="stable")
-    mutual = mutual[order]
-    return Matches(_places(mutual, first), _places(there[mutual], second), similarity[order])
+    one, other = extractor([first, second], batch_size=2)
+    found = mutual_nearest(one.patches, other.patches)
+    return Matched(
+        centres(found.first, one.patches.shape[:2], one.size),
+        centres(found.second, other.patches.shape[:2], other.size),
+        found.similarity,
+        found,
+        (one, other),
+    )
 
 
-def spread(matches: Matches, count: int, apart: float) -> Matches:
-    """The most similar ``count`` of matches of which no two lie closer than ``apart`` patches in the first picture."""
-    chosen: list[int] = []
-    for index in range(len(matches.first)):
-        if len(chosen) == count:
-            break
-        steps = matches.first[chosen] - matches.first[index]
-        if not chosen or (np.hypot(steps[:, 0], steps[:, 1]) >= apart).all():
-            chosen.append(index)
-    return Matches(*(part[chosen] for part in matches))
+def find_points(
+    points: Sequence[Sequence[float]] | NDArray[np.floating], first: Features, second: Features
+) -> NDArray[np.floating]:
+    """Points (n, 2), x and y in pixels of the first picture as it came, as points of the second one."""
+    return locate(np.asarray(points, np.float64), first.patches, second.patches, first.size, second.size)
 
 
-def locate(
-    points: Floats, first: Floats, second: Floats, first_size: tuple[int, int], second_size: tuple[int, int]
-) -> Floats:
-    """Where points of one picture lie in another one: in the middle of the patch most similar to them.
+def score_points(found: Any, truth: Any, extent: float, alphas: Sequence[float] = (0.05, 0.1, 0.15)) -> dict[str, float]:
+    """PCK at some shares of ``extent`` (pixels), by name; see :func:`e2net.features.correspondence.pck`."""
+    return {f"pck@{alpha:g}": pck(np.asarray(found), np.asarray(truth), extent, alpha) for alpha in alphas}
+
+
+def drawn(matched: Matched, pictures: Sequence[np.ndarray], count: int = 40) -> NDArray[np.uint8]:
+    """Both pictures side by side, and lines between the most similar patches that lie apart in the first one.
 
     Args:
-        points: (n, 2), x and y in pixels of the first picture; its features there are interpolated bilinearly.
-        first, second: (h, w, D), the patches.
-        first_size, second_size: (H, W) of the pictures.
+        matched: what :func:`match` has found.
+        pictures: both as they came, (H, W, 3) uint8 RGB.
+        count: how many lines.
 
     Returns:
-        (n, 2) float64, x and y in pixels of the second picture.
+        (480, W, 3) uint8 RGB.
     """
-    found = [_sampled(first, xy, first_size) for xy in np.asarray(points, np.float64).reshape(-1, 2)]
-    if not found:
-        return np.empty((0, 2))
-    cosine = unit_rows(np.stack(found)) @ unit_rows(second).T
-    return centres(_places(cosine.argmax(1), second), second.shape[:2], second_size)
+    grid = matched.places.first.max(0, initial=0) + 1
+    chosen = spread(matched.places, count, apart=float(np.sqrt(grid[0] * grid[1] / max(1, count)) / 2))
+    sizes = [one.size for one in matched.features]
+    ends = [
+        centres(places, one.patches.shape[:2], one.size) for places, one in zip(chosen[:2], matched.features, strict=True)
+    ]
+    return joined(pictures, ends[0], ends[1], sizes, [True] * len(ends[0]))
 
 
-def centres(places: NDArray[np.int64], grid: tuple[int, ...], size: tuple[int, int]) -> Floats:
-    """(n, 2) row and column of patches of a ``grid`` (h, w) as x and y of their middle in a picture (H, W)."""
-    y = (places[:, 0] + 0.5) / grid[0] * size[0] - 0.5
-    x = (places[:, 1] + 0.5) / grid[1] * size[1] - 0.5
-    return np.stack([x, y], 1)
-
-
-def pck(found: Floats, truth: Floats, extent: float, alpha: float = 0.1) -> float:
-    """PCK, the share of key points that lie at most ``alpha`` times ``extent`` from where they should.
-
-    Args:
-        found, truth: (n, 2), x and y in pixels.
-        extent: pixels; of SPair-71k the longer side of the object's box, else of the picture.
-        alpha: above 0.
-
-    Raises:
-        ValueError: no points, or not as many.
-    """
-    if len(truth) == 0 or np.shape(found) != np.shape(truth):
-        raise ValueError(
-            f"expected as many points as there are key points, at least one, found {len(found)} and {len(truth)}"
-        )
-    away = np.hypot(*(np.asarray(found, np.float64) - np.asarray(truth, np.float64)).T)
-    return float((away <= alpha * extent).mean())
-
-
-def unit_rows(patches: Floats) -> NDArray[np.float32]:
-    """(..., D) -> (n, D) float32, each of length 1; rows of zeros stay."""
-    if patches.size == 0:
-        raise ValueError(f"expected at least one patch, found features of shape {patches.shape}")
-    rows = np.asarray(patches, np.float32).reshape(-1, patches.shape[-1])
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-
-
-def _sampled(patches: Floats, xy: NDArray[np.float64], size: tuple[int, int]) -> Floats:
-    h, w = patches.shape[:2]
-    x = np.clip((xy[0] + 0.5) / size[1] * w - 0.5, 0, w - 1)
-    y = np.clip((xy[1] + 0.5) / size[0] * h - 0.5, 0, h - 1)
-    left, top = int(x), int(y)
-    right, low = min(left + 1, w - 1), min(top + 1, h - 1)
-    upper = patches[top, left] * (1 - x + left) + patches[top, right] * (x - left)
-    lower = patches[low, left] * (1 - x + left) + patches[low, right] * (x - left)
-    return np.asarray(upper * (1 - y + top) + lower * (y - top))
-
-
-def _places(indices: NDArray[np.int64], patches: Floats) -> NDArray[np.int64]:
-    return np.stack(np.divmod(indices, patches.shape[1]), 1)
+def joined(
+    pictures: Sequence[np.ndarray],
+    first: NDArray[np.floating],
+    second: NDArray[np.floating],
+    sizes: Sequence[tuple[int, int]],
+    right: Sequence[bool],
+) -> NDArray[np.uint8]:
+    """Two pictures with lines from points (n, 2) of the one to those of the other; wrong ones are red."""
+    scales = [_HEIGHT / size[0] for size in sizes]
+    panels = [
+        cv2.resize(p, (max(1, round(size[1] * scale)), _HEIGHT), interpolation=cv2.INTER_AREA)
+        for p, size, scale in zip(pictures, sizes, scales, strict=True)
+    ]
+    gap = np.full((_HEIGHT, _GAP, 3), 255, np.uint8)
+    sheet = cv2.hconcat([panels[0], gap, panels[1]])
+    offset = panels[0].shape[1] + _GAP
+    # Hues along the first picture's width, so that crossing lines can be told apart.
+    for a, b, ok in zip(first, second, right, strict=True):
+        hue = int(150 * np.clip(a[0] / sizes[0][1], 0, 1)) + 15
+        bright = cv2.cvtColor(np.uint8([[[hue, 230, 255]]]), cv2.COLOR_HSV2RGB)[0, 0]  # type: ignore[call-overload]
+        colour = tuple(int(v) for v in bright) if ok else (255, 0, 0)
+        p = tuple(int(round(v * scales[0])) for v in a)
+        q = (int(round(b[0] * scales[1])) + offset, int(round(b[1] * scales[1])))
+        cv2.line(sheet, p, q, colour, 1, cv2.LINE_AA)
+        for point in (p, q):
+            cv2.circle(sheet, point, 4, (20, 20, 20), -1, cv2.LINE_AA)
+            cv2.circle(sheet, point, 3, colour, -1, cv2.LINE_AA)
+    return sheet  # type: ignore[return-value]

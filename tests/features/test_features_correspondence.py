@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from e2net.features import matching
-from e2net.features.matching import centres, locate, mutual_nearest, pck, spread
+from e2net.features import correspondence
+from e2net.features.correspondence import centres, locate, mutual_nearest, pck, spread
 
 
 def _cosine(a, b):
@@ -30,11 +30,11 @@ def _mutual(first, second):
 def test_matches_are_those_of_a_plain_loop(seed, sizes, rows):
     rng = np.random.default_rng(seed)
     first, second = rng.normal(size=(*sizes[:2], 4)), rng.normal(size=(*sizes[2:], 4))
-    before, matching._ROWS = matching._ROWS, rows
+    before, correspondence._ROWS = correspondence._ROWS, rows
     try:
         found = mutual_nearest(first, second)
     finally:
-        matching._ROWS = before
+        correspondence._ROWS = before
     pairs = [(tuple(p), tuple(q)) for p, q in zip(found.first.tolist(), found.second.tolist(), strict=True)]
     expected = _mutual(first, second)
     assert dict(zip(pairs, found.similarity.tolist(), strict=True)) == pytest.approx(expected, abs=1e-5)
@@ -68,7 +68,7 @@ def test_points_between_patches_and_at_the_edge_are_interpolated():
 
 def test_drawn_matches_lie_apart():
     places = np.array([[0, 0], [0, 1], [3, 0], [3, 4], [0, 5]])
-    matches = matching.Matches(places, places[::-1], np.linspace(1, 0.5, 5, dtype=np.float32))
+    matches = correspondence.Matches(places, places[::-1], np.linspace(1, 0.5, 5, dtype=np.float32))
     assert spread(matches, 10, 3).first.tolist() == [[0, 0], [3, 0], [3, 4], [0, 5]]
     assert spread(matches, 2, 3).second.tolist() == [[0, 5], [3, 0]]
     assert len(spread(matches, 9, 0).first) == 5

@@ -1,0 +1,1 @@
+"""Pictures of features, and what they can do without training."""
