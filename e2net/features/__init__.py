@@ -1,1 +1,0 @@
-"""Pictures of features, and what they can do without training."""
