@@ -7,8 +7,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from e2net.features.extract import Extractor, Features, Source
 from e2net.features.correspondence import Matches, centres, locate, mutual_nearest, pck, spread
+from e2net.features.extract import Extractor, Features
+from e2net.pictures import Picture
 
 # Height of the drawn pictures, pixels, and the gap between them.
 _HEIGHT, _GAP = 480, 12
@@ -31,7 +32,7 @@ class Matched(NamedTuple):
     features: tuple[Features, Features]
 
 
-def match(extractor: Extractor, first: Source, second: Source) -> Matched:
+def match(extractor: Extractor, first: Picture, second: Picture) -> Matched:
     """Mutual nearest patches of two pictures; they need not be of one size.
 
     Args:
@@ -59,7 +60,9 @@ def find_points(
     return locate(np.asarray(points, np.float64), first.patches, second.patches, first.size, second.size)
 
 
-def score_points(found: Any, truth: Any, extent: float, alphas: Sequence[float] = (0.05, 0.1, 0.15)) -> dict[str, float]:
+def score_points(
+    found: Any, truth: Any, extent: float, alphas: Sequence[float] = (0.05, 0.1, 0.15)
+) -> dict[str, float]:
     """PCK at some shares of ``extent`` (pixels), by name; see :func:`e2net.features.correspondence.pck`."""
     return {f"pck@{alpha:g}": pck(np.asarray(found), np.asarray(truth), extent, alpha) for alpha in alphas}
 
@@ -78,10 +81,9 @@ def drawn(matched: Matched, pictures: Sequence[np.ndarray], count: int = 40) -> 
     grid = matched.places.first.max(0, initial=0) + 1
     chosen = spread(matched.places, count, apart=float(np.sqrt(grid[0] * grid[1] / max(1, count)) / 2))
     sizes = [one.size for one in matched.features]
-    ends = [
-        centres(places, one.patches.shape[:2], one.size) for places, one in zip(chosen[:2], matched.features, strict=True)
-    ]
-    return joined(pictures, ends[0], ends[1], sizes, [True] * len(ends[0]))
+    grids = [one.patches.shape[:2] for one in matched.features]
+    first, second = (centres(*one) for one in zip(chosen[:2], grids, sizes, strict=True))
+    return joined(pictures, first, second, sizes, [True] * len(first))
 
 
 def joined(
@@ -105,8 +107,8 @@ def joined(
         hue = int(150 * np.clip(a[0] / sizes[0][1], 0, 1)) + 15
         bright = cv2.cvtColor(np.uint8([[[hue, 230, 255]]]), cv2.COLOR_HSV2RGB)[0, 0]  # type: ignore[call-overload]
         colour = tuple(int(v) for v in bright) if ok else (255, 0, 0)
-        p = tuple(int(round(v * scales[0])) for v in a)
-        q = (int(round(b[0] * scales[1])) + offset, int(round(b[1] * scales[1])))
+        p = tuple(round(float(v) * scales[0]) for v in a)
+        q = (round(float(b[0]) * scales[1]) + offset, round(float(b[1]) * scales[1]))
         cv2.line(sheet, p, q, colour, 1, cv2.LINE_AA)
         for point in (p, q):
             cv2.circle(sheet, point, 4, (20, 20, 20), -1, cv2.LINE_AA)

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from e2net.features.extract import Extractor, Features, Source
+from e2net.features.extract import Extractor, Features
 from e2net.features.propagation import labels_of, propagate, shares_of
 from e2net.formats import read_labels
 from e2net.metrics.tracking import ObjectTrack, contour_accuracy, region_similarity, score_object
+from e2net.pictures import Picture
 
 # More than that are grey levels of a soft mask rather than objects.
 _MOST_OBJECTS = 64
@@ -82,7 +83,7 @@ class Tracker:
 
 def track(
     extractor: Extractor,
-    frames: Iterable[Source],
+    frames: Iterable[Picture],
     mask: NDArray[np.integer] | NDArray[np.bool_],
     context: int = 7,
     radius: float | None = 12,

@@ -5,4 +5,8 @@ exit status and imports what takes time.
 """
 
 # With what --help says of it.
-VERBS: dict[str, str] = {}
+VERBS: dict[str, str] = {
+    "match": "which patches of two pictures belong together",
+    "probe": "one table of what encoders know: masks, classes, depth, films",
+    "track": "masks that follow a film",
+}

@@ -14,8 +14,8 @@ Finds the patches of two pictures that are each other's most similar, and draws 
   python -m e2net.features match input=a.jpg to=b.jpg encoder=dinov3_s output=OUT
   python -m e2net.features match input=a.jpg to=b.jpg encoder=dinov3_s points=points.json
 
-points.json: {"first": [[x, y], ...], "second": [[x, y], ...], "box": [x, y, x, y]}, pixels; the box is the object's in the
-second picture, and may be left out. Writes
+points.json: {"first": [[x, y], ...], "second": [[x, y], ...], "box": [x, y, x, y]}, pixels; the box is the object's in
+the second picture, and may be left out. Writes
   OUT/match.png    both pictures, with lines between the most similar patches that lie apart
   OUT/match.json   all pairs, and PCK, the share of key points found to within .05, .1 and .15 of the box's longer side
                    (of the picture's without a box)
@@ -48,14 +48,14 @@ class Settings(EncoderSettings):
 
 def run(settings: Settings) -> int:
     """Matches, draws, scores; see ``USAGE``."""
-    from e2net.features.extract import as_array  # noqa: PLC0415 - all of them take seconds
-    from e2net.features.matching import drawn, match  # noqa: PLC0415
+    from e2net.features.matching import drawn, match  # noqa: PLC0415 - all of them take seconds
     from e2net.files import write_atomically  # noqa: PLC0415
+    from e2net.formats import read_image  # noqa: PLC0415
     from e2net.runs.outputs import claim  # noqa: PLC0415
 
     output = free_output(settings.output, "match", _RESULTS)
     files = [_one(settings.input, "input"), _one(settings.to, "to")]
-    pictures = [as_array(file) for file in files]
+    pictures = [read_image(file) for file in files]
     points = read_points(settings.points, [p.shape[:2] for p in pictures]) if settings.points else None
     extractor = settings.extractor()
     found = match(extractor, *pictures)
