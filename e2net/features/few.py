@@ -49,7 +49,7 @@ def labelled(pairs: Pairs) -> tuple[Tensor, Tensor]:
     raise ValueError(f"expected examples with object and background, found masks without {kind}; give other examples")
 
 
-def fit_prototypes(pairs: Pairs, count: int = 1, temperature: float = 0.1, seed: int = 0) -> Segment:
+def fit_prototypes(pairs: Pairs, count: int = 16, temperature: float = 0.1, seed: int = 0) -> Segment:
     """The nearest of ``count`` means of object and of background patches, by cosine.
 
     Several means come from spherical k-means. The probability is the sigmoid of the difference of the two largest
@@ -121,18 +121,19 @@ def fit_knn(pairs: Pairs, neighbours: int = 20, temperature: float = 0.07) -> Se
     return segment
 
 
-def fit_regression(pairs: Pairs, c: float = 0.1) -> Segment:
-    """Logistic regression on the labelled patches as they are.
+def fit_regression(pairs: Pairs, c: float = 1.0) -> Segment:
+    """Logistic regression on the labelled patches, each of length 1, so that ``c`` means the same for every encoder.
 
     Args:
         pairs: see :func:`fit_prototypes`.
-        c: as scikit-learn's C; 0.1 in DINOv3's published example.
+        c: as scikit-learn's C.
     """
     rows, is_object = labelled(pairs)
-    return fit_logistic(rows, is_object.long(), c=c).probability
+    fitted = fit_logistic(normalize(rows, dim=-1), is_object.long(), c=c)
+    return lambda patches: fitted.probability(normalize(patches, dim=-1))
 
 
-def fit_linear(pairs: Pairs, steps: int = 300, rate: float = 1e-2, seed: int = 0) -> Segment:
+def fit_linear(pairs: Pairs, steps: int = 100, rate: float = 1e-2, seed: int = 0) -> Segment:
     """A linear probe trained as a decoder is: BatchNorm and 1x1 convolution, binary cross-entropy on all patches.
 
     AdamW with weight decay 1e-4 and a one-cycle rate; each step sees all patches of all examples.
