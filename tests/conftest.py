@@ -16,7 +16,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
-from e2net.evaluation.plots import curve_figure
+from e2net.evaluation.plots import calibration_figure, curve_figure
 
 ROOT = Path(__file__).parent.parent
 
@@ -105,15 +105,20 @@ def curves_drawn_once() -> Iterator[None]:
     In test_evaluation_report.py they are drawn each time.
     """
     with pytest.MonkeyPatch.context() as patch:
-        drawn: dict[int, bytes] = {}
-
-        def draw(curves: Mapping[str, Any]) -> bytes:
-            if len(curves) not in drawn:
-                drawn[len(curves)] = curve_figure(curves)
-            return drawn[len(curves)]
-
-        patch.setattr("e2net.evaluation.report.curve_figure", draw)
+        for figure in (curve_figure, calibration_figure):
+            patch.setattr(f"e2net.evaluation.report.{figure.__name__}", _drawn_once(figure))
         yield
+
+
+def _drawn_once(figure: Callable[[Mapping[str, Any]], bytes]) -> Callable[[Mapping[str, Any]], bytes]:
+    drawn: dict[int, bytes] = {}
+
+    def draw(sets: Mapping[str, Any]) -> bytes:
+        if len(sets) not in drawn:
+            drawn[len(sets)] = figure(sets)
+        return drawn[len(sets)]
+
+    return draw
 
 
 @pytest.fixture(autouse=True)

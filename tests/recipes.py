@@ -17,6 +17,19 @@ def recipe_config(recipe, *overrides):
         return resolve(compose("train", [f"experiment={recipe}", "run_dir=unused", *overrides]))
 
 
+def one_of_each():
+    """Recipes with every task, loss, decoder, tuning, schedule and option of averaging and looking that any has."""
+    found, chosen = set(), []
+    for recipe in ["recommended", *RECIPES]:
+        config = recipe_config(recipe)
+        parts = [config[key] for key in ("task", "loss", "decoder", "tuning")] + [config["optim"]["schedule"]]
+        own = {part["_target_"] for part in parts} | {key for key in ("ema", "flip_test", "zoom_test") if config[key]}
+        if not own <= found:
+            found |= own
+            chosen.append(recipe)
+    return chosen
+
+
 def small_recipe(recipe, folder, *overrides, patches=4, **data):
     """With all of its own options but those that make it long.
 

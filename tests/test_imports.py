@@ -28,21 +28,23 @@ ALLOWED = {
         "processes": "",
         "page": "",
         "structures": "",
+        "progress": "",
         "flops": "",
         "metrics": "structures",
         "encoders": "arguments attention structures flops",
         "decoders": "attention structures",
-        "losses": "processes structures",
+        "losses": "processes progress structures",
         "tasks": "drawing formats structures losses metrics",
         "datasets": "files formats lock processes structures tasks",
         "model": "structures encoders decoders tasks",
         "speed": "model processes",
         "runs": "files formats lock processes structures tasks datasets model",
-        "evaluation": "drawing files formats page processes structures metrics tasks datasets model speed runs",
+        "evaluation": "drawing files formats page processes progress structures metrics tasks datasets model speed "
+        "runs",
         "training": "files formats processes structures encoders decoders losses tasks datasets model speed runs "
         "evaluation",
-        "adapt": "drawing files film formats lock page processes trees structures encoders losses metrics tasks "
-        "datasets model speed runs evaluation training",
+        "adapt": "arguments drawing files film formats lock page processes trees structures encoders losses metrics "
+        "tasks datasets model speed runs evaluation training",
         "check": "arguments drawing files formats page tasks datasets runs",
         "profile": "arguments flops structures datasets speed runs evaluation training",
         "predict": "arguments drawing files film formats trees tasks datasets model runs evaluation training",

@@ -51,7 +51,7 @@ class PrototypeHead(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """(..., D) -> logits (..., K), in the type that autocast gives linear layers."""
         features = self.mlp(tokens)
-        # In half precision the squares of small features would be 0.
+        # A half can hardly hold the length of small features.
         unit = F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
         return self.last_layer(unit.to(features.dtype))
 

@@ -51,7 +51,7 @@ def block_masks(
     for part, image in enumerate(chosen):
         share = low + (high - low) * (part + rng.random()) / count
         _mask(rng, masks[image], max(1, round(share * height * width)))
-    return torch.from_numpy(masks.reshape(images, -1))
+    return torch.from_numpy(masks.reshape(images, height * width))
 
 
 def check_masking(probability: float, ratio: tuple[float, float]) -> None:

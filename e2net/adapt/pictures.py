@@ -329,7 +329,12 @@ class CropSet(Dataset[Cropped]):
         if size is None:
             return self._crops(self._images.read(index), rng)
         plan = self._crops.plan(rng, *size)
-        return self._crops.cut(self._images.read(index, self._crops.reduction(plan)), plan, size)
+        reduce = self._crops.reduction(plan)
+        image = self._images.read(index, reduce)
+        # A file's header is not always what is read: it may turn the picture after its pixels, or be a new one by now.
+        if image.shape[:2] not in (size, (-(-size[0] // reduce), -(-size[1] // reduce))):
+            return self._crops(self._images.read(index), rng)
+        return self._crops.cut(image, plan, size)
 
 
 class _Loader(DataLoader[CropBatch]):
@@ -388,7 +393,9 @@ def _look(path: Path) -> Size | str:
     try:
         with path.open("rb") as file, Image.open(file) as picture:
             width, height = picture.size
-            turned = picture.getexif().get(_ORIENTATION, 1) in _BY_COLUMNS
+            # For tags that come after the pixels Pillow would decode all of a PNG.
+            early = picture.format != "PNG" or "exif" in picture.info
+            turned = early and picture.getexif().get(_ORIENTATION, 1) in _BY_COLUMNS
             end = _ENDS.get(str(picture.format))
             file.seek(max(0, path.stat().st_size - _TAIL))
             if end is not None and end in file.read():

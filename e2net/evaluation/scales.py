@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from e2net.datasets.transforms import Size
+from e2net.progress import Steps
 from e2net.structures import Images
 from e2net.tasks.base import Task
 
@@ -70,16 +71,15 @@ class RandomScale:
     """
 
     def __init__(self, scales: "Sequence[float] | Sequence[Sequence[Any]]" = (1.0,), seed: int = 0) -> None:
-        steps: list[tuple[float, Any]] = [(0.0, scales)]
-        if isinstance(scales, Sequence) and any(isinstance(step, Sequence) for step in scales):
-            steps = _as_steps(scales)
-        self.steps = [(start, check_scales("train_scales", factors)) for start, factors in steps]
-        self.scales = tuple(dict.fromkeys(factor for _, factors in self.steps for factor in factors))
+        stepped = isinstance(scales, Sequence) and any(isinstance(step, Sequence) for step in scales)
+        pairs = scales if stepped else [(0, scales)]
+        self.factors = Steps("train_scales", pairs, partial(check_scales, "train_scales"))
+        self.scales = tuple(dict.fromkeys(factor for factors in self.factors.values for factor in factors))
         self.seed = seed
 
     def draw(self, epoch: int, batch: int, progress: float = 0.0) -> float:
         """The factor of one batch; each one of its time is equally likely."""
-        factors = [factors for start, factors in self.steps if start <= progress][-1]
+        factors = self.factors(progress)
         rng = np.random.default_rng([self.seed, epoch, batch, _STREAM])
         return factors[int(rng.integers(len(factors)))]
 
@@ -104,19 +104,6 @@ class RandomScale:
             return image, target
         with torch.autocast(target.device.type, enabled=False):
             return resize(image, size), task.resize_batch(target, size)
-
-
-def _as_steps(given: Sequence[Any]) -> list[tuple[float, Any]]:
-    """Pairs of (progress, factors), checked but for the factors."""
-    pairs = [tuple(step) if isinstance(step, Sequence) and not isinstance(step, str) else () for step in given]
-    starts = [pair[0] for pair in pairs if len(pair) == 2 and isinstance(pair[0], int | float)]
-    rising = bool(starts) and starts[0] == 0 and starts[-1] < 1 and all(a < b for a, b in pairwise(starts))
-    if len(starts) != len(pairs) or not rising:
-        raise ValueError(
-            "train_scales: expected factors, or steps that rise from 0 and stay below 1, as shares of training, such as"
-            f" [[0, [0.5]], [0.6, [1.0]]]; got {list(given)}"
-        )
-    return [(float(start), factors) for start, factors in pairs]
 
 
 class ScaledRows:

@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
+from functools import partial
 from typing import Any
+
+from e2net.progress import Steps
 
 Weight = float | Sequence[Sequence[float]] | Mapping[str, Any]
 
@@ -48,26 +50,22 @@ class WeightSchedule:
             if isinstance(until, bool) or not isinstance(until, int | float) or not 0 < until <= 1:
                 raise ValueError(f"{name}.until must be a share of training above 0, at most 1, found {until}")
             self._until = float(until)
-            self._steps = [(0.0, weight["from"]), (1.0, weight["to"])]
-        elif isinstance(weight, Sequence) and not isinstance(weight, str):
-            if not weight or any(isinstance(step, str | float | int) or len(step) != 2 for step in weight):
-                raise ValueError(f"{name} must be pairs like [[0, 0.5], [0.3, 0.7]], found {weight}")
-            self._steps = [(start, value) for start, value in weight]
-            starts = [start for start, _ in self._steps]
-            if starts[0] != 0 or starts[-1] >= 1 or any(a >= b for a, b in pairwise(starts)):
-                raise ValueError(
-                    f"{name} must have steps that rise from 0 and stay below 1, as shares of training; found {starts}"
-                )
+            values = self._ends = [_checked(weight[key], name) for key in ("from", "to")]
         else:
-            self._steps = [(0.0, weight)]
-        for _, value in self._steps:
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-                raise ValueError(f"{name} must be at least 0, found {value}")
-        self.peak = max(value for _, value in self._steps)
+            pairs: Any = weight if isinstance(weight, Sequence) and not isinstance(weight, str) else [(0, weight)]
+            self._steps = Steps(name, pairs, partial(_checked, name=name))
+            values = self._steps.values
+        self.peak = max(values)
 
     def __call__(self, progress: float) -> float:
         """The weight at ``progress``, in [0, 1]."""
         if self._ramp is not None:
-            (_, first), (_, last) = self._steps
+            first, last = self._ends
             return first + (last - first) * self._ramp(min(progress / self._until, 1.0))
-        return [value for start, value in self._steps if start <= progress][-1]
+        return self._steps(progress)
+
+
+def _checked(value: Any, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise ValueError(f"{name} must be at least 0, found {value}")
+    return value

@@ -70,7 +70,7 @@ def ibot_loss(logits: Tensor, targets: Tensor, image: Tensor, images: int, tempe
         A scalar: the sum over images of their mean, divided by ``images``; 0 where nothing is masked.
     """
     losses = prototype_cross_entropy(logits, targets, temperature)
-    masked = losses.new_zeros(images).index_add_(0, image, torch.ones_like(losses.detach()))
+    masked = losses.new_zeros(images).index_add_(0, image, torch.ones_like(losses))
     return (losses / masked[image]).sum() / images
 
 

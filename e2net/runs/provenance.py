@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
@@ -36,13 +37,18 @@ def write_environment(file: Path, device: torch.device | str, **more: Any) -> No
         "command": shlex.join([sys.executable, *sys.argv]),
         "folder": str(Path.cwd()),
         "device": describe_device(torch.device(device)),
-        "git": git_state(PACKAGE),
         "python": platform.python_version(),
         "system": platform.platform(),
-        "packages": package_versions(),
+        **_code(),
         **more,
     }
     write_atomically(file, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+
+
+@cache
+def _code() -> dict[str, Any]:
+    """Of this process, found once: code that changes while it lasts is not the code that runs."""
+    return {"git": git_state(PACKAGE), "packages": package_versions()}
 
 
 def package_versions() -> dict[str, str]:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import encoder_config
 from test_encoders_sources import CONVNEXT, OTHERS, SPECIAL, _hidden_states, _model, _norm
+from torch import nn
 
 from e2net.encoders import ConvNeXtEncoder, Frozen, Full, LoRA, ViTEncoder
 
@@ -157,6 +158,18 @@ def test_convnext_gives_maps_and_their_mean(norm):
     torch.testing.assert_close(tokens[0].class_token, maps[0].mean((2, 3)))
     with pytest.raises(ValueError, match="blocks of a ConvNeXt are its stages, 0 to 3, found"):
         encoder.tokens(image, blocks=[4])
+
+
+def test_timms_convnext_gives_the_same():
+    encoder = ConvNeXtEncoder.from_timm("convnext_atto", weights="random")
+    image = torch.rand(2, 3, 64, 96)
+    with torch.no_grad():
+        maps, last = encoder(image), encoder.tokens(image, blocks=encoder.blocks[-1:])[0]
+        pooled = encoder.tokens(image, blocks=[3], norm=False)[0].patches.mean(1)
+        norm = encoder.backbone.head.norm
+        expected = nn.functional.layer_norm(pooled, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+    torch.testing.assert_close(maps[-1].flatten(2).transpose(1, 2), last.patches)
+    torch.testing.assert_close(last.class_token, expected)
 
 
 def test_a_frozen_encoder_builds_no_graph():

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from e2net.evaluation.plots import curve_figure, extremes_sheet
+from e2net.evaluation.plots import calibration_figure, curve_figure, extremes_sheet
 from e2net.evaluation.report import (
     SetResult,
     clear_report,
@@ -30,6 +30,7 @@ RNG = np.random.default_rng(0)
 def drawn(monkeypatch):
     """Curves of each report; elsewhere they are those of the first one."""
     monkeypatch.setattr("e2net.evaluation.report.curve_figure", curve_figure)
+    monkeypatch.setattr("e2net.evaluation.report.calibration_figure", calibration_figure)
 
 
 def _image(seed):

@@ -17,7 +17,7 @@ from tiny import rows_of, tiny_config
 from e2net.runs.checkpoint import read_checkpoint
 from e2net.training import prepare_training, train
 
-KILLS = int(os.environ.get("E2NET_KILLS", "2"))
+KILLS = int(os.environ.get("E2NET_KILLS", "1"))
 RUNS = {
     "frozen": ["tuning=frozen", "data.num_workers=1"],
     "cached": ["tuning=frozen", "cache.views=2"],

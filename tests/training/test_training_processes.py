@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import ROOT, hf_model
-from recipes import RECIPES
+from recipes import one_of_each
 from tiny import tiny_config, tiny_job
 from torch import nn
 
@@ -22,6 +22,7 @@ from e2net.runs.checkpoint import load_model, read_checkpoint
 from e2net.runs.config import check_training
 from e2net.training.strategies import FSDP, has_values, shards_on_cpus
 
+RECIPES = one_of_each()
 SCRIPT = Path(__file__).parent / "two_processes.py"
 SPLIT = ("frozen", "full")
 splits = pytest.mark.skipif(not shards_on_cpus(), reason="this version of torch splits models on GPUs alone")

@@ -103,7 +103,8 @@ def assert_same_result(folder, expected):
 def no_drawing():
     """Of curves, which takes as long as all the rest."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("e2net.evaluation.report.curve_figure", lambda curves: b"a picture")
+        for figure in ("curve_figure", "calibration_figure"):
+            patch.setattr(f"e2net.evaluation.report.{figure}", lambda curves: b"a picture")
         yield
 
 

@@ -19,7 +19,7 @@ import lightning as L
 import pytest
 import torch
 from conftest import hf_model
-from recipes import RECIPES, small_recipe
+from recipes import one_of_each, small_recipe
 from torch import nn
 
 from e2net import processes
@@ -305,9 +305,10 @@ def pair(out, cases, machines=1):
 def main(out):
     for family in ("dinov3", "dinov2", "dinov2_registers"):
         hf_model(family)
-    alone = started(out / "one", RECIPES, None, 0, 1)
+    recipes = one_of_each()
+    alone = started(out / "one", recipes, None, 0, 1)
     split = [*(f"sharded:{tuning}" for tuning in SPLIT), "whole_run:fsdp_whole", "stopped:fsdp_stopped"]
-    cases = [*RECIPES, "layers:layers", "losses:losses", *(split if shards_on_cpus() else ["refused:fsdp_refused"])]
+    cases = [*recipes, "layers:layers", "losses:losses", *(split if shards_on_cpus() else ["refused:fsdp_refused"])]
     both = pair(out / "two", [*cases, "whole_run:ddp_whole", "stopped:ddp_killed"])
     for process in (alone, *both):
         process.join()
