@@ -20,10 +20,11 @@ from e2net.datasets import Resize
 from e2net.evaluation.inference import Predictor, check_finite
 from e2net.evaluation.test import choose_precision
 from e2net.model import DenseModel
-from e2net.predict.pictures import FAULTS, Picture, check_many, decode, is_picture, take
+from e2net.pictures import FAULTS, Picture, check_many, decode, is_picture, take
 from e2net.predict.result import Prediction
 from e2net.predict.settings import AUTO, LARGEST, THRESHOLD, check_value
 from e2net.runs.checkpoint import KEY, find_checkpoint, model_of, read_checkpoint, trained_with
+from e2net.speed import AUTOCAST, choose_device
 from e2net.tasks.base import Task
 
 # Pixels of pictures in a batch, read ahead of it, or waiting to be written: a single larger one is taken alone.

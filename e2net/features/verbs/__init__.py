@@ -1,0 +1,8 @@
+"""The verbs of ``python -m e2net.features``: what each takes, and what it runs. Imports nothing heavy.
+
+A verb is a module of its name here with ``USAGE``, a dataclass ``Settings``, and ``run(settings)``, which returns the
+exit status and imports what takes time.
+"""
+
+# With what --help says of it.
+VERBS: dict[str, str] = {}
