@@ -12,15 +12,19 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor
 
 from e2net.datasets import Source
 from e2net.datasets.pairs import read_pair
 from e2net.features.dense import Predictor, Ridge, activated, nearest, targets_of
-from e2net.features.extract import Extractor, Features, encoder_name, load_encoder
-from e2net.features.tracking import Scoring, objects_of, read_objects, track
-from e2net.runs.config import conf_folder
+from e2net.features.edges import enlarged
+from e2net.features.extract import Extractor, Features, load_encoder
+from e2net.features.few import fit
+from e2net.features.index import describe, leave_one_out
+from e2net.features.inputs import find_pictures
+from e2net.features.published import published
+from e2net.features.tracking import Scoring, in_order, objects_of, read_objects, track
+from e2net.metrics.tracking import region_similarity
 from e2net.tasks import Camouflage
 from e2net.tasks.base import Task
 
@@ -82,6 +86,8 @@ class Material:
         masks, semantic, depth: pairs of pictures and targets.
         films: for tracking.
         examples: pictures with masks of one kind of object, for one-shot segmentation.
+        labelled: pictures and their classes, for retrieval.
+        draws: pictures that are the one shot in turn.
     """
 
     masks: Parts | None = None
@@ -89,6 +95,7 @@ class Material:
     depth: Parts | None = None
     films: Sequence[Film] = ()
     examples: Source | None = None
+    labelled: Sequence[tuple[Path, str]] = ()
     draws: int = 5
 
 
@@ -109,9 +116,8 @@ def probe(encoder: str, material: Material, tokens: int = 32, device: str | None
     for run in _runs(extractor, material):
         start = time.perf_counter()
         for found in run():
-            seconds = time.perf_counter() - start
-            published = _published(encoder, found.probe, material)
-            yield found._replace(seconds=round(seconds, 1), published=published)
+            seconds = round(time.perf_counter() - start, 1)
+            yield found._replace(seconds=seconds, published=_published(encoder, found.probe, material))
             start = time.perf_counter()
 
 
@@ -122,6 +128,8 @@ def _runs(extractor: Extractor, material: Material) -> Iterator[Callable[[], Ite
             yield lambda name=name, parts=parts: _dense(extractor, name, parts)  # type: ignore[misc]
     if material.examples is not None:
         yield lambda: [_one_shot(extractor, material.examples, material.draws)]  # type: ignore[arg-type]
+    if material.labelled:
+        yield lambda: [_retrieval(extractor, material.labelled)]
     if material.films:
         yield lambda: [_tracking(extractor, material.films)]
 
@@ -131,7 +139,6 @@ def _dense(extractor: Extractor, name: str, parts: Parts) -> Iterator[Found]:
     task = parts.task
     train, test = (thinned(len(one), parts.most) for one in (parts.train, parts.test))
     knn = name != "depth"
-    share = min(1.0, _BANK / max(1, len(train)) / 256)  # of the patches of a picture, for the neighbours
     ridge: Ridge | None = None
     bank: list[tuple[Tensor, Tensor]] = []
     generator = torch.Generator().manual_seed(0)
@@ -145,7 +152,7 @@ def _dense(extractor: Extractor, name: str, parts: Parts) -> Iterator[Found]:
             count = max(1, _BANK // len(train))
             kept = kept[torch.randperm(len(kept), generator=generator)[:count]]
             bank.append((x[kept], y[kept]))
-    assert ridge is not None, share
+    assert ridge is not None, "a set has a pair"
     ways: dict[str, Predictor] = {f"linear {name}": ridge.solve()}
     if knn:
         ways[f"k-NN {name}"] = nearest(torch.cat([x for x, _ in bank]), torch.cat([y for _, y in bank]))
@@ -174,16 +181,27 @@ def _features(
 
 def _one_shot(extractor: Extractor, source: Source, draws: int) -> Found:
     """The mean IoU of masks from one picture's mean object and mean background, over several such pictures."""
-    task = Camouflage()
-    pictures = list(_features(extractor, source, range(len(source)), task))
+    pictures = list(_features(extractor, source, range(len(source)), Camouflage()))
+    shown = thinned(len(pictures), draws)
     values = []
-    for shown in thinned(len(pictures), draws):
-        features, mask = pictures[shown]
-        predict = prototypes(features.patches, mask)
+    for one in shown:
+        features, mask = pictures[one]
+        segment = fit("prototypes", [features.patches], [mask], count=1)
         for index, (other, truth) in enumerate(pictures):
-            if index != shown:
-                values.append(_iou(predict(other.patches, truth.shape), truth))
-    return Found("one-shot", "IoU", float(np.mean(values)), True, 0, f"{min(draws, len(pictures))} x 1 / {len(pictures) - 1}")
+            if index != one:
+                share = segment(torch.from_numpy(other.patches)).numpy()
+                values.append(region_similarity(enlarged(share, truth.shape[:2]) > 0.5, truth))
+    return Found("one-shot", "IoU", float(np.mean(values)), True, 0, f"{len(shown)} x 1 / {len(pictures) - 1}")
+
+
+def _retrieval(extractor: Extractor, labelled: Sequence[tuple[Path, str]]) -> Found:
+    """Of each picture's nearest other one, whether it is of the same class; by class token and mean patch together."""
+    vectors = []
+    for features in extractor([file for file, _ in labelled]):
+        # The mean patch alone, where there is no class token.
+        vectors.append(describe(features, "patches" if features.class_token is None else "both"))
+    scores = leave_one_out(np.stack(vectors), [label for _, label in labelled], ks=(1,))
+    return Found("retrieval", "P@1", scores["P@1"], True, 0, f"{len(labelled)}")
 
 
 def _tracking(extractor: Extractor, films: Sequence[Film]) -> Found:
@@ -203,5 +221,56 @@ def thinned(count: int, most: int) -> list[int]:
     return list(range(count)) if count <= most else [i * count // most for i in range(most)]
 
 
+def find_films(folder: Path) -> list[Film]:
+    """The sequences of a folder, each a folder with Image and GT, or of DAVIS's own layout.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: no sequence, or a frame without a mask.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"films={folder}: expected a folder of sequences, found none there")
+    pairs = [(one, one / "Image", one / "GT") for one in sorted(folder.iterdir()) if (one / "Image").is_dir()]
+    for pictures in sorted(folder.glob("JPEGImages/*")):
+        subsets = (
+            [pictures] if any(pictures.glob("*.jpg")) else sorted(one for one in pictures.iterdir() if one.is_dir())
+        )
+        pairs += [(one, one, folder / "Annotations" / one.relative_to(folder / "JPEGImages")) for one in subsets]
+    if not pairs:
+        raise ValueError(f"films={folder}: expected folders with Image and GT in each, or JPEGImages and Annotations")
+    return [_film(name.name, pictures, truth) for name, pictures, truth in pairs]
+
+
+def _film(name: str, pictures: Path, truth: Path) -> Film:
+    frames = in_order(find_pictures(str(pictures), "films"))
+    masks = {file.stem: file for file in find_pictures(str(truth), "films")}
+    missing = [frame.stem for frame in frames if frame.stem not in masks]
+    if missing:
+        raise ValueError(
+            f"films: {truth}: expected a mask for every frame, found none for {missing[0]} ({len(missing)} of "
+            f"{len(frames)} are missing)"
+        )
+    return Film(name, frames, [masks[frame.stem] for frame in frames])
+
+
+def find_labelled(folder: Path) -> list[tuple[Path, str]]:
+    """The pictures of a folder with a folder for each class.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: fewer than two classes.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"labelled={folder}: expected a folder of classes, found none there")
+    classes = sorted(one for one in folder.iterdir() if one.is_dir() and not one.name.startswith("."))
+    if len(classes) < 2:
+        raise ValueError(f"labelled={folder}: expected a folder for each of at least two classes, found {len(classes)}")
+    return [(file, one.name) for one in classes for file in find_pictures(str(one), "labelled")]
+
+
 def _published(encoder: str, name: str, material: Material) -> str | None:
-    return None
+    """See :func:`e2net.features.published.published`; of all pictures of a set, however many are scored here."""
+    semantic, depth = material.semantic, material.depth
+    label_maps = (len(semantic.test), semantic.task.out_channels) if semantic else (0, 0)
+    films = (film.name for film in material.films)
+    return published(encoder, name, label_maps, len(depth.test) if depth else 0, films)

@@ -50,7 +50,9 @@ def test_neighbours_are_those_of_a_plain_loop(seed, count):
         cosine = [float(row @ b) / math.sqrt(float(row @ row) * float(b @ b)) for b in bank]
         chosen = sorted(range(9), key=lambda i: -cosine[i])[:count]
         votes = [math.exp(cosine[i] / 0.07) for i in chosen]
-        assert one == pytest.approx(sum(v * targets[i] for v, i in zip(votes, chosen, strict=True)) / sum(votes), abs=1e-4)
+        assert one == pytest.approx(
+            sum(v * targets[i] for v, i in zip(votes, chosen, strict=True)) / sum(votes), abs=1e-4
+        )
 
 
 def test_targets_of_patches_are_means_over_what_is_known():

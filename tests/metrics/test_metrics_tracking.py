@@ -28,9 +28,7 @@ def _outline(mask):
 
 def _near(points, others, reach):
     others = np.argwhere(others).tolist()
-    return sum(
-        any((y - v) ** 2 + (x - u) ** 2 <= reach**2 for v, u in others) for y, x in np.argwhere(points).tolist()
-    )
+    return sum(any((y - v) ** 2 + (x - u) ** 2 <= reach**2 for v, u in others) for y, x in np.argwhere(points).tolist())
 
 
 def _contour(mask, truth):
