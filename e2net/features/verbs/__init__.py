@@ -5,4 +5,9 @@ exit status and imports what takes time.
 """
 
 # With what --help says of it.
-VERBS: dict[str, str] = {}
+VERBS: dict[str, str] = {
+    "segment": "masks of pictures from a few pictures with masks",
+    "foreground": "masks of the foreground without any mask to learn from",
+    "search": "the pictures of a folder that are most like one; near-duplicates",
+    "classify": "k-NN and linear classification of whole pictures",
+}
