@@ -3,7 +3,7 @@
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import cv2
@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from e2net.drawing import PANEL
-from e2net.features.extract import Extractor
-from e2net.features.index import Descriptor, Found, describe
+from e2net.features.extract import Extractor, Source
+from e2net.features.index import Descriptor, Found, Index, describe
 from e2net.features.masks import encode, panel
 from e2net.files import write_atomically
 from e2net.formats import read_image
@@ -52,6 +52,23 @@ def vectors_of(
         np.savez(content, identity=np.array(identity), keys=np.array(keys), vectors=vectors)
         write_atomically(store, content.getvalue())
     return vectors
+
+
+def search(
+    extractor: Extractor,
+    pictures: Iterable[Source] | Source,
+    queries: Iterable[Source] | Source,
+    top: int = 10,
+    descriptor: Descriptor = "class",
+    batch_size: int = 8,
+) -> list[Found]:
+    """The pictures most like each query: their numbers in ``pictures``, from 0, and cosines, the nearest first.
+
+    Raises:
+        ValueError: the encoder has no class token, and ``descriptor`` asks for it.
+    """
+    index = Index(np.stack([describe(one, descriptor) for one in extractor(pictures, batch_size)]))
+    return [index.query(describe(one, descriptor), top) for one in extractor(queries, batch_size)]
 
 
 def search_sheet(queries: Sequence[Path], files: Sequence[Path], found: Sequence[Found]) -> bytes:

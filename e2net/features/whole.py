@@ -1,13 +1,14 @@
 """Classes of whole pictures from vectors of pictures with classes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from e2net.features.index import unit
+from e2net.features.extract import Extractor, Source
+from e2net.features.index import Descriptor, describe, unit
 from e2net.features.logistic import fit_logistic
 
 Method = Literal["knn", "linear"]
@@ -58,6 +59,32 @@ def fit_classes(
         return (votes[place] * weights[..., None]).sum(1).numpy()
 
     return knn
+
+
+def classify(
+    extractor: Extractor,
+    examples: Iterable[Source],
+    labels: Sequence[int],
+    pictures: Iterable[Source] | Source,
+    method: Method = "knn",
+    descriptor: Descriptor = "class",
+    batch_size: int = 8,
+    **options: Any,
+) -> NDArray[np.float32]:
+    """Classifies pictures by examples with labels from 0 on: (m, classes) float32 probabilities.
+
+    Args:
+        extractor: of the features.
+        examples: pictures of known classes.
+        labels: of each.
+        pictures: to classify.
+        method, options: see :func:`fit_classes`.
+        descriptor: see :func:`e2net.features.index.describe`.
+        batch_size: of the extractor.
+    """
+    vectors = np.stack([describe(one, descriptor) for one in extractor(examples, batch_size)])
+    found = fit_classes(method, vectors, np.asarray(labels), max(labels) + 1, **options)
+    return found(np.stack([describe(one, descriptor) for one in extractor(pictures, batch_size)]))
 
 
 def folds_of(labels: NDArray[np.int64], folds: int, seed: int = 0) -> NDArray[np.int64]:

@@ -47,17 +47,21 @@ class Settings(EncoderSettings):
 
 def run(settings: Settings) -> int:
     """Writes the masks."""
-    from e2net.features.cut import foreground_of  # noqa: PLC0415 - torch takes seconds
-    from e2net.features.masks import FILES, as_map, find_items, write_masks  # noqa: PLC0415
+    from e2net.features.masks import FILES, find_items, foreground, write_masks  # noqa: PLC0415 - torch takes seconds
     from e2net.runs.outputs import claim  # noqa: PLC0415
 
     output = free_output(settings.output, "foreground", FILES)
     items = find_items(settings.input)
     extractor = settings.extractor()
     claim(output, FILES)
-    maps = (
-        as_map(one, foreground_of(one.patches, settings.method, settings.threshold, settings.largest), settings.sharp)
-        for one in extractor([item.picture for item in items], settings.batch_size)
+    maps = foreground(
+        extractor,
+        [item.picture for item in items],
+        settings.method,
+        settings.sharp,
+        settings.batch_size,
+        threshold=settings.threshold,
+        largest=settings.largest,
     )
     about = {"encoder": settings.encoder, "method": settings.method, "threshold": settings.threshold}
     write_masks(output, items, maps, about)
