@@ -5,4 +5,9 @@ exit status and imports what takes time.
 """
 
 # With what --help says of it.
-VERBS: dict[str, str] = {}
+VERBS: dict[str, str] = {
+    "pca": "principal components of patches as colours, foreground first, one basis for all pictures",
+    "attention": "where class and register tokens look, head by head",
+    "similarity": "how alike all patches are to a point or a box of the first picture",
+    "norms": "lengths of the patches' vectors: artefacts stand out",
+}
