@@ -13,14 +13,15 @@ from numpy.typing import NDArray
 from e2net.datasets.pairs import IMAGE_FOLDERS, FolderPairs
 from e2net.drawing import PANEL, contact_sheet, panel_size, tinted
 from e2net.features.cut import Cut, foreground_of
-from e2net.features.edges import Map, enlarged, sharpened
-from e2net.features.extract import Extractor, Features, Source
+from e2net.features.extract import Extractor, Features
 from e2net.features.few import fit
 from e2net.features.inputs import find_pictures
+from e2net.features.looks import Map, sharpened
 from e2net.files import write_atomically
 from e2net.formats import printable, read_image, read_mask, write_map
 from e2net.metrics.scoring import score_map
 from e2net.metrics.table import ScoreTable
+from e2net.pictures import Picture
 
 # A part of the scores that tables of the field report, and the overlap that few-shot work reports.
 SCORES = ("S", "wF", "Fmean", "Emean", "MAE", "IoU")
@@ -78,16 +79,17 @@ def masked_items(text: str, key: str) -> list[Item]:
 
 def as_map(features: Features, values: NDArray[Any], sharp: bool) -> Map:
     """A map (h, w) of patches at the size that the picture came in, (H, W) float32 in [0, 1]."""
-    seen = enlarged(np.ascontiguousarray(values, np.float32), features.picture.shape[:2])
+    given = np.ascontiguousarray(values, np.float32)
     if sharp:
-        seen = sharpened(features.picture, seen, features.picture.shape[0] // features.patches.shape[0])
-    return np.clip(enlarged(seen, features.size), 0, 1)
+        given = sharpened(given, features.picture, features.picture.shape[0] // features.patches.shape[0])
+    # Bilinearly from the middles of the patches, as a decoder's maps become large.
+    return np.clip(cv2.resize(given, features.size[::-1], interpolation=cv2.INTER_LINEAR), 0, 1)  # type: ignore[return-value]
 
 
 def segment(
     extractor: Extractor,
-    examples: Sequence[tuple[Source, NDArray[np.bool_]]],
-    pictures: Iterable[Source] | Source,
+    examples: Sequence[tuple[Picture, NDArray[np.bool_]]],
+    pictures: Iterable[Picture] | Picture,
     method: str = "knn",
     sharp: bool = False,
     batch_size: int = 8,
@@ -123,7 +125,7 @@ def segment(
 
 def foreground(
     extractor: Extractor,
-    pictures: Iterable[Source] | Source,
+    pictures: Iterable[Picture] | Picture,
     method: Cut = "pca",
     sharp: bool = False,
     batch_size: int = 8,

@@ -12,11 +12,12 @@ import torch
 from numpy.typing import NDArray
 
 from e2net.drawing import PANEL
-from e2net.features.extract import Extractor, Source
+from e2net.features.extract import Extractor
 from e2net.features.index import Descriptor, Found, Index, describe
 from e2net.features.masks import encode, panel
 from e2net.files import write_atomically
 from e2net.formats import read_image
+from e2net.pictures import Picture
 
 _ROWS, _COLUMNS = 12, 8  # of a sheet
 
@@ -56,8 +57,8 @@ def vectors_of(
 
 def search(
     extractor: Extractor,
-    pictures: Iterable[Source] | Source,
-    queries: Iterable[Source] | Source,
+    pictures: Iterable[Picture] | Picture,
+    queries: Iterable[Picture] | Picture,
     top: int = 10,
     descriptor: Descriptor = "class",
     batch_size: int = 8,

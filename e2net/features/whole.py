@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from e2net.features.extract import Extractor, Source
+from e2net.features.extract import Extractor
 from e2net.features.index import Descriptor, describe, unit
 from e2net.features.logistic import fit_logistic
+from e2net.pictures import Picture
 
 Method = Literal["knn", "linear"]
 Classify = Callable[[NDArray[Any]], NDArray[np.float32]]
@@ -63,9 +64,9 @@ def fit_classes(
 
 def classify(
     extractor: Extractor,
-    examples: Iterable[Source],
+    examples: Iterable[Picture],
     labels: Sequence[int],
-    pictures: Iterable[Source] | Source,
+    pictures: Iterable[Picture] | Picture,
     method: Method = "knn",
     descriptor: Descriptor = "class",
     batch_size: int = 8,

@@ -7,7 +7,6 @@ import scipy.optimize
 import torch
 
 from e2net.features.cut import as_probability, foreground_of, largest_part, oriented, principal, spectral
-from e2net.features.edges import guided
 from e2net.features.extract import Features
 from e2net.features.few import METHODS, coverage, fit, labelled, spherical_means
 from e2net.features.index import ApproximateIndex, Index, describe, leave_one_out
@@ -129,27 +128,6 @@ def test_spherical_means_are_fixed_points():
         mean = torch.nn.functional.normalize(unit[group == i].mean(0), dim=0)
         torch.testing.assert_close(centres[i], mean, atol=1e-4, rtol=0)
     assert len(spherical_means(unit[:3], 16)) <= 16
-
-
-def test_the_guided_filter_is_a_regression_in_each_window():
-    rng = np.random.default_rng(3)
-    picture, values, radius, eps = rng.integers(0, 256, (9, 12, 3), np.uint8), rng.random((9, 12)), 2, 1e-2
-    guide = picture / 255
-    planes = np.empty((9, 12, 4))
-    for i in range(9):
-        for j in range(12):
-            window = np.s_[max(0, i - 2) : i + 3, max(0, j - 2) : j + 3]
-            x, y = guide[window].reshape(-1, 3), values[window].ravel()
-            matrix = np.cov(x.T, bias=True) + eps * np.eye(3)
-            slope = np.linalg.solve(matrix, ((x - x.mean(0)) * (y - y.mean())[:, None]).mean(0))
-            planes[i, j] = *slope, y.mean() - slope @ x.mean(0)
-    expected = np.empty((9, 12))
-    for i in range(9):
-        for j in range(12):
-            mean = planes[max(0, i - 2) : i + 3, max(0, j - 2) : j + 3].mean((0, 1))
-            expected[i, j] = mean[:3] @ guide[i, j] + mean[3]
-    found = guided(picture, values.astype(np.float32), radius, eps)
-    np.testing.assert_allclose(found, expected.clip(0, 1), atol=1e-4)
 
 
 @pytest.mark.parametrize("shape", [(7, 9), (13, 22)])
