@@ -7,17 +7,21 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from e2net.datasets.pairs import IMAGE_FOLDERS, FolderPairs
 from e2net.drawing import PANEL, contact_sheet, panel_size, tinted
-from e2net.features.edges import Map, enlarged, sharpened
-from e2net.features.extract import Features
+from e2net.features.cut import Cut, foreground_of
+from e2net.features.extract import Extractor, Features
+from e2net.features.few import fit
 from e2net.features.inputs import find_pictures
+from e2net.features.looks import Map, sharpened
 from e2net.files import write_atomically
 from e2net.formats import printable, read_image, read_mask, write_map
 from e2net.metrics.scoring import score_map
 from e2net.metrics.table import ScoreTable
+from e2net.pictures import Picture
 
 # A part of the scores that tables of the field report, and the overlap that few-shot work reports.
 SCORES = ("S", "wF", "Fmean", "Emean", "MAE", "IoU")
@@ -67,16 +71,78 @@ def masked_items(text: str, key: str) -> list[Item]:
     """
     items = find_items(text, key)
     if any(item.mask is None for item in items):
-        raise ValueError(f"{key}={text}: expected a folder with {IMAGE_FOLDERS[0]} and GT, found pictures without masks")
+        raise ValueError(
+            f"{key}={text}: expected a folder with {IMAGE_FOLDERS[0]} and GT, found pictures without masks"
+        )
     return items
 
 
 def as_map(features: Features, values: NDArray[Any], sharp: bool) -> Map:
     """A map (h, w) of patches at the size that the picture came in, (H, W) float32 in [0, 1]."""
-    seen = enlarged(np.ascontiguousarray(values, np.float32), features.picture.shape[:2])
+    given = np.ascontiguousarray(values, np.float32)
     if sharp:
-        seen = sharpened(features.picture, seen, features.picture.shape[0] // features.patches.shape[0])
-    return np.clip(enlarged(seen, features.size), 0, 1)
+        given = sharpened(given, features.picture, features.picture.shape[0] // features.patches.shape[0])
+    # Bilinearly from the middles of the patches, as a decoder's maps become large.
+    return np.clip(cv2.resize(given, features.size[::-1], interpolation=cv2.INTER_LINEAR), 0, 1)  # type: ignore[return-value]
+
+
+def segment(
+    extractor: Extractor,
+    examples: Sequence[tuple[Picture, NDArray[np.bool_]]],
+    pictures: Iterable[Picture] | Picture,
+    method: str = "knn",
+    sharp: bool = False,
+    batch_size: int = 8,
+    **options: Any,
+) -> Iterator[Map]:
+    """Finds in pictures what examples show; the examples are encoded at once, each picture when its map is taken.
+
+    Args:
+        extractor: of the features.
+        examples: pictures, each with its mask (H, W) bool.
+        pictures: to find masks of.
+        method: see :data:`e2net.features.few.METHODS`.
+        sharp: let edges follow those of the picture.
+        batch_size: of the extractor.
+        options: of the method.
+
+    Returns:
+        For each picture (H, W) float32 probabilities at its own size; above 0.5 is the object.
+
+    Raises:
+        ValueError: the examples have no object, or no background, or a mask is not of its picture's size.
+    """
+    taught = list(extractor([picture for picture, _ in examples], batch_size))
+    masks = [mask for _, mask in examples]
+    for one, mask in zip(taught, masks, strict=True):
+        if mask.shape != one.size:
+            raise ValueError(
+                f"example {one.name}: expected a mask of its picture's size {one.size}, found {mask.shape}"
+            )
+    found = fit(method, [one.patches for one in taught], masks, **options)
+    return (as_map(one, found(torch.from_numpy(one.patches)).numpy(), sharp) for one in extractor(pictures, batch_size))
+
+
+def foreground(
+    extractor: Extractor,
+    pictures: Iterable[Picture] | Picture,
+    method: Cut = "pca",
+    sharp: bool = False,
+    batch_size: int = 8,
+    **options: Any,
+) -> Iterator[Map]:
+    """The foreground of pictures by their features alone: (H, W) float32 for each, above 0.5 is foreground.
+
+    Args:
+        extractor: of the features.
+        pictures: to divide.
+        method: ``pca`` or ``spectral``.
+        sharp: let edges follow those of the picture.
+        batch_size: of the extractor.
+        options: see :func:`e2net.features.cut.foreground_of`.
+    """
+    for one in extractor(pictures, batch_size):
+        yield as_map(one, foreground_of(one.patches, method, **options), sharp)
 
 
 def table_of(maps: Iterable[tuple[str, Map]], masks: Iterable[NDArray[np.bool_]]) -> ScoreTable:
@@ -133,7 +199,7 @@ def encode(picture: NDArray[np.uint8]) -> bytes:
 def panel(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """A picture (h, w, 3) at the height of a sheet's panels."""
     size = panel_size(picture.shape[:2])
-    way = cv2.INTER_AREA if PANEL < picture.shape[0] else cv2.INTER_LINEAR
+    way = cv2.INTER_AREA if picture.shape[0] > PANEL else cv2.INTER_LINEAR
     return cv2.resize(picture, size, interpolation=way)  # type: ignore[return-value]
 
 

@@ -61,3 +61,13 @@ def free_output(given: str | None, verb: str, patterns: Iterable[str]) -> Path:
     folder = output_folder(given, f"features_{verb}")
     check_free("output", folder, patterns)
     return folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawingSettings(EncoderSettings):
+    """Of a verb that draws maps beside pictures; ``encoder`` may name several, separated by commas."""
+
+    input: Annotated[str, "a picture, a folder (with all below it) or a pattern in quotes"]
+    output: Annotated[str | None, "folder for the results; null: runs/features_VERB_<time>"] = None
+    blocks: Annotated[list | None, "0-based indices of blocks, as [2,11]; null: the last"] = None
+    sharp: Annotated[bool, "sharpen maps by the picture (guided filter), instead of a square a patch"] = False

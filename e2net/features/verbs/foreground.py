@@ -13,8 +13,8 @@ Divides each picture into foreground and background by its features alone: no ma
 input is a picture, a pattern, a folder of pictures, or a folder with Image and GT, which is scored too.
 
 Methods:
-  spectral   the normalised cut of the graph of patches (TokenCut)
   pca        the sign of the first principal component
+  spectral   the normalised cut of the graph of patches, after TokenCut
 
 The foreground is the side that has the smaller part of the picture's rim. Every picture gets one, whether there is an
 object in it or not.
@@ -33,8 +33,9 @@ class Settings(EncoderSettings):
 
     input: Annotated[str, "pictures to divide"]
     output: Annotated[str | None, "folder of the results; null: runs/features_foreground_<time>"] = None
-    method: Annotated[Literal["spectral", "pca"], "spectral or pca"] = "spectral"
-    threshold: Annotated[float, "of spectral: cosine from which on two patches belong together"] = 0.2
+    method: Annotated[Literal["pca", "spectral"], "pca or spectral"] = "pca"
+    threshold: Annotated[float, "of spectral: cosine from which on two patches belong together"] = 0.0
+    largest: Annotated[bool, "keep the connected part alone that holds the strongest patch"] = True
     sharp: Annotated[bool, "let the mask's edges follow those of the picture (guided filter)"] = False
 
     def __post_init__(self) -> None:
@@ -46,17 +47,21 @@ class Settings(EncoderSettings):
 
 def run(settings: Settings) -> int:
     """Writes the masks."""
-    from e2net.features.cut import foreground_of  # noqa: PLC0415 - torch takes seconds
-    from e2net.features.masks import FILES, as_map, find_items, write_masks  # noqa: PLC0415
+    from e2net.features.masks import FILES, find_items, foreground, write_masks  # noqa: PLC0415 - torch takes seconds
     from e2net.runs.outputs import claim  # noqa: PLC0415
 
     output = free_output(settings.output, "foreground", FILES)
     items = find_items(settings.input)
     extractor = settings.extractor()
     claim(output, FILES)
-    maps = (
-        as_map(one, foreground_of(one.patches, settings.method, settings.threshold), settings.sharp)
-        for one in extractor([item.picture for item in items], settings.batch_size)
+    maps = foreground(
+        extractor,
+        [item.picture for item in items],
+        settings.method,
+        settings.sharp,
+        settings.batch_size,
+        threshold=settings.threshold,
+        largest=settings.largest,
     )
     about = {"encoder": settings.encoder, "method": settings.method, "threshold": settings.threshold}
     write_masks(output, items, maps, about)

@@ -98,12 +98,9 @@ class Settings(EncoderSettings):
 
 def run(settings: Settings) -> int:
     """Writes masks, or the table of several draws."""
-    from e2net.features.few import fit  # noqa: PLC0415 - torch takes seconds
-    from e2net.features.masks import FILES, as_map, find_items, masked_items, write_masks  # noqa: PLC0415
+    from e2net.features.masks import FILES, find_items, masked_items, segment, write_masks  # noqa: PLC0415 - torch
     from e2net.formats import read_mask  # noqa: PLC0415
     from e2net.runs.outputs import claim  # noqa: PLC0415
-
-    import torch  # noqa: I001, PLC0415
 
     output = free_output(settings.output, "segment", _SHOTS if settings.shots else FILES)
     examples = masked_items(settings.examples, "examples")
@@ -111,15 +108,17 @@ def run(settings: Settings) -> int:
         tested = masked_items(settings.input, "input") if settings.input else None
         return _table(settings, output, examples, tested)
     items = find_items(str(settings.input))
-    extractor = settings.extractor()
-    taught = list(extractor([item.picture for item in examples], settings.batch_size))
-    masks = [read_mask(item.mask) for item in examples if item.mask is not None]
-    found = fit(settings.method, [one.patches for one in taught], masks, **settings.options(settings.method))
-    claim(output, FILES)
-    maps = (
-        as_map(one, found(torch.from_numpy(one.patches)).numpy(), settings.sharp)
-        for one in extractor([item.picture for item in items], settings.batch_size)
+    taught = [(item.picture, read_mask(item.mask)) for item in examples if item.mask is not None]
+    maps = segment(
+        settings.extractor(),
+        taught,
+        [item.picture for item in items],
+        settings.method,
+        settings.sharp,
+        settings.batch_size,
+        **settings.options(settings.method),
     )
+    claim(output, FILES)
     about = {"encoder": settings.encoder, "method": settings.method, "examples": [item.name for item in examples]}
     write_masks(output, items, maps, about)
     return 0
