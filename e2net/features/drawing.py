@@ -23,11 +23,10 @@ _ROWS = 24
 
 # Colours (h, w, 3) in [0, 1] of each picture, by the title of the map.
 Drawn = dict[str, list[NDArray[np.float32]]]
+Maps = Callable[[Extractor, list[Path], list[list[Features]]], Drawn]
 
 
-def draw(
-    verb: str, settings: DrawingSettings, maps: Callable[[Extractor, list[Path], list[list[Features]]], Drawn]
-) -> int:
+def draw(verb: str, settings: DrawingSettings, maps: Maps) -> int:
     """Runs a verb that draws maps: for each encoder, of all pictures.
 
     Args:
