@@ -87,6 +87,19 @@ class Index:
         return sorted(found, key=lambda pair: (-pair[2], pair[:2]))
 
 
+def load_faiss() -> Any:
+    """FAISS, an extra.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    try:
+        import faiss  # noqa: PLC0415
+    except ImportError as error:
+        raise ValueError("index=faiss: FAISS is not installed; pip install 'e2net[search]'") from error
+    return faiss
+
+
 class ApproximateIndex:
     """An inverted file of FAISS: only the cells next to a query are compared. For hundreds of thousands of pictures.
 
@@ -99,10 +112,7 @@ class ApproximateIndex:
     """
 
     def __init__(self, vectors: NDArray[Any], probes: int = 32) -> None:
-        try:
-            import faiss  # noqa: PLC0415 - an extra
-        except ImportError as error:
-            raise ValueError("index=faiss: FAISS is not installed; pip install 'e2net[search]'") from error
+        faiss = load_faiss()
         if vectors.ndim != 2 or 0 in vectors.shape:
             raise ValueError(f"expected vectors (n, D), at least one, found {vectors.shape}")
         rows = unit(vectors)

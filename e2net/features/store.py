@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -120,5 +121,5 @@ def _read(store: Path, identity: str) -> dict[str, NDArray[np.float32]]:
             if str(kept["identity"]) != identity:
                 return {}
             return dict(zip(kept["keys"].tolist(), kept["vectors"], strict=True))
-    except (KeyError, ValueError, OSError) as error:
+    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{store}: expected vectors that e2net wrote, found a broken file; remove it") from error

@@ -54,13 +54,15 @@ def run(settings: Settings) -> int:
     """Writes the index and what was asked of it."""
     import json  # noqa: PLC0415
 
-    from e2net.features.index import ApproximateIndex, Index, leave_one_out  # noqa: PLC0415 - torch takes seconds
+    from e2net.features.index import ApproximateIndex, Index, leave_one_out, load_faiss  # noqa: PLC0415 - torch takes seconds
     from e2net.features.inputs import find_pictures  # noqa: PLC0415
     from e2net.features.store import search_sheet, vectors_of  # noqa: PLC0415
     from e2net.files import write_atomically  # noqa: PLC0415
     from e2net.runs.outputs import claim  # noqa: PLC0415
 
     output = free_output(settings.output, "search", FILES)
+    if settings.index == "faiss":
+        load_faiss()
     files = find_pictures(settings.input)
     queries = find_pictures(settings.query, "query") if settings.query else []
     extractor = settings.extractor()
