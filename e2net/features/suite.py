@@ -13,11 +13,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from e2net.datasets import Source
 from e2net.datasets.pairs import read_pair
 from e2net.features.dense import Predictor, Ridge, activated, nearest, targets_of
-from e2net.features.edges import enlarged
 from e2net.features.extract import Extractor, Features, load_encoder
 from e2net.features.few import fit
 from e2net.features.index import describe, leave_one_out
@@ -189,8 +189,9 @@ def _one_shot(extractor: Extractor, source: Source, draws: int) -> Found:
         segment = fit("prototypes", [features.patches], [mask], count=1)
         for index, (other, truth) in enumerate(pictures):
             if index != one:
-                share = segment(torch.from_numpy(other.patches)).numpy()
-                values.append(region_similarity(enlarged(share, truth.shape[:2]) > 0.5, truth))
+                share = segment(torch.from_numpy(other.patches))[None, None]
+                large = interpolate(share, truth.shape, mode="bilinear", align_corners=False)[0, 0]
+                values.append(region_similarity((large > 0.5).numpy(), truth))
     return Found("one-shot", "IoU", float(np.mean(values)), True, 0, f"{len(shown)} x 1 / {len(pictures) - 1}")
 
 
