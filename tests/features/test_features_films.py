@@ -12,6 +12,7 @@ from e2net.datasets import ProceduralPairs
 from e2net.encoders import ConvNeXtEncoder, ViTEncoder
 from e2net.features import Extractor, Tracker, match, probe, track
 from e2net.features.__main__ import main as main_of
+from e2net.features.correspondence import centres
 from e2net.features.extract import Features
 from e2net.features.propagation import labels_of, propagate, shares_of
 from e2net.features.published import DAVIS, PUBLISHED, published
@@ -51,7 +52,11 @@ def film(tmp_path):
 
 
 def _main(verb, *arguments):
-    return main_of([verb, *map(str, arguments), "device=cpu"])
+    """The exit status."""
+    try:
+        return main_of([verb, *map(str, arguments), "device=cpu"])
+    except SystemExit as error:
+        return error.code
 
 
 def _features(patches, size=(32, 48)):
@@ -190,11 +195,12 @@ def test_a_picture_matches_itself(name, encoder_folder, tmp_path, capsys):
     image = cv2.resize(image, (140, 90))
     for file in ("a.png", "b.png"):
         cv2.imwrite(str(tmp_path / file), image[..., ::-1])
-    points = [[20, 30], [70.5, 44], [139, 89]]
+    grid = next(Extractor(str(encoder_folder(name)), 64, device="cpu")(image)).patches.shape[:2]
+    points = centres(np.array([[0, 0], [1, 3], [grid[0] - 1, grid[1] - 1]]), grid, (90, 140)).tolist()
     (tmp_path / "points.json").write_text(json.dumps({"first": points, "second": points, "box": [0, 0, 100, 80]}))
     words = (f"encoder={encoder_folder(name)}", f"input={tmp_path / 'a.png'}", f"to={tmp_path / 'b.png'}", "size=64")
     assert _main("match", *words, f"points={tmp_path / 'points.json'}", f"output={tmp_path / 'o'}") == 0
-    assert "pck@0.1 1.000" in capsys.readouterr().out
+    assert "pck@0.05 1.000" in capsys.readouterr().out
     document = json.loads((tmp_path / "o" / "match.json").read_text())
     assert document["points"]["extent"] == 100
     assert all(pair["first"] == pair["second"] and pair["similarity"] > 0.999 for pair in document["pairs"])
@@ -305,7 +311,7 @@ def test_probe_says_what_is_wrong(encoder_folder, sets, capsys):
     for words, message in (
         ([f"masks={sets / 'masks' / 'train'}"], "expected train/ and test/ (or val/)"),
         ([f"semantic={sets / 'semantic'}"], "together"),
-        ([f"films={sets / 'masks'}"], "expected folders with Image and GT"),
+        ([f"films={sets / 'masks' / 'train'}"], "expected folders with Image and GT"),
         ([f"labelled={sets / 'masks' / 'train' / 'Image'}"], "at least two classes, found 0"),
         (["films=nowhere"], "expected a folder of sequences"),
         (["tokens=0"], "tokens"),
