@@ -25,8 +25,8 @@ class Matched(NamedTuple):
         features: of both pictures.
     """
 
-    first: NDArray[np.float64]
-    second: NDArray[np.float64]
+    first: NDArray[np.floating]
+    second: NDArray[np.floating]
     similarity: NDArray[np.float32]
     places: Matches
     features: tuple[Features, Features]
@@ -105,7 +105,7 @@ def joined(
     # Hues along the first picture's width, so that crossing lines can be told apart.
     for a, b, ok in zip(first, second, right, strict=True):
         hue = int(150 * np.clip(a[0] / sizes[0][1], 0, 1)) + 15
-        bright = cv2.cvtColor(np.uint8([[[hue, 230, 255]]]), cv2.COLOR_HSV2RGB)[0, 0]  # type: ignore[call-overload]
+        bright = cv2.cvtColor(np.array([[[hue, 230, 255]]], np.uint8), cv2.COLOR_HSV2RGB)[0, 0]
         colour = tuple(int(v) for v in bright) if ok else (255, 0, 0)
         p = tuple(round(float(v) * scales[0]) for v in a)
         q = (round(float(b[0]) * scales[1]) + offset, round(float(b[1]) * scales[1]))

@@ -71,7 +71,7 @@ class Tracker:
                 f"frame {features.name}: expected {what} size {tuple(self._mask.shape)}, found {features.size}"
             )
         if self._first is None:
-            self._first = patches, shares_of(self._mask, len(self.objects), patches.shape[:2])
+            self._first = patches, shares_of(self._mask, len(self.objects), (patches.shape[0], patches.shape[1]))
             found = self._mask
         else:
             frames, labels = zip(self._first, *self._last, strict=True)
