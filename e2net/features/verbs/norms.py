@@ -22,8 +22,8 @@ from 0 to the largest of all pictures.
 
 Writes OUT/pictures/NAME.png, each picture beside its maps, OUT/sheet.png, the first 24 of them, and OUT/gallery.html,
 one page in which a click on a patch shows its similarity in all pictures. Several encoders, separated by commas, stand
-side by side. sharp=true moves the edges of maps to those of the picture: a guided filter, which needs no training and suits
-every encoder; it adds nothing that the picture does not have.
+side by side. sharp=true moves the edges of maps to those of the picture: a guided filter, which needs no training and
+suits every encoder.
 """
 
 
