@@ -86,5 +86,6 @@ def test_help_has_a_line_for_each_setting():
         "  rate=null  a number",
         "  sides=3    one or two",
         "  fast=true  or not",
+        "  way=up     one of two words",
     ]
     assert "overrides" not in help_text(Passing, "")
