@@ -115,7 +115,8 @@ def fit_knn(pairs: Pairs, neighbours: int = 20, temperature: float = 0.07) -> Se
         found = []
         for part in unit.split(_ROWS):
             near, place = (part @ bank.T).topk(min(neighbours, len(bank)), dim=1)
-            found.append((votes[place] * (near / temperature).softmax(1)).sum(1))
+            weights = (near / temperature).softmax(1)
+            found.append((votes[place] * weights).sum(1).clamp(max=1))  # rounding goes beyond it
         return torch.cat(found).reshape(patches.shape[:2])
 
     return segment

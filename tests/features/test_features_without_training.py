@@ -8,7 +8,7 @@ import pytest
 from conftest import hf_model
 
 from e2net.datasets import ProceduralPairs
-from e2net.encoders import ConvNeXtEncoder, ViTEncoder
+from e2net.encoders import ViTEncoder
 from e2net.features import Extractor, classify, foreground, search, segment
 from e2net.features.__main__ import main as main_of
 from e2net.formats import read_image, read_mask
@@ -54,7 +54,7 @@ def test_segment_writes_masks_of_each_pictures_size(encoder, folder, tmp_path, c
     for i, (values, (picture, _)) in enumerate(zip(maps, pairs, strict=True)):
         mask = read_mask(output / "masks" / f"{i}.png")
         assert mask.shape == values.shape == picture.shape[:2] and np.array_equal(mask, values > 0.5)
-    with pytest.raises(ValueError, match="mask of its size"):
+    with pytest.raises(ValueError, match="its picture's size"):
         segment(extractor, [(pairs[0][0], pairs[0][1].T)], [pairs[1][0]])
     # What e2net wrote it may write again; what it did not write stays.
     assert _main("segment", *words, f"input={folder / 'Image'}") == 0
@@ -71,9 +71,12 @@ def test_shots_are_drawn_alike_for_all_methods(encoder, folder, tmp_path):
         (method, shots) for method in ("prototypes", "knn", "logistic", "linear") for shots in (1, 3)
     ]
     assert all(row["mean"]["S"] == np.mean([one["S"] for one in row["draws"]]) for row in rows)
-    assert _main("segment", *words[:3], f"input={folder}", "shots=5", "draws=1", "method=knn", "neighbours=1") == 0
+    # All examples at once, as a draw and as the first mode has them.
+    whole = (*words[:2], f"input={folder}", "method=knn", "neighbours=1")
+    assert _main("segment", *whole, words[2], "shots=5", "draws=1") == 0
+    assert _main("segment", *whole, f"output={tmp_path / 'all'}") == 0
     (row,) = json.loads((tmp_path / "out" / "shots.json").read_text())["rows"]
-    assert row["mean"]["IoU"] > 0.5  # the nearest patch of a picture that was learned is that patch
+    assert row["mean"] == pytest.approx(json.loads((tmp_path / "all" / "masks.json").read_text())["scores"], abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -148,8 +151,9 @@ def test_classes_of_folders(encoder, tmp_path, capsys):
 
 
 def test_an_encoder_without_class_token():
-    config = {"model_type": "dinov3_convnext", "hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1]}
-    extractor = Extractor(ConvNeXtEncoder.from_config(config), 64, device="cpu")
+    config = {"model_type": "siglip_vision_model", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4}
+    bare = ViTEncoder.from_config({**config, "num_attention_heads": 4, "patch_size": 16, "image_size": 64})
+    extractor = Extractor(bare, 64, device="cpu")
     picture, mask = PAIRS.read(0)
     assert len(search(extractor, [picture], [picture], descriptor="patches")) == 1
     with pytest.raises(ValueError, match="no class token; take descriptor=patches"):
