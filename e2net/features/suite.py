@@ -165,9 +165,8 @@ def _dense(extractor: Extractor, name: str, parts: Parts) -> Iterator[Found]:
             scored[way].append((index, features.name, task.score(result, target)))
     for way in ways:
         values = task.tabulate(scored[way]).values()
-        score = "Fw" if "Fw" in values else task.monitor
         data = f"{len(train)} / {len(test)}"
-        yield Found(way, score, float(values[score]), task.directions[score] == "max", 0, data)
+        yield Found(way, task.monitor, float(values[task.monitor]), task.directions[task.monitor] == "max", 0, data)
 
 
 def _features(
