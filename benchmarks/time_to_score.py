@@ -40,8 +40,8 @@ RECIPES = {
     "fast": "experiment=fast",
     "recommended": "experiment=recommended size=384",
     "frozen": (
-        "experiment=recommended size=256 tuning=frozen decoder=e2net cache.views=1 train_scales=[1.0] test_scales=[1.0] "
-        "zoom_test=0"
+        "experiment=recommended size=256 tuning=frozen decoder=e2net cache.views=1 train_scales=[1.0] "
+        "test_scales=[1.0] zoom_test=0"
     ),
     "published": (
         "tuning=frozen decoder=e2net decoder.width=128 decoder.pyramid=simple decoder.align=unified loss=v5 "

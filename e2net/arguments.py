@@ -87,7 +87,12 @@ def is_a(value: Any, hint: Any) -> bool:
 
     A tuple is as good as a list, NumPy's numbers are as good as Python's, and a whole number is a float too.
     """
-    return any(_is_a(value, kind) for kind in get_args(hint) or (hint,))
+    return any(_is_a(value, kind) for kind in _kinds(hint))
+
+
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    """The members of a union, or the one type; words are one type."""
+    return (hint,) if get_origin(hint) is Literal else get_args(hint) or (hint,)
 
 
 def _is_a(value: Any, kind: type) -> bool:
@@ -104,7 +109,7 @@ def _is_a(value: Any, kind: type) -> bool:
 
 def type_names(hint: Any) -> str:
     """A setting's type in words."""
-    return " or ".join(_type_name(kind) for kind in get_args(hint) or (hint,))
+    return " or ".join(_type_name(kind) for kind in _kinds(hint))
 
 
 def _type_name(kind: Any) -> str:
@@ -157,7 +162,7 @@ def _written(default: Any) -> str:
 
 
 def _read(key: str, text: str, hint: Any) -> Any:
-    kinds = get_args(hint) or (hint,)
+    kinds = _kinds(hint)
     if str in kinds:
         return None if text == "null" and type(None) in kinds else text
     try:

@@ -224,9 +224,9 @@ class FrameFolder:
         self._temporary = part_of(path)
         self._files: list[Path] = []
 
-    def file(self, frame: int) -> Path:
-        """Where to write a frame's picture."""
-        self._files.append(self._temporary / f"{frame:06d}.png")
+    def file(self, frame: int | str) -> Path:
+        """Where to write a frame's picture: under its number, or a name without extension."""
+        self._files.append(self._temporary / (f"{frame:06d}.png" if isinstance(frame, int) else f"{frame}.png"))
         return self._files[-1]
 
     def __enter__(self) -> Self:

@@ -1,4 +1,7 @@
-"""The same arithmetic in less time: ``torch.compile``, and frozen weights that are kept as they are multiplied."""
+"""Where and in which types to compute, and the same arithmetic in less time.
+
+That is ``torch.compile``, and frozen weights that are kept as they are multiplied.
+"""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -12,6 +15,28 @@ from e2net.model import DenseModel
 from e2net.processes import is_part
 
 log = logging.getLogger(__name__)
+
+# The types in which products of matrices are computed, by the Trainer's word for it; None as the weights are.
+AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a name such as ``cpu`` or ``cuda:1``; ``auto`` takes a GPU if there is one.
+
+    Raises:
+        ValueError: this machine has none of that name.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.ones(1, device=device).add(1).item()
+    # An unknown word, a backend that this machine lacks, or one without values.
+    except (RuntimeError, AssertionError, ImportError, AttributeError) as error:
+        raise ValueError(
+            f"device={name} is not to be had here ({str(error).splitlines()[0]:.100}); try auto"
+        ) from error
+    return device
 
 
 def compile_model(model: DenseModel, **options: Any) -> None:

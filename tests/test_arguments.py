@@ -1,7 +1,7 @@
 """key=value arguments into a dataclass, and its help."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import pytest
 
@@ -14,6 +14,7 @@ class Own:
     rate: Annotated[float | None, "a number"] = None
     sides: Annotated[int | list, "one or two"] = 3
     fast: Annotated[bool, "or not"] = True
+    way: Annotated[Literal["up", "down"], "one of two words"] = "up"
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Passing:
         ("rate=null", None),
         ("sides=[1, 2]", [1, 2]),
         ("fast=false", False),
+        ("way=down", "down"),
     ],
 )
 def test_values_are_of_the_fields_type(argument, expected):
@@ -47,6 +49,7 @@ def test_values_are_of_the_fields_type(argument, expected):
         (["name=a", "rate=fast"], "rate=fast: expected float or null, found 'fast'"),
         (["name=a", "rate=1e999"], "rate=1e999: expected float or null, found inf"),
         (["name=a", "sides=true"], "sides=true: expected int or list, found True"),
+        (["name=a", "way=left"], "way=left: expected up or down, found 'left'"),
         (["name=a", "sides={"], "sides={: expected int or list, found '{'"),
         (["name=a", "~rate"], "expected key=value, found '~rate'"),
         (["name=a", "overrides=x"], "unknown setting 'overrides'"),
@@ -83,5 +86,6 @@ def test_help_has_a_line_for_each_setting():
         "  rate=null  a number",
         "  sides=3    one or two",
         "  fast=true  or not",
+        "  way=up     one of two words",
     ]
     assert "overrides" not in help_text(Passing, "")

@@ -24,6 +24,7 @@ ALLOWED = {
         "drawing": "",
         "trees": "",
         "film": "files trees",
+        "pictures": "formats trees",
         "lock": "",
         "processes": "",
         "page": "",
@@ -47,7 +48,10 @@ ALLOWED = {
         "tasks datasets model speed runs evaluation training",
         "check": "arguments drawing files formats page tasks datasets runs",
         "profile": "arguments flops structures datasets speed runs evaluation training",
-        "predict": "arguments drawing files film formats trees tasks datasets model runs evaluation training",
+        "features": "arguments drawing files film flops formats lock page pictures processes trees structures encoders "
+        "decoders losses metrics tasks datasets model speed runs evaluation",
+        "predict": "arguments drawing files film formats pictures trees tasks datasets model speed runs evaluation "
+        "training",
         "compare": "arguments drawing files flops formats lock page tasks datasets model runs evaluation training",
     }.items()
 }
@@ -116,7 +120,10 @@ def test_importing_the_package_has_no_side_effects():
 @pytest.mark.parametrize(
     "command",
     ["train.py --help", "eval.py --help"]
-    + [f"-m e2net.{name} --help" for name in ("predict", "check", "compare", "profile", "encoders", "adapt")],
+    + [
+        f"-m e2net.{name} --help"
+        for name in ("predict", "check", "compare", "profile", "encoders", "adapt", "features")
+    ],
 )
 def test_help_is_there_before_torch_is(command):
     whole = [sys.executable, "-X", "importtime", *command.split()]

@@ -20,13 +20,13 @@ from e2net.datasets import Resize
 from e2net.evaluation.inference import Predictor, check_finite
 from e2net.evaluation.test import choose_precision
 from e2net.model import DenseModel
-from e2net.predict.pictures import FAULTS, Picture, check_many, decode, is_picture, take
+from e2net.pictures import FAULTS, Picture, check_many, decode, is_picture, take
 from e2net.predict.result import Prediction
 from e2net.predict.settings import AUTO, LARGEST, THRESHOLD, check_value
 from e2net.runs.checkpoint import KEY, find_checkpoint, model_of, read_checkpoint, trained_with
+from e2net.speed import AUTOCAST, choose_device
 from e2net.tasks.base import Task
 
-_AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 # Pixels of pictures in a batch, read ahead of it, or waiting to be written: a single larger one is taken alone.
 HELD_PIXELS = 1 << 25
 # How many batches later a picture of a rare shape no longer waits for others of its shape: until it is predicted,
@@ -138,10 +138,10 @@ class Segmenter:
             model.encoder.check_size(*self.predictor.window)
         if max(self.predictor.scales) * max(sides) > LARGEST:
             raise ValueError(f"scales={list(self.predictor.scales)}: expected at most {LARGEST} pixels a side of size")
-        self.device = _device(device)
+        self.device = choose_device(device)
         self.precision = choose_precision(precision, self.device.type)
-        if self.precision not in _AUTOCAST:
-            raise ValueError(f"precision={precision}: expected auto or one of {', '.join(_AUTOCAST)}")
+        if self.precision not in AUTOCAST:
+            raise ValueError(f"precision={precision}: expected auto or one of {', '.join(AUTOCAST)}")
         self.model = model.to(self.device).eval()
         self.size = sides
         self.threshold = float(threshold)
@@ -319,7 +319,7 @@ class Segmenter:
 
     def activated(self, image: Tensor) -> Tensor:
         """The task's activated prediction (B, C, H, W), float32, for uint8 RGB images (B, 3, H, W) at a legal size."""
-        dtype = _AUTOCAST[self.precision]
+        dtype = AUTOCAST[self.precision]
         with nullcontext() if dtype is None else torch.autocast(self.device.type, dtype):
             return self.predictor(self.model, image)
 
@@ -416,20 +416,6 @@ def _pair(size: int | Sequence[int]) -> tuple[int, int]:
 def _check_options(batch_size: int, keep_aspect: bool, threads: int | None) -> None:
     for key, value in (("batch_size", batch_size), ("keep_aspect", keep_aspect), ("threads", threads)):
         check_value(key, value)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.ones(1, device=device).add(1).item()
-    # An unknown word, a backend that this machine lacks, or one without values.
-    except (RuntimeError, AssertionError, ImportError, AttributeError) as error:
-        raise ValueError(
-            f"device={name} is not to be had here ({str(error).splitlines()[0]:.100}); try auto"
-        ) from error
-    return device
 
 
 def _batches(
