@@ -12,7 +12,7 @@ from e2net.evaluation.plots import lines_figure
 from e2net.structures import Tokens
 
 # Pictures of features.
-_SHOWN = 6
+SHOWN = 6
 
 
 def curves(rows: Sequence[Mapping[str, float]]) -> bytes:
@@ -33,7 +33,7 @@ def features_picture(images: Tensor, before: Tokens, after: Tokens) -> bytes:
         images: (n, 3, S, S) uint8; the first few are shown.
         before, after: tokens for them, (n, N, D) patches.
     """
-    count = min(_SHOWN, len(images))
+    count = min(SHOWN, len(images))
     old, new = (_standard(tokens.patches[:count].float()) for tokens in (before, after))
     together = torch.cat([old, new]).flatten(0, 1)
     _, _, basis = torch.pca_lowrank(together, q=3, center=False, niter=6)

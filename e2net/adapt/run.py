@@ -23,7 +23,7 @@ from e2net.adapt.output import check_output, save_encoder
 from e2net.adapt.pictures import Pictures
 from e2net.adapt.probe import Probe
 from e2net.adapt.recipe import Anchor, Recipe
-from e2net.adapt.report import curves, features_picture
+from e2net.adapt.report import SHOWN, curves, features_picture
 from e2net.datasets import DenseData, ProceduralData
 from e2net.encoders import Encoder, Tuning
 from e2net.evaluation.test import choose_precision, interrupts
@@ -53,6 +53,8 @@ from e2net.training.records import MetricsFile, WholeCheckpoints
 log = logging.getLogger(__name__)
 
 PROBE, FEATURES = "probe.png", "features.png"
+# Patches a side of the pictures whose features are shown.
+_SHOWN_PATCHES = 20
 _FILES = (CONFIG, ENVIRONMENT, METRICS, CHECKPOINTS, PROBE, FEATURES, "tensorboard", "wandb", "mlruns")
 # With more prototypes for each view of a picture, most of them are nobody's.
 _PER_VIEW = 16
@@ -119,8 +121,7 @@ def prepare_adapting(config: dict[str, Any]) -> AdaptJob:
     for line in pictures.warnings(crops):
         log.warning("%s", line)
     images = chosen_pictures(pictures, watch.pictures, crops.global_size)
-    before = tokens_of(original, images)
-    follow = Follow(watch, images, before, probe, run_dir / CHECKPOINTS / BEST)
+    follow = Follow(watch, images, tokens_of(original, images), probe, run_dir / CHECKPOINTS / BEST)
     trainer = _trainer(config, run_dir, step, follow, pictures)
     module = _module(config, student, original, recipe, anchor, tuning, pictures.batch_size, trainer)
     if auto and content is None:
@@ -135,7 +136,10 @@ def prepare_adapting(config: dict[str, Any]) -> AdaptJob:
     _set_length(module, pictures, trainer)
     _check_enough(config, pictures, module)
     _check_room(module, run_dir, output)
-    return AdaptJob(module, pictures, crops, trainer, follow, run_dir, output, resume, step, images, before)
+    # Larger than crops: of seven patches a side nobody sees anything.
+    shown = chosen_pictures(pictures, SHOWN, max(crops.global_size, _SHOWN_PATCHES * original.size_multiple))
+    before = tokens_of(original, shown)
+    return AdaptJob(module, pictures, crops, trainer, follow, run_dir, output, resume, step, shown, before)
 
 
 def _resumed(config: dict[str, Any], run_dir: Path) -> tuple[Path | None, dict[str, Any] | None]:
