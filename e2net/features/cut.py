@@ -43,7 +43,7 @@ def spectral(patches: NDArray[Any], threshold: float = 0.0) -> NDArray[np.float3
         _, found = torch.lobpcg(matrix, X=start, largest=True, niter=_STEPS, tol=1e-6)
         second = found[:, 0]
     values = second / root
-    return (values - values.mean()).reshape(patches.shape[:2]).float().numpy()  # type: ignore[no-any-return]
+    return (values - values.mean()).reshape(patches.shape[:2]).float().numpy()
 
 
 def principal(patches: NDArray[Any]) -> NDArray[np.float32]:

@@ -69,6 +69,6 @@ def fit_logistic(x: Tensor, labels: Tensor, classes: int = 2, c: float = 1.0) ->
         return value
 
     with torch.enable_grad():
-        optimiser.step(loss)  # type: ignore[no-untyped-call]
+        optimiser.step(loss)
     fitted = weight.detach()
     return Logistic(fitted.float(), (bias.detach() - fitted @ centre).float())
