@@ -61,7 +61,7 @@ def spread(matches: Matches, count: int, apart: float) -> Matches:
         steps = matches.first[chosen] - matches.first[index]
         if not chosen or (np.hypot(steps[:, 0], steps[:, 1]) >= apart).all():
             chosen.append(index)
-    return Matches(*(part[chosen] for part in matches))  # type: ignore[arg-type]
+    return Matches(matches.first[chosen], matches.second[chosen], matches.similarity[chosen])
 
 
 def locate(
