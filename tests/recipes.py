@@ -20,7 +20,8 @@ def recipe_config(recipe, *overrides):
 def one_of_each():
     """Recipes with every task, loss, decoder, tuning, schedule and option of averaging and looking that any has."""
     found, chosen = set(), []
-    for recipe in ["recommended", *RECIPES]:
+    # The second is one whose plateau schedule falls within few epochs.
+    for recipe in ["recommended", "e2net_dinov3_v5", *RECIPES]:
         config = recipe_config(recipe)
         parts = [config[key] for key in ("task", "loss", "decoder", "tuning")] + [config["optim"]["schedule"]]
         own = {part["_target_"] for part in parts} | {key for key in ("ema", "flip_test", "zoom_test") if config[key]}

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from types import SimpleNamespace
 
 import cv2
 import lightning as L
@@ -227,7 +228,7 @@ def test_wrong_settings_end_before_the_training(tmp_path, overrides, words):
 
 
 def test_a_disk_that_is_nearly_full(tmp_path, monkeypatch):
-    monkeypatch.setattr("shutil.disk_usage", lambda path: (2**30, 2**30, 1000))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(total=2**30, used=2**30, free=1000))
     with pytest.raises(ValueError, match=r"expected room for about \d+ MiB .* found 0; make room"):
         small_job(tmp_path / "run")
 

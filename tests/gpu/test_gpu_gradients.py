@@ -139,7 +139,7 @@ def test_every_encoder_under_every_tuning(groups):
             model = DenseModel(copy.deepcopy(encoder), LinearDecoder, build(tuning)).to(META)
             assert idle(model, criterion, (side, side)) == [], f"{encoder}, {tuning}"
             tried += 1
-    assert tried == 10 * 5
+    assert tried == 10 * 6
 
 
 def test_batches_are_resized_where_they_are():
