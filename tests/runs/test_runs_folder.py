@@ -170,6 +170,7 @@ def test_every_setting_of_a_resumed_run_is_the_same_or_may_differ():
     """A walk over all keys of configs that together have every group's option."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         configs = [compose("train", ["run_dir=x", "resume=y"])]
+        configs.append(compose("adapt", ["run_dir=x", "resume=y", "data.root=r"]))
         tasks = {file.stem for file in (ROOT / "conf" / "task").glob("*.yaml")}
         others = ("experiment", "adapt", "adapt_with")  # recipes, and what another program has
         for group in sorted(p for p in (ROOT / "conf").iterdir() if p.is_dir() and p.name not in others):
