@@ -211,3 +211,15 @@ def test_a_run_that_was_to_end_within_an_epoch_goes_on_within_it(tmp_path, worke
     ]
     states = [read_checkpoint(tmp_path / name / "checkpoints" / "last.ckpt")["state_dict"] for name in ("run", "whole")]
     assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+
+
+def test_a_run_of_so_many_steps_goes_on_within_an_epoch(tmp_path):
+    """And ends where the uninterrupted one does, in the middle of another."""
+    options = ["data.n_train=30", "data.num_workers=0", "trainer.max_epochs=100", "+trainer.max_steps=13"]
+    options.append("checkpoint_every_n_steps=1")
+    train(tiny_job(tmp_path / "whole", *options))
+    interrupted(tiny_job(tmp_path / "run", *options), epoch=1)
+    train(tiny_job(tmp_path / "run", *options, f"resume={tmp_path}/run"))
+    states = [read_checkpoint(tmp_path / name / "checkpoints" / "last.ckpt") for name in ("run", "whole")]
+    assert states[0]["global_step"] == states[1]["global_step"] == 13
+    assert all(torch.equal(v, states[1]["state_dict"][key]) for key, v in states[0]["state_dict"].items())
