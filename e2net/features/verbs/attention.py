@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from e2net.features.verbs.common import DrawingSettings
+from e2net.features.verbs.common import DRAWN, DrawingSettings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from e2net.features.extract import Extractor, Features
     from e2net.features.looks import Map
 
-USAGE = """\
+USAGE = f"""\
 Draws the attention of the class token and the registers to the patches, from a block's own queries and keys.
 
   python -m e2net.features attention input=PHOTOS encoder=dinov3_s
@@ -21,11 +21,7 @@ Draws the attention of the class token and the registers to the patches, from a 
 Each token's mean over the heads; heads=true draws every head of the class token too. Colours go from 0 to the largest
 of each picture and map: attention is a share, and a larger picture has more to share among.
 
-Writes OUT/pictures/NAME.png, each picture beside its maps, OUT/sheet.png, the first 24 of them, and OUT/gallery.html,
-one page in which a click on a patch shows its similarity in all pictures. Several encoders, separated by commas, stand
-side by side. sharp=true moves the edges of maps to those of the picture: a guided filter, which needs no training and
-suits every encoder.
-"""
+{DRAWN}"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,15 @@ if TYPE_CHECKING:
     from e2net.features.extract import Extractor
 
 
+# What --help of the verbs that draw says of their results.
+DRAWN = """\
+Writes OUT/pictures/NAME.png, each picture beside its maps, OUT/sheet.png, the first 24 of them, and OUT/gallery.html,
+one page in which a click on a patch shows its similarity in all pictures. Several encoders, separated by commas, stand
+side by side. sharp=true moves the edges of maps to those of the picture: a guided filter, which needs no training and
+suits every encoder.
+"""
+
+
 @dataclass(frozen=True, kw_only=True)
 class EncoderSettings:
     """Which features, and where they are computed. A verb's settings inherit from it.

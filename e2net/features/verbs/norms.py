@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from e2net.features.verbs.common import DrawingSettings
+from e2net.features.verbs.common import DRAWN, DrawingSettings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from e2net.features.drawing import Drawn
     from e2net.features.extract import Extractor, Features
 
-USAGE = """\
+USAGE = f"""\
 Draws the lengths of the patches' vectors.
 
   python -m e2net.features norms input=PHOTOS encoder=dinov2_l,dinov2_l_reg norm=false
@@ -20,11 +20,7 @@ A few patches that are many times as long as the rest are artefacts, which regis
 norm makes all lengths alike: give norm=false. Colours go
 from 0 to the largest of all pictures.
 
-Writes OUT/pictures/NAME.png, each picture beside its maps, OUT/sheet.png, the first 24 of them, and OUT/gallery.html,
-one page in which a click on a patch shows its similarity in all pictures. Several encoders, separated by commas, stand
-side by side. sharp=true moves the edges of maps to those of the picture: a guided filter, which needs no training and
-suits every encoder.
-"""
+{DRAWN}"""
 
 
 @dataclass(frozen=True, kw_only=True)

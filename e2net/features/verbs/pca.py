@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from e2net.features.verbs.common import DrawingSettings
+from e2net.features.verbs.common import DRAWN, DrawingSettings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from e2net.features.drawing import Drawn
     from e2net.features.extract import Extractor, Features
 
-USAGE = """\
+USAGE = f"""\
 Draws the first three principal components of patches as red, green and blue.
 
   python -m e2net.features pca input=PHOTOS encoder=dinov3_s
@@ -20,11 +20,7 @@ Draws the first three principal components of patches as red, green and blue.
 One basis for all pictures: alike patches have one colour everywhere. The first component of all patches tells the
 foreground, whose own components are drawn; foreground=false draws those of all patches.
 
-Writes OUT/pictures/NAME.png, each picture beside its maps, OUT/sheet.png, the first 24 of them, and OUT/gallery.html,
-one page in which a click on a patch shows its similarity in all pictures. Several encoders, separated by commas, stand
-side by side. sharp=true moves the edges of maps to those of the picture: a guided filter, which needs no training and
-suits every encoder.
-"""
+{DRAWN}"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from e2net.features.verbs.common import DrawingSettings
+from e2net.features.verbs.common import DRAWN, DrawingSettings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from e2net.features.drawing import Drawn
     from e2net.features.extract import Extractor, Features
 
-USAGE = """\
+USAGE = f"""\
 Draws the cosine of all patches to those of a place in the first picture.
 
   python -m e2net.features similarity input=PHOTOS encoder=dinov3_s point=120,80
@@ -19,11 +19,7 @@ Draws the cosine of all patches to those of a place in the first picture.
 
 Pixels are those of the first picture, by path, as its file has them. Yellow is 1, dark the least cosine of all.
 
-Writes OUT/pictures/NAME.png, each picture beside its maps, OUT/sheet.png, the first 24 of them, and OUT/gallery.html,
-one page in which a click on a patch shows its similarity in all pictures. Several encoders, separated by commas, stand
-side by side. sharp=true moves the edges of maps to those of the picture: a guided filter, which needs no training and
-suits every encoder.
-"""
+{DRAWN}"""
 
 
 @dataclass(frozen=True, kw_only=True)
