@@ -2,19 +2,23 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from e2net.datasets.transforms import Size
+from e2net.datasets.transforms import Resize, Size
 from e2net.evaluation.scales import ScaledRows, check_scales, resize, scaled_size
-from e2net.evaluation.zoom import check_zoom, found_box
+from e2net.evaluation.zoom import check_zoom, cut_out, found_box
 from e2net.formats import some
 from e2net.model import DenseModel
 from e2net.structures import Images, NotFiniteError, unit_range
 from e2net.tasks.base import Task
 
 Forward = Callable[[Images], Tensor]
+# The pictures (h, w, 3) uint8 RGB, each at its own size, that a batch of images was made from, by their place in it.
+Pictures = Callable[[int], np.ndarray]
 # Of a mean of two looks, the second's part: it sees more, and the first knows the surroundings.
 SECOND = 0.7
 # Beyond it powers of probabilities leave the range of float32.
@@ -55,8 +59,8 @@ class Predictor:
             window's is not divided; an image that fits into one window is predicted as without windows.
         overlap: of neighbouring windows, at least, as a fraction of their side, 0 to below 1.
         windows_at_once: how many windows are one batch of the model; bounds the memory.
-        zoom: of a task with objects: look again at the box of what was found, its sides times this and enlarged to the
-            image's size, and average both looks there; 0: do not. Twice the cost.
+        zoom: of a task with objects: look again at the box of what was found, its sides times this and cut out of the
+            picture, and average both looks there; 0: do not. Twice the cost.
         sharpen: the averaged log-odds times this, where the task has objects; above 1 sharper, 1 as they are.
 
     Raises:
@@ -100,31 +104,38 @@ class Predictor:
                 f" {self.window[0]}x{self.window[1]} (height x width)"
             )
 
-    def __call__(self, model: DenseModel, image: Images) -> Tensor:
+    def __call__(self, model: DenseModel, image: Images, pictures: Pictures | None = None) -> Tensor:
         """The task's activated prediction (B, C, H, W), float32, for uint8 RGB images (B, 3, H, W).
 
         Encoded images are looked at in one scale and without windows.
+
+        Args:
+            model: in evaluation mode.
+            image: the batch.
+            pictures: what it was resized from, where a second look finds detail that the images have lost; None: the
+                images are all there is. Without ``zoom`` nobody asks for them.
 
         Raises:
             ValueError: image or window is of a size that the encoder does not take.
         """
         mean = self._look(model, image)
         if self.zoom:
-            mean = self._look_again(model, image, mean)
+            assert isinstance(image, Tensor)
+            mean = self._look_again(model, image, mean, pictures or partial(_picture, image))
         return mean if self.sharpen == 1 else model.task.sharpened(mean, self.sharpen)
 
-    def _look_again(self, model: DenseModel, image: Images, first: Tensor) -> Tensor:
+    def _look_again(self, model: DenseModel, image: Tensor, first: Tensor, pictures: Pictures) -> Tensor:
         """The first look's results (B, C, H, W), averaged with those of a second one in the box of what was found.
 
         Images of which the box is all are looked at again too: processes that share one model make equally many passes.
         """
-        assert isinstance(image, Tensor)
         size = (image.shape[-2], image.shape[-1])
         boxes = [found_box(model.task.soft(one, size), self.zoom) for one in first]
-        crops = [image[b : b + 1, :, top:low, left:right] for b, (top, low, left, right) in enumerate(boxes)]
-        enlarged = [resize(unit_range(crop), size).mul(255).round().to(torch.uint8) for crop in crops]
+        fit = Resize(size, model.task).image
+        crops = np.stack([fit(cut_out(pictures(b), box, size)) for b, box in enumerate(boxes)])
+        closer = torch.from_numpy(crops).permute(0, 3, 1, 2).contiguous().to(image.device)
         result = first.clone()
-        for b, second in enumerate(self._look(model, torch.cat(enlarged))):
+        for b, second in enumerate(self._look(model, closer)):
             top, low, left, right = boxes[b]
             there = result[b : b + 1, :, top:low, left:right]
             there += SECOND * (resize(second[None], (low - top, right - left)) - there)
@@ -217,6 +228,11 @@ class Predictor:
                         probs = forward(torch.stack([pixels for *_, pixels in chunk]))
                         yield from ((*place, prob) for (*place, _), prob in zip(chunk, probs, strict=True))
                         chunk.clear()
+
+
+def _picture(images: Tensor, index: int) -> np.ndarray:
+    """One of the images (B, 3, H, W), as a picture (H, W, 3)."""
+    return images[index].permute(1, 2, 0).cpu().numpy()
 
 
 def starts(length: int, window: int, overlap: float) -> list[int]:

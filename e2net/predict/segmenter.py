@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from e2net.datasets import Resize
-from e2net.evaluation.inference import Predictor, check_finite
+from e2net.evaluation.inference import Pictures, Predictor, check_finite
 from e2net.evaluation.test import choose_precision
 from e2net.model import DenseModel
 from e2net.pictures import FAULTS, Picture, check_many, decode, is_picture, take
@@ -308,7 +308,7 @@ class Segmenter:
         for item in batch:
             item.inputs = item.inputs[:0].copy()
         inputs = inputs.permute(0, 3, 1, 2).contiguous()
-        activated = self.activated(inputs)
+        activated = self.activated(inputs, lambda index: batch[index].image)
         del inputs
         check_finite(activated, [str(item.source or f"picture {item.index}") for item in batch])
         task = self.model.task
@@ -317,11 +317,16 @@ class Segmenter:
             for item, one in zip(batch, activated, strict=True)
         ]
 
-    def activated(self, image: Tensor) -> Tensor:
-        """The task's activated prediction (B, C, H, W), float32, for uint8 RGB images (B, 3, H, W) at a legal size."""
+    def activated(self, image: Tensor, pictures: Pictures | None = None) -> Tensor:
+        """The task's activated prediction (B, C, H, W), float32, for uint8 RGB images (B, 3, H, W) at a legal size.
+
+        Args:
+            image: the batch.
+            pictures: what it was resized from, see :class:`~e2net.evaluation.inference.Predictor`.
+        """
         dtype = AUTOCAST[self.precision]
         with nullcontext() if dtype is None else torch.autocast(self.device.type, dtype):
-            return self.predictor(self.model, image)
+            return self.predictor(self.model, image, pictures)
 
 
 def load(
