@@ -39,7 +39,7 @@ class EvaluationModule(L.LightningModule):
 
     Attributes:
         test_images: for each test set, reads an image (h, w, 3) uint8 RGB at its own size by position. Scores of the
-            image need it, and a second look sees the more by it.
+            image need it, and other scales and a second look see the more by it.
     """
 
     def __init__(
@@ -136,8 +136,8 @@ class EvaluationModule(L.LightningModule):
         return {"maps": maps}
 
     def _pictures(self, images: Sequence[Callable[[], np.ndarray | None] | None]) -> Pictures | None:
-        """A batch's pictures at their own sizes where there is a second look; read while the first one goes on."""
-        if not self.predictor.zoom or not images or images[0] is None:
+        """A batch's pictures at their own sizes where they are looked at; read while the first look goes on."""
+        if not self.predictor.reads_pictures or not images or images[0] is None:
             return None
         reading = [self._readers.submit(_there, image) for image in images]
         return lambda index: reading[index].result()
