@@ -72,7 +72,8 @@ def test_a_program_ends_well_in_a_terminal_that_is_not_utf_8(tmp_path, program):
     else:
         for name in ("tiny", "dinov3_s", "convnext_t"):  # all would take most of the time
             shutil.copy(ROOT / "conf" / "encoder" / f"{name}.yaml", tmp_path)
-        found = _start(
-            tmp_path, "-c", f"from e2net.encoders.listing import *; exit(show(['size=64'], Path({str(tmp_path)!r})))"
-        )
+        code = "import sys; from pathlib import Path; from e2net.encoders.listing import show\n"
+        code += "sys.exit(show(['size=64'], Path(sys.argv[1])))"
+        found = _start(tmp_path, "-c", code, str(tmp_path))
+        assert b"dinov3_s" in found.stdout
     assert found.returncode == 0, found.stderr[-3000:].decode(errors="replace")
