@@ -50,7 +50,7 @@ SETTINGS = [
     "trainer.log_every_n_steps=1",
 ]  # fmt: skip
 # A rehearsal looks at the script, and is to be quick.
-REHEARSAL = ["size=32", "decoder.width=16", "data.n_train=12", "data.sides=[32,48]", "data.batch_size=4"]
+REHEARSAL = ["size=32", "decoder.width=16", "data.n_train=24", "data.sides=[32,48]", "data.batch_size=4"]
 MIXED = ("bf16-mixed", "16-mixed")
 
 

@@ -64,7 +64,14 @@ def test_some_of_each_kind_of_test_pass_in_a_hostile_environment(tmp_path):
 @pytest.mark.parametrize("program", ["train.py", "e2net.encoders", "e2net.check"])
 def test_a_program_ends_well_in_a_terminal_that_is_not_utf_8(tmp_path, program):
     if program == "train.py":
-        found = _start(tmp_path, str(ROOT / program), *TINY, f"hydra.run.dir={tmp_path}/a run")
+        found = _start(
+            tmp_path,
+            str(ROOT / program),
+            *TINY,
+            "trainer.max_epochs=1",
+            "logger=csv",
+            f"hydra.run.dir={tmp_path}/a run",
+        )
         assert (tmp_path / "a run" / "test_scores.json").is_file()
     elif program == "e2net.check":
         few = ["data.n_train=12", "data.n_test=2", "data.val_fraction=0.3", f"output={tmp_path}/a check"]
