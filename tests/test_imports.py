@@ -1,6 +1,7 @@
 """The direction of imports is one: siblings never import each other, and only what runs it imports the engine."""
 
 import ast
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -108,15 +109,6 @@ def test_no_program_knows_one_task():
             assert own <= shared, f"{file} imports {own}"
 
 
-def test_importing_the_package_has_no_side_effects():
-    code = (
-        "import sys, e2net.model, e2net.datasets, e2net.losses, e2net.metrics;"
-        "assert 'hydra' not in sys.modules, 'Hydra was imported';"
-        "assert 'py_sod_metrics' not in sys.modules, 'a test dependency was imported'"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent)
-
-
 @pytest.mark.parametrize(
     "command",
     ["train.py --help", "eval.py --help"]
@@ -126,21 +118,24 @@ def test_importing_the_package_has_no_side_effects():
     ],
 )
 def test_help_is_there_before_torch_is(command):
+    """Within two seconds of the processor, as this machine may have others to serve."""
     whole = [sys.executable, "-X", "importtime", *command.split()]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(whole, check=True, cwd=PACKAGE.parent, capture_output=True, text=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime < 2
     assert "python" in done.stdout
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
     assert "site" in loaded, "importtime printed nothing that is known"
     assert loaded.isdisjoint(HEAVY)
 
 
-def test_a_table_of_scores_needs_no_lightning():
+def test_a_table_of_scores_needs_no_lightning_and_a_model_no_hydra():
     code = (
-        (
-            "import sys, e2net.evaluation.predictions, e2net.evaluation.report; from e2net.datasets import FolderData;"
-            f"found = {sorted(HEAVY - {'torch'})} & sys.modules.keys(); assert not found, found"
-        )
-        .replace("[", "{")
-        .replace("]", "}")
+        "import sys, e2net.evaluation.predictions, e2net.evaluation.report; from e2net.datasets import FolderData\n"
+        f"found = set({sorted(HEAVY - {'torch'})}) & sys.modules.keys(); assert not found, found\n"
+        "import e2net.model, e2net.datasets, e2net.losses, e2net.metrics\n"
+        "assert 'hydra' not in sys.modules, 'Hydra was imported'\n"
+        "assert 'py_sod_metrics' not in sys.modules, 'a test dependency was imported'\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent)
