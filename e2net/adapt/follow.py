@@ -136,21 +136,22 @@ class Follow(L.Callback):
         shown = {f"watch/{name}": value for name, value in seen.items()}
         if self.probe is not None:
             shown |= {f"probe/{name}": value for name, value in self.probe(encoder).items()}
-        before, row = self.best, {"step": float(step), **shown}
-        self.rows.append(row)
         for logger in trainer.loggers:
             logger.log_metrics(shown, step)
         log.info("step %d: %s", step, ", ".join(f"{name} {value:.4g}" for name, value in shown.items()))
-        if self.best is row and self.best is not before and self.file is not None:
-            keep(self.file, module, step)
+        # Before this look can become the best one.
         if not module.heads_only(step) and step > 0:
-            self.watch.collapse.check(step, seen["effective_rank"], self._information())
+            self.watch.collapse.check(step, seen["effective_rank"], self._information(seen))
+        row = {"step": float(step), **shown}
+        self.rows.append(row)
+        if self.best is row and self.file is not None:
+            keep(self.file, module, step)
 
-    def _information(self) -> float | None:
+    def _information(self, seen: Mapping[str, float]) -> float | None:
         """Of the prototypes, once it has been well above its limit: fresh heads say next to nothing of a picture."""
         known = [row["watch/information"] for row in self.rows if "watch/information" in row]
-        risen = any(value >= _RISEN * self.watch.collapse.information for value in known[:-1])
-        return known[-1] if risen else None
+        risen = any(value >= _RISEN * self.watch.collapse.information for value in known)
+        return seen.get("information") if risen else None
 
 
 def keep(file: Path, module: Any, step: int) -> None:
