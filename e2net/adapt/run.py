@@ -48,7 +48,7 @@ from e2net.runs.provenance import write_environment
 from e2net.runs.resume import check_same_run
 from e2net.structures import Tokens
 from e2net.training.callbacks import LastCheckpoint, ResumeState
-from e2net.training.memory import AUTO, OutOfMemoryError, is_out_of_memory
+from e2net.training.memory import OutOfMemoryError, is_out_of_memory, without_auto
 from e2net.training.records import MetricsFile, WholeCheckpoints
 
 log = logging.getLogger(__name__)
@@ -95,10 +95,7 @@ def prepare_adapting(config: dict[str, Any]) -> AdaptJob:
     os.environ.pop("PL_GLOBAL_SEED")
     run_dir, output = Path(config["run_dir"]), Path(config["output"]).expanduser()
     resume, content = _resumed(config, run_dir)
-    auto = config["data"]["batch_size"] == AUTO
-    if auto:
-        found = 2 if content is None else content[KEY]["config"]["data"]["batch_size"]
-        config = {**config, "data": {**config["data"], "batch_size": found}}
+    config, auto = without_auto(config, content, 2)
     if content is not None:
         # Without what a checkpoint of train.py has by default.
         check_same_run({k: v for k, v in content[KEY]["config"].items() if k in config}, config)
