@@ -166,6 +166,11 @@ class MultiCrop:
         height, width = image.shape[:2]
         return self.cut(image, self.plan(rng, height, width), (height, width))
 
+    @property
+    def pixels(self) -> int:
+        """Of all crops of a picture."""
+        return self.globals * (self.global_size**2 + (self.gram_size or 0) ** 2) + self.locals * self.local_size**2
+
     def plan(self, rng: np.random.Generator, height: int, width: int) -> list[Region]:
         """Draws the crops of a picture: the global ones, then the local ones.
 
@@ -221,6 +226,36 @@ class MultiCrop:
             hue = 2 * math.pi * self.jitter[3] * strengths[3] if jittered else 0.0
             factors = (brightness, contrast, 0.0 if grey else saturation, hue)
         return Colours(factors, sigma if chances[2] < blur else 0.0, bool(chances[3] < solarise))
+
+
+class CropMix:
+    """Sizes of crops of which each batch has one, as in DINOv3's high-resolution stage (arXiv:2508.10104, section 5.1).
+
+    Args:
+        sizes: makers of crops that differ in their sides.
+        shares: of the batches that have each size; they are divided by their sum.
+
+    Raises:
+        ValueError: no sizes, or shares that are not as many and above 0.
+    """
+
+    def __init__(self, sizes: Sequence[MultiCrop], shares: Sequence[float] = (1.0,)) -> None:
+        if not sizes or len(shares) != len(sizes) or not all(0 < share < math.inf for share in shares):
+            raise ValueError(f"mix: expected a share above 0 for each size, found {list(shares)} of {len(sizes)} sizes")
+        self.sizes, self.shares = tuple(sizes), tuple(share / sum(shares) for share in shares)
+
+    @property
+    def largest(self) -> MultiCrop:
+        """The one with the most pixels a picture."""
+        return max(self.sizes, key=lambda one: one.pixels)
+
+    def of_batch(self, seed: int, epoch: int, batch: int) -> MultiCrop:
+        """The maker of a batch's crops; a size is drawn anew for each batch, and the same wherever it is asked for."""
+        if len(self.sizes) == 1:
+            return self.sizes[0]
+        # Of another length than the seeds of pictures, so that no picture's crops are drawn alike.
+        drawn = np.random.default_rng([seed, epoch, batch, 1]).choice(len(self.sizes), p=self.shares)
+        return self.sizes[int(drawn)]
 
 
 def collate_crops(samples: Sequence[Crops], broken: Sequence[tuple[str, str]] = ()) -> CropBatch:

@@ -22,8 +22,6 @@ from e2net.structures import Tokens
 
 log = logging.getLogger(__name__)
 
-# Times the limit.
-_RISEN = 3
 # At a time, of pictures that are looked at.
 _BATCH = 8
 
@@ -42,7 +40,7 @@ class Watch:
     """
 
     def __init__(
-        self, every: int = 100, pictures: int = 16, neighbours: int = 5, rank: float = 1.5, information: float = 0.001
+        self, every: int = 100, pictures: int = 16, neighbours: int = 5, rank: float = 1.5, information: float = 1e-5
     ) -> None:
         if every < 1 or pictures < 2 or neighbours < 1:
             raise ValueError(
@@ -136,21 +134,16 @@ class Follow(L.Callback):
         shown = {f"watch/{name}": value for name, value in seen.items()}
         if self.probe is not None:
             shown |= {f"probe/{name}": value for name, value in self.probe(encoder).items()}
-        before, row = self.best, {"step": float(step), **shown}
-        self.rows.append(row)
         for logger in trainer.loggers:
             logger.log_metrics(shown, step)
         log.info("step %d: %s", step, ", ".join(f"{name} {value:.4g}" for name, value in shown.items()))
-        if self.best is row and self.best is not before and self.file is not None:
-            keep(self.file, module, step)
+        # Before this look can become the best one.
         if not module.heads_only(step) and step > 0:
-            self.watch.collapse.check(step, seen["effective_rank"], self._information())
-
-    def _information(self) -> float | None:
-        """Of the prototypes, once it has been well above its limit: fresh heads say next to nothing of a picture."""
-        known = [row["watch/information"] for row in self.rows if "watch/information" in row]
-        risen = any(value >= _RISEN * self.watch.collapse.information for value in known[:-1])
-        return known[-1] if risen else None
+            self.watch.collapse.check(step, seen["effective_rank"], seen.get("information"))
+        row = {"step": float(step), **shown}
+        self.rows.append(row)
+        if self.best is row and self.file is not None:
+            keep(self.file, module, step)
 
 
 def keep(file: Path, module: Any, step: int) -> None:

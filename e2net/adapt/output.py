@@ -77,7 +77,9 @@ def save_encoder(
     with torch.no_grad():
         plain = _plain_copy(encoder)
     backbone: Any = plain.backbone
-    loader = loader or ("encoder=convnext_t" if backbone.config.model_type == "dinov3_convnext" else "encoder=local")
+    loader = loader or (
+        "encoder=convnext_t '~encoder.config'" if backbone.config.model_type == "dinov3_convnext" else "encoder=local"
+    )
     with naming(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
     stage = part_of(folder)

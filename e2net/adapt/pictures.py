@@ -14,7 +14,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from e2net.adapt.crops import CropBatch, Crops, MultiCrop, collate_crops
+from e2net.adapt.crops import CropBatch, CropMix, Crops, MultiCrop, collate_crops
 from e2net.datasets.datamodule import DenseData, EpochSampler, loader_settings, reading_processes
 from e2net.datasets.pairs import Source, pair_files, read_pair
 from e2net.files import naming
@@ -224,7 +224,7 @@ class Pictures:
         except ValueError as error:
             self.broken[name] = f"{error} ({kept} frames are used)" if kept else str(error)
 
-    def warnings(self, crops: MultiCrop) -> list[str]:
+    def warnings(self, crops: MultiCrop | CropMix) -> list[str]:
         """What to say before training, a line each: what is left out, and crops that are larger than pictures.
 
         Sizes of generated pictures are not known before they are made, and are not looked at.
@@ -241,8 +241,7 @@ class Pictures:
             )
         if isinstance(images, _Files) and images.sizes is not None:
             shorter = images.sizes.min(axis=1)
-            sides = {"global": crops.global_size, "local": crops.local_size if crops.locals else 0}
-            for kind, side in {**sides, "gram": crops.gram_size or 0}.items():
+            for kind, side in _sides(crops):
                 small = [images.names[index] for index in np.flatnonzero(shorter < side)]
                 if small:
                     lines.append(
@@ -262,21 +261,22 @@ class Pictures:
                 self.broken[name] = reason
                 log.warning("left out, the %d. broken one: %s", len(self.broken), printable(f"{name}: {reason}"))
 
-    def loader(self, crops: MultiCrop) -> DataLoader[CropBatch]:
+    def loader(self, crops: MultiCrop | CropMix) -> DataLoader[CropBatch]:
         """Batches of crops in random order; a last, smaller batch is dropped unless it is the only one.
 
         What is drawn depends on seed, epoch and position alone, neither on workers nor on what was read before. In the
         place of a picture that cannot be read is the next one that can; :meth:`note` says so.
 
         Args:
-            crops: to be made of each picture.
+            crops: to be made of each picture; of several sizes, those of a batch have one.
 
         Raises:
             ValueError: no picture can be read any more; when its batches are asked for.
         """
-        dataset = CropSet(self.images, crops, self.seed)
+        mix = crops if isinstance(crops, CropMix) else CropMix([crops])
+        dataset = CropSet(self.images, mix, self.seed)
         epoch, batches = self._first
-        sampler: Any = EpochSampler(dataset, self.seed, self.batch_size, epoch, batches * self.batch_size)
+        sampler: Any = BatchSampler(dataset, self.seed, self.batch_size, epoch, batches * self.batch_size)
         return _Loader(
             self,
             dataset,
@@ -295,6 +295,20 @@ class Cropped(NamedTuple):
     broken: tuple[tuple[str, str], ...]
 
 
+class BatchSampler(EpochSampler):
+    """The same, in (epoch, position, batch) triples that also tell which batch of the epoch a sample is of."""
+
+    def __init__(self, dataset: Dataset[Any], seed: int, batch_size: int, epoch: int = 0, skip: int = 0) -> None:
+        super().__init__(dataset, seed, batch_size, epoch, skip)
+        self._batch_size = batch_size
+
+    def __iter__(self) -> Iterator[tuple[int, int, int]]:  # type: ignore[override]
+        """This process's share of the epoch's order."""
+        keys = list(super().__iter__())
+        left_out = self.num_samples - len(keys)
+        return iter([(*key, (left_out + place) // self._batch_size) for place, key in enumerate(keys)])
+
+
 class CropSet(Dataset[Cropped]):
     """The crops of each picture.
 
@@ -304,37 +318,38 @@ class CropSet(Dataset[Cropped]):
         seed: for them.
     """
 
-    def __init__(self, images: _Images, crops: MultiCrop, seed: int) -> None:
+    def __init__(self, images: _Images, crops: CropMix, seed: int) -> None:
         self._images, self._crops, self._seed = images, crops, seed
 
     def __len__(self) -> int:
         """How many pictures there are."""
         return len(self._images.names)
 
-    def __getitem__(self, key: tuple[int, int] | int) -> Cropped:
-        """The crops of (epoch, position); a position alone means epoch 0."""
-        epoch, position = key if isinstance(key, tuple) else (0, key)
+    def __getitem__(self, key: tuple[int, int, int]) -> Cropped:
+        """The crops of (epoch, position, batch of the epoch)."""
+        epoch, position, batch = key
+        crops = self._crops.of_batch(self._seed, epoch, batch)
         broken: list[tuple[str, str]] = []
         for further in range(min(_TRIES, len(self))):
             index = (position + further) % len(self)
             rng = np.random.default_rng([self._seed, epoch, position])
             try:
-                return Cropped(self._make(index, rng), tuple(broken))
+                return Cropped(self._make(index, crops, rng), tuple(broken))
             except _FAULTS as error:
                 broken.append((self._images.names[index], str(error)))
         raise ValueError(f"none of {len(broken)} pictures in a row can be read any more. {broken[0][1]}")
 
-    def _make(self, index: int, rng: np.random.Generator) -> Crops:
+    def _make(self, index: int, crops: MultiCrop, rng: np.random.Generator) -> Crops:
         size = self._images.size(index)
         if size is None:
-            return self._crops(self._images.read(index), rng)
-        plan = self._crops.plan(rng, *size)
-        reduce = self._crops.reduction(plan)
+            return crops(self._images.read(index), rng)
+        plan = crops.plan(rng, *size)
+        reduce = crops.reduction(plan)
         image = self._images.read(index, reduce)
         # A file's header is not always what is read: it may turn the picture after its pixels, or be a new one by now.
         if image.shape[:2] not in (size, (-(-size[0] // reduce), -(-size[1] // reduce))):
-            return self._crops(self._images.read(index), rng)
-        return self._crops.cut(image, plan, size)
+            return crops(self._images.read(index), rng)
+        return crops.cut(image, plan, size)
 
 
 class _Loader(DataLoader[CropBatch]):
@@ -348,6 +363,15 @@ class _Loader(DataLoader[CropBatch]):
         for batch in super().__iter__():
             self._pictures.note(batch.broken)
             yield batch
+
+
+def _sides(crops: MultiCrop | CropMix) -> list[tuple[str, int]]:
+    """Kinds and sides of all crops that are made, each once."""
+    found: dict[tuple[str, int], None] = {}
+    for one in crops.sizes if isinstance(crops, CropMix) else (crops,):
+        sides = {"global": one.global_size, "local": one.local_size if one.locals else 0, "gram": one.gram_size or 0}
+        found |= dict.fromkeys(sides.items())
+    return sorted(found, key=lambda pair: ("global", "local", "gram").index(pair[0]))
 
 
 def _collate(samples: Sequence[Cropped]) -> CropBatch:

@@ -114,28 +114,38 @@ class Anchor:
         scale: the Gram teacher sees each global crop at so many times its side; 1 is the same side.
         start: share of training at which the Gram teacher is copied from the teacher; 0: it is the original encoder.
         renew_every: optimiser steps after which it is copied again; None: never.
+        renewals: how often at most; None: until the end.
 
     Raises:
         ValueError: an argument is out of its range.
     """
 
     def __init__(
-        self, weight: Weight = 0.0, scale: float = 2.0, start: float = 0.0, renew_every: int | None = None
+        self,
+        weight: Weight = 0.0,
+        scale: float = 2.0,
+        start: float = 0.0,
+        renew_every: int | None = None,
+        renewals: int | None = None,
     ) -> None:
         self.weight = WeightSchedule(weight, "gram.weight")
-        if not 1 <= scale <= 4 or not 0 <= start < 1 or (renew_every is not None and renew_every < 1):
+        counts = [count for count in (renew_every, renewals) if count is not None]
+        if not 1 <= scale <= 4 or not 0 <= start < 1 or any(count < 1 for count in counts):
             raise ValueError(
-                "gram: expected scale in [1, 4], start in [0, 1) and renew_every of at least 1 or null, found "
-                f"{scale}, {start} and {renew_every}"
+                "gram: expected scale in [1, 4], start in [0, 1) and renew_every and renewals of at least 1 or null, "
+                f"found {scale}, {start}, {renew_every} and {renewals}"
             )
-        self.scale, self.start, self.renew_every = scale, start, renew_every
+        if renewals is not None and renew_every is None:
+            raise ValueError(f"gram.renewals={renewals}: expected gram.renew_every beside it, found null")
+        self.scale, self.start, self.renew_every, self.renewals = scale, start, renew_every, renewals
 
     def copies(self, step: int, steps: int) -> bool:
         """Whether the Gram teacher becomes the teacher of now, ``step`` of ``steps`` having been taken."""
-        first = math.ceil(self.start * steps)
-        return (step == first and self.start > 0) or (
-            self.renew_every is not None and step > first and (step - first) % self.renew_every == 0
-        )
+        since = step - math.ceil(self.start * steps)
+        if since <= 0 or self.renew_every is None:
+            return since == 0 and self.start > 0
+        times, rest = divmod(since, self.renew_every)
+        return rest == 0 and (self.renewals is None or times <= self.renewals)
 
     def side(self, size: int, multiple: int) -> int:
         """Of its crops, for global crops of ``size`` pixels a side and an encoder of this size multiple."""

@@ -15,7 +15,7 @@ import yaml
 from torch import nn
 
 from e2net.adapt.budget import estimate, largest_batch
-from e2net.adapt.crops import MultiCrop
+from e2net.adapt.crops import CropMix, MultiCrop
 from e2net.adapt.follow import Follow, chosen_pictures, take, tokens_of
 from e2net.adapt.module import Networks, SelfSupervised, make_heads
 from e2net.adapt.networks import Pair, check_class_token, check_sides, set_drop_path, set_rope_rescale, split_original
@@ -24,6 +24,7 @@ from e2net.adapt.pictures import Pictures
 from e2net.adapt.probe import Probe
 from e2net.adapt.recipe import Anchor, Recipe
 from e2net.adapt.report import SHOWN, curves, features_picture
+from e2net.adapt.watch import CollapseError
 from e2net.datasets import DenseData, ProceduralData
 from e2net.encoders import Encoder, Tuning
 from e2net.evaluation.test import choose_precision, interrupts
@@ -47,7 +48,7 @@ from e2net.runs.provenance import write_environment
 from e2net.runs.resume import check_same_run
 from e2net.structures import Tokens
 from e2net.training.callbacks import LastCheckpoint, ResumeState
-from e2net.training.memory import AUTO, OutOfMemoryError, is_out_of_memory
+from e2net.training.memory import OutOfMemoryError, is_out_of_memory, without_auto
 from e2net.training.records import MetricsFile, WholeCheckpoints
 
 log = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ _FILES = (CONFIG, ENVIRONMENT, METRICS, CHECKPOINTS, PROBE, FEATURES, "tensorboa
 # With more prototypes for each view of a picture, most of them are nobody's.
 _PER_VIEW = 16
 # Settings that the encoder's card tells.
-_TOLD = ("size", "seed", "tuning", "adapt", "gram", "crops", "heads", "targets", "optim", "trainer")
+_TOLD = ("size", "mix", "seed", "tuning", "adapt", "gram", "crops", "heads", "targets", "optim", "trainer")
 
 
 @dataclasses.dataclass
@@ -68,7 +69,7 @@ class AdaptJob:
 
     module: SelfSupervised
     pictures: Pictures
-    crops: MultiCrop
+    crops: CropMix
     trainer: L.Trainer
     follow: Follow
     run_dir: Path
@@ -94,10 +95,7 @@ def prepare_adapting(config: dict[str, Any]) -> AdaptJob:
     os.environ.pop("PL_GLOBAL_SEED")
     run_dir, output = Path(config["run_dir"]), Path(config["output"]).expanduser()
     resume, content = _resumed(config, run_dir)
-    auto = config["data"]["batch_size"] == AUTO
-    if auto:
-        found = 2 if content is None else content[KEY]["config"]["data"]["batch_size"]
-        config = {**config, "data": {**config["data"], "batch_size": found}}
+    config, auto = without_auto(config, content, 2)
     if content is not None:
         # Without what a checkpoint of train.py has by default.
         check_same_run({k: v for k, v in content[KEY]["config"].items() if k in config}, config)
@@ -120,14 +118,16 @@ def prepare_adapting(config: dict[str, Any]) -> AdaptJob:
         step = content["global_step"]
     for line in pictures.warnings(crops):
         log.warning("%s", line)
-    images = chosen_pictures(pictures, watch.pictures, crops.global_size)
+    images = chosen_pictures(pictures, watch.pictures, config["size"])
     follow = Follow(watch, images, tokens_of(original, images), probe, run_dir / CHECKPOINTS / BEST)
     trainer = _trainer(config, run_dir, step, follow, pictures)
     module = _module(config, student, original, recipe, anchor, tuning, pictures.batch_size, trainer)
     if auto and content is None:
         device = trainer.strategy.root_device
         clip = trainer.gradient_clip_val
-        pictures.batch_size = largest_batch(module, crops, len(pictures), device, trainer.precision_plugin, clip)
+        pictures.batch_size = largest_batch(
+            module, crops.largest, len(pictures), device, trainer.precision_plugin, clip
+        )
         config["data"]["batch_size"] = pictures.batch_size
         log.info("data.batch_size=auto: %d pictures", pictures.batch_size)
         module.pictures = pictures.batch_size * trainer.accumulate_grad_batches
@@ -137,7 +137,7 @@ def prepare_adapting(config: dict[str, Any]) -> AdaptJob:
     _check_enough(config, pictures, module)
     _check_room(module, run_dir, output)
     # Larger than crops: of seven patches a side nobody sees anything.
-    shown = chosen_pictures(pictures, SHOWN, max(crops.global_size, _SHOWN_PATCHES * original.size_multiple))
+    shown = chosen_pictures(pictures, SHOWN, max(config["size"], _SHOWN_PATCHES * original.size_multiple))
     before = tokens_of(original, shown)
     return AdaptJob(module, pictures, crops, trainer, follow, run_dir, output, resume, step, shown, before)
 
@@ -169,12 +169,29 @@ def _pictures(config: dict[str, Any]) -> tuple[DenseData | None, Pictures]:
     return (built, Pictures.of(built)) if isinstance(built, DenseData) else (None, built)
 
 
-def _crops(config: dict[str, Any], encoder: Encoder, anchor: Anchor) -> MultiCrop:
-    size = config["crops"].get("global_size", config["size"])
-    gram_size = anchor.side(size, encoder.size_multiple) if anchor.weight.peak else None
-    crops: MultiCrop = build(config["crops"], _partial_=True)(gram_size=gram_size)
+def _crops(config: dict[str, Any], encoder: Encoder, anchor: Anchor) -> CropMix:
+    """Makers of crops of all sizes that there are to be."""
+    settings, mix = config["crops"], config["mix"]
+    check_sides(encoder, {"size": config["size"]})
+    if mix is None:
+        return CropMix([_sized(settings, encoder, anchor, "size", "crops.local_size")])
+    if not mix or not all(len(row) == 3 for row in mix):
+        raise ValueError(f"mix={mix}: expected [[global side, local side, share of the batches], ...], or null")
+    made = [
+        _sized({**settings, "global_size": side, "local_size": local}, encoder, anchor, "mix", "mix")
+        for side, local, _ in mix
+    ]
+    return CropMix(made, [share for _, _, share in mix])
+
+
+def _sized(settings: dict[str, Any], encoder: Encoder, anchor: Anchor, whole: str, part: str) -> MultiCrop:
+    make = build(settings, _partial_=True)
+    crops: MultiCrop = make()
+    if anchor.weight.peak:
+        crops = make(gram_size=anchor.side(crops.global_size, encoder.size_multiple))
     local = crops.local_size if crops.locals else None
-    check_sides(encoder, {"size": crops.global_size, "crops.local_size": local, "gram.scale": gram_size})
+    for key, side in ((whole, crops.global_size), (part, local), ("gram.scale", crops.gram_size)):
+        check_sides(encoder, {key: side})
     return crops
 
 
@@ -355,7 +372,8 @@ def adapt(job: AdaptJob) -> Path:
         The encoder's folder.
 
     Raises:
-        CollapseError: the features or the prototypes have collapsed.
+        CollapseError: the features or the prototypes have collapsed; if the probe has seen a better encoder than the
+            original before, its folder is written.
         KeyboardInterrupt: the run was interrupted; ``resume=<run folder>`` continues it.
         OutOfMemoryError: memory ran out in training; the message names settings that should fit.
     """
@@ -365,6 +383,12 @@ def adapt(job: AdaptJob) -> Path:
     with interrupts(trainer):
         try:
             trainer.fit(job.module, loader, ckpt_path=job.checkpoint, weights_only=True)
+        except CollapseError as error:
+            best = job.follow.best
+            if best is None or job.follow.merit(best) <= job.follow.merit(job.follow.rows[0]):
+                raise
+            _finish(job)
+            raise CollapseError(f"{error}. The best encoder before that, of step {best['step']:.0f}, is kept") from None
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -391,7 +415,9 @@ def _begin(job: AdaptJob) -> None:
     log.info("%d pictures, %d optimiser steps in %d epochs", len(job.pictures), module.steps, trainer.max_epochs or 0)
     device = trainer.strategy.root_device
     log.info("precision %s on %s", trainer.precision, device)
-    budget = estimate(module, job.pictures, job.crops, device, trainer.precision_plugin, trainer.gradient_clip_val)
+    budget = estimate(
+        module, job.pictures, job.crops.largest, device, trainer.precision_plugin, trainer.gradient_clip_val
+    )
     for line in budget.lines(
         job.pictures.batch_size, module.steps - job.step, trainer.accumulate_grad_batches, job.pictures.num_workers
     ):

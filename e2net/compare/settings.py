@@ -9,13 +9,15 @@ USAGE = """\
 Compares configurations over the same seeds, or finished runs, and writes report.html and report.md.
 
   python -m e2net.compare encoder=dinov2_b,dinov3_b seed=0,1,2 data=folder data.root=DIR tokens=37
+  python -m e2net.compare encoder=dinov3_b,checkpoint/dinov3-b-mine seed=0,1,2 data=folder data.root=DIR
   python -m e2net.compare decoder=e2net,linear seed=0,1 output=runs/decoders
   python -m e2net.compare encoder=dinov2_b,dinov3_b seed=0,1,2 hydra/launcher=submitit_slurm
   python -m e2net.compare 'runs=[runs/a, runs/b]' output=runs/a_against_b
 
-Whatever is no setting below is an override of conf/train.yaml (see python train.py --help). A list after a comma makes
-variants, one after seed= repeats each of them. Each run's folder is named by a hash of its resolved config: the same
-command again continues where the last one stopped, and finished runs are used as they are.
+Whatever is no setting below is an override of conf/train.yaml (see python train.py --help). A list after a comma
+makes variants, one after seed= repeats each of them; encoder= takes folders too. Each run's folder is named by a hash
+of its resolved config: the same command again continues where the last one stopped, and finished runs are used as
+they are.
 
 Exit status: 0 compared, 1 some runs failed (they are listed with their logs), 2 a setting or the input is wrong.
 """

@@ -6,7 +6,9 @@ any launcher carries it.
 """
 
 import contextlib
+import hashlib
 import itertools
+import json
 import os
 import re
 import shutil
@@ -42,6 +44,8 @@ from e2net.runs.config import (
     resolve_task,
 )
 from e2net.runs.folder import BEST, CHECKPOINTS, LAST, LOCK
+from e2net.runs.outputs import is_claimed
+from e2net.runs.provenance import file_hash
 from e2net.training.memory import AUTO
 
 ROOT = Path(e2net.__file__).parent.parent
@@ -121,7 +125,9 @@ def make_plan(settings: CompareSettings) -> Plan:
         )
     variants = list(itertools.product(*choices))
     plan = Plan(_variant_names(variants, settings.names), [], passed)
-    sized = [_with_tokens([*plain, *variant], settings.tokens) for variant in variants]
+    _check_places(plain, swept)
+    spelled = [[part for override in variant for part in _spelled_out(override)] for variant in variants]
+    sized = [_with_tokens([*plain, *variant], settings.tokens) for variant in spelled]
     _be_fair(plan, sized, settings.tokens, any(o.key_or_group == "size" for o in parsed))
     tested: list[Any] = []
     for position, (overrides, _) in enumerate(sized):
@@ -135,7 +141,7 @@ def make_plan(settings: CompareSettings) -> Plan:
                 _check_score(config, settings.score)  # now, not when all has been trained
             if len(tested) == position:
                 tested.append(_check(plan.names[position], config))
-            key = config_key(config)
+            key = _key(config)
             folder = _folder(Path(settings.store).expanduser(), f"{plan.names[position]}_seed{config['seed']}", key)
             plan.jobs.append(PlannedRun(position, config, folder))
         if tested[position][0] != tested[0][0]:
@@ -178,17 +184,80 @@ def _expand(override: Override) -> list[str]:
 
 
 def _variant_names(variants: Sequence[Sequence[str]], given: Sequence[Any] | None) -> list[str]:
-    """What stands behind the equals signs, of a path its last part; with the key unless all its values are words."""
+    """What stands behind the equals signs, of a path its end; with the key unless all its values are words."""
     columns = []
     for overrides in zip(*variants, strict=True):
         key = overrides[0].partition("=")[0].rpartition(".")[2]
-        # Without Hydra's quotes and escapes, as for the spaces in a path.
-        values = [re.sub(r"\\(.)", r"\1", override.partition("=")[2].strip("'\"")) for override in overrides]
+        values = [_plain(override.partition("=")[2]) for override in overrides]
         if all(re.fullmatch(r"[A-Za-z/][\w ./-]*", v) and v.lower() not in ("true", "false", "null") for v in values):
-            columns.append([value.rstrip("/").rpartition("/")[2] for value in values])
+            columns.append(_ends(values))
         else:
             columns.append([f"{key}={value}" for value in values])
     return check_names(given, len(variants)) or unique([", ".join(parts) for parts in zip(*columns, strict=True)])
+
+
+def _check_places(plain: Sequence[str], swept: Sequence[Override]) -> None:
+    """Refuses one ``encoder.path`` for several encoders, which would all be that one."""
+    several = [str(o.input_line) for o in swept if o.key_or_group == "encoder"]
+    place = next((o for o in plain if o.startswith("encoder.path=")), None)
+    if several and place:
+        folder = place.partition("=")[2]
+        raise ValueError(
+            f"{place} would be the files of each encoder in {several[0]}; give folders in the list itself, such as "
+            f"encoder=dinov3_b,{folder}"
+        )
+
+
+def _spelled_out(override: str) -> list[str]:
+    """``encoder=FOLDER`` as train.py takes it: the option that loads such a folder, and where it lies."""
+    key, _, value = override.partition("=")
+    name = _plain(value)
+    if key != "encoder" or not ("/" in name or Path(name).is_dir()):
+        return [override]
+    file = _place(name) / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"model_type": name}
+        timm, convnext = "architecture" in config or name.startswith("timm/"), "convnext" in json.dumps(config)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{file}: expected an encoder's config, found what is none ({error})") from error
+    # All sizes of a kind are loaded by one option, once its config is not asked for.
+    options = {
+        (True, True): ["encoder=timm_convnext"],
+        (True, False): ["encoder=timm"],
+        (False, True): ["encoder=convnext_t", "~encoder.config"],
+        (False, False): ["encoder=local"],
+    }
+    return [*options[timm, convnext], f"encoder.path={value}"]
+
+
+def _place(path: str) -> Path:
+    """Where the files of an encoder lie, if they are on this machine."""
+    places = (Path(path).expanduser(), Path("checkpoint", Path(path).name))
+    return next((place for place in places if place.is_dir()), places[0])
+
+
+def _plain(value: str) -> str:
+    """Without Hydra's quotes and escapes, as for the spaces in a path."""
+    return re.sub(r"\\(.)", r"\1", value.strip("'\""))
+
+
+def _ends(paths: Sequence[str]) -> list[str]:
+    """As many last parts of all paths as tell them apart: ``encoder``, or ``a/encoder`` beside ``b/encoder``."""
+    parts = [path.rstrip("/").split("/") for path in paths]
+    for count in range(1, max(map(len, parts)) + 1):
+        ends = ["/".join(one[-count:]) for one in parts]
+        if len(set(ends)) == len(set(paths)):
+            return ends
+    return list(paths)
+
+
+def _key(config: dict[str, Any]) -> str:
+    """Of a run's folder: another one once ``python -m e2net.adapt`` has written the encoder's folder anew."""
+    key, path = config_key(config), config["encoder"].get("path")
+    weights = "model.safetensors"
+    if path is None or not is_claimed(place := _place(path), [weights]) or not (place / weights).is_file():
+        return key
+    return hashlib.sha256(f"{key} {file_hash(place / weights)}".encode()).hexdigest()[: len(key)]
 
 
 def _compose(overrides: Sequence[str]) -> dict[str, Any]:

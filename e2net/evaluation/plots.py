@@ -118,6 +118,7 @@ def lines_figure(lines: Mapping[str, Sequence[tuple[float, float]]], x: str) -> 
     for axes, (name, points) in zip(panels, lines.items(), strict=False):
         axes.plot([point[0] for point in points], [point[1] for point in points], "o-", markersize=3.5, linewidth=1.5)
         axes.set(title=name, xlabel=x)
+        axes.tick_params(labelbottom=True)  # also where another panel would be below it
         _plain(axes)
     for axes in panels[len(lines) :]:
         axes.set_visible(False)

@@ -86,6 +86,7 @@ _TRAINING: dict[str, Any] = {
 # Of conf/adapt.yaml.
 _ADAPTING: dict[str, Any] = {
     "size": int,
+    "mix": Sequence[Sequence[Any]] | None,
     "seed": int,
     "checkpoint_every_n_steps": int,
     "resume": str | int | None,

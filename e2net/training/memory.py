@@ -4,7 +4,7 @@ import copy
 import gc
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from e2net.losses import DenseLoss
 from e2net.model import DenseModel
+from e2net.runs.checkpoint import KEY
 from e2net.speed import halve_frozen
 from e2net.structures import Encoded, Images
 from e2net.training.optim import AdamW
@@ -218,6 +219,22 @@ def most_that_fit(make: Callable[[], StepTrial], images: int, device: torch.devi
         del trial
         _release(device)
     return found
+
+
+def without_auto(
+    config: dict[str, Any], checkpoint: Mapping[str, Any] | None, meanwhile: int = 1
+) -> tuple[dict[str, Any], bool]:
+    """A resolved config with a number where ``data.batch_size=auto`` stands, and whether it stands there.
+
+    Args:
+        config: stays as it is.
+        checkpoint: content of the one to go on from, whose run has found a number; None: a new run has to find one.
+        meanwhile: the number until then.
+    """
+    if config["data"]["batch_size"] != AUTO:
+        return config, False
+    number = meanwhile if checkpoint is None else checkpoint[KEY]["config"]["data"]["batch_size"]
+    return {**config, "data": {**config["data"], "batch_size": number}}, True
 
 
 def choose_batch_size(

@@ -56,7 +56,7 @@ from e2net.tasks.base import Task
 from e2net.training.averaging import WeightAverage
 from e2net.training.cache import FeatureCache
 from e2net.training.callbacks import BestCheckpoint, LastCheckpoint, ResumeState
-from e2net.training.memory import AUTO, OutOfMemoryError, Trial, advise, choose_batch_size, is_out_of_memory
+from e2net.training.memory import OutOfMemoryError, Trial, advise, choose_batch_size, is_out_of_memory, without_auto
 from e2net.training.module import DenseModule
 from e2net.training.records import MetricsFile, WholeCheckpoints
 from e2net.training.shared_layers import SharedLayers
@@ -103,10 +103,7 @@ def prepare_training(config: dict[str, Any]) -> TrainingJob:
     output = Path(config["run_dir"])
     task = build_task(config)
     resume, content = _resumed(config, task)
-    auto = config["data"]["batch_size"] == AUTO
-    if auto:  # until the model is there to be tried; a resumed run keeps what was found
-        found = 1 if content is None else content[KEY]["config"]["data"]["batch_size"]
-        config = {**config, "data": {**config["data"], "batch_size": found}}
+    config, auto = without_auto(config, content)
     if content is not None:
         check_same_run(content[KEY]["config"], config)
     data = build_data(config["data"], task)

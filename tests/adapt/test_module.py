@@ -51,7 +51,7 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(job):
 
 def test_the_heads_come_first_and_the_prototypes_last(job):
     """Step by step: what has moved. Two steps of the heads alone, four with the prototypes kept."""
-    trial = AdaptTrial(job.module, job.crops, torch.device("cpu"), job.trainer.precision_plugin)
+    trial = AdaptTrial(job.module, job.crops.largest, torch.device("cpu"), job.trainer.precision_plugin)
     module, batch = trial.module, trial.batch(4)[0]
     module.steps = 8
     optimizer = trial.update.optimizer
@@ -205,7 +205,11 @@ def test_rates_go_by_layer_patch_embedding_and_batch(tmp_path):
 def test_when_the_gram_teacher_is_renewed():
     anchor = Anchor(1.0, start=0.25, renew_every=10)
     assert [step for step in range(1, 101) if anchor.copies(step, 100)] == [25, 35, 45, 55, 65, 75, 85, 95]
+    twice = Anchor(1.0, renew_every=10, renewals=2)
+    assert [step for step in range(101) if twice.copies(step, 100)] == [10, 20]
     assert not any(Anchor(1.0).copies(step, 100) for step in range(101))
+    with pytest.raises(ValueError, match=r"gram.renewals=2: expected gram.renew_every beside it"):
+        Anchor(1.0, renewals=2)
 
 
 @pytest.mark.parametrize(

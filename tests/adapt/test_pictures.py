@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import math
 import os
 import resource
 import signal
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from e2net.adapt.crops import MultiCrop
+from e2net.adapt.crops import CropMix, MultiCrop
 from e2net.adapt.pictures import Pictures
 from e2net.datasets import FolderData, ProceduralData, ProceduralPairs
 from e2net.film import FilmWriter
@@ -242,6 +243,26 @@ def test_resumed_runs_see_what_the_straight_one_saw(tmp_path):
             assert all(_equal(a, b) for a, b in zip(found, expected, strict=True)), (epoch, number, workers)
     other = list(_pictures(tmp_path, seed=4).loader(CROPS))
     assert not _equal(other[0], straight[0][0])
+
+
+def test_each_batch_of_a_mix_has_one_size(tmp_path):
+    """As often as its share says, the same in every worker and in a run that goes on."""
+    _folder(tmp_path, 9, ".jpg")
+    mix = CropMix([MultiCrop(24, 16, locals=2, gram_size=36), MultiCrop(40, 16, locals=2, gram_size=60)], [0.75, 0.25])
+    loader = _pictures(tmp_path, seed=3).loader(mix)
+    epochs = [list(loader) for _ in range(3)]
+    sizes = [(batch.global_.shape[-1], batch.gram.shape[-1]) for epoch in epochs for batch in epoch]
+    assert set(sizes) == {(24, 36), (40, 60)}
+    for workers, epoch, batches in ((2, 0, 0), (0, 1, 3)):
+        other = _pictures(tmp_path, seed=3, num_workers=workers)
+        other.begin_at(epoch, batches)
+        assert all(_equal(a, b) for a, b in zip(other.loader(mix), epochs[epoch][batches:], strict=True))
+    drawn = [mix.of_batch(0, epoch, batch).global_size for epoch in range(20) for batch in range(50)]
+    assert 0.7 < drawn.count(24) / len(drawn) < 0.8
+    assert mix.largest is mix.sizes[1]
+    for shares in ((1.0,), (1.0, 0.0), (math.inf, 1.0)):
+        with pytest.raises(ValueError, match="mix: expected a share above 0 for each size"):
+            CropMix(mix.sizes, shares)
 
 
 def test_crops_larger_than_pictures_are_counted(tmp_path):

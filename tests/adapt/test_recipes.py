@@ -29,11 +29,18 @@ PUBLISHED = {
     "dinov3_pretrain": {
         "adapt.teacher_momentum": 0.999, "adapt.rope_rescale": 2.0, "size": 256, "crops.local_size": 112,
         "adapt.weight_decay": None, "optim.weight_decay": 0.04, "schedule.final": 1.0, "gram.weight": 0.0,
-        "adapt.koleo": 0.1, "adapt.drop_path": 0.3,
+        "adapt.koleo": 0.1, "adapt.drop_path": 0.4, "optim.lr": 2e-4, "tuning.layer_decay": 0.98, "crops.flip": 0.0,
+        "trainer.gradient_clip_val": 30.0, "adapt.local_weight": 1.0, "adapt.freeze_last_layer": 5000,
+        "adapt.teacher_temperature": {"ramp": "linear", "from": 0.04, "to": 0.07, "until": 0.1},
     },
-    "dinov3_gram": {"gram.weight": 2.0, "gram.scale": 2.0, "optim.lr": 1.2e-4, "adapt.rope_rescale": 2.0, "size": 256},
+    "dinov3_gram": {
+        "gram.weight": 2.0, "gram.scale": 2.0, "optim.lr": 1.2e-4, "adapt.rope_rescale": 2.0, "size": 256,
+        "gram.renew_every": 10000, "gram.renewals": 3, "adapt.local_weight": 0.5, "adapt.teacher_temperature": 0.07,
+        "trainer.max_steps": 200000,
+    },
     "dinov3_high_resolution": {
-        "gram.weight": 1.5, "gram.scale": 1.5, "size": 512, "crops.local_size": 112, "trainer.max_steps": 10000,
+        "gram.weight": 1.5, "gram.scale": 1.5, "gram.renew_every": None, "trainer.max_steps": 10000, "optim.lr": 5e-5,
+        "mix": [[512, 112, 0.3], [768, 112, 0.3], [768, 168, 0.3], [768, 224, 0.05], [768, 336, 0.05]],
     },
     "one_gpu": {"heads.prototypes": 4096},
 }  # fmt: skip
@@ -67,6 +74,8 @@ def test_recipe_trains_in_small(recipe, tmp_path):
     config |= {"run_dir": str(tmp_path / "run"), "output": str(tmp_path / "run" / "encoder"), "callbacks": {}}
     config["size"] = config["crops"]["global_size"] = config["probe"]["size"] = 4 * patch
     config["crops"] |= {"local_size": 2 * patch, "locals": 2}
+    # Its sides are multiples of 16; some of the mix, as small.
+    config["mix"] = config["mix"] and [[side // 8 // 16 * 16, 32, share] for side, _, share in config["mix"]]
     config["heads"] |= {"prototypes": 32, "hidden": 16, "bottleneck": 8}
     config["adapt"] |= {"head_steps": min(1, config["adapt"]["head_steps"])}
     config["adapt"] |= {"freeze_last_layer": min(1, config["adapt"]["freeze_last_layer"])}

@@ -9,10 +9,11 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from small import small_job
+from small import small_config, small_job
 from transformers import AutoModel
 
 from e2net.adapt.follow import tokens_of
+from e2net.adapt.probe import Probe
 from e2net.adapt.run import adapt, prepare_adapting
 from e2net.adapt.watch import CollapseError
 from e2net.encoders import ViTEncoder
@@ -187,11 +188,50 @@ def test_a_collapse_stops_the_run(tmp_path):
     assert not job.output.exists()
 
 
+@pytest.mark.parametrize("centred", [False, True])
+def test_a_training_without_centring_collapses_and_is_stopped(tmp_path, centred):
+    """At the first look, before which its prototypes may never have said anything; with a centre it is not."""
+    config = small_config(
+        tmp_path / "run", "trainer.max_steps=30", "watch.every=30", "watch.pictures=8", "adapt.head_steps=0",
+        "gram.weight=0", "data.batch_size=8", "optim.lr=0.01", "adapt.koleo=0", "adapt.teacher_momentum=0.9",
+    )  # fmt: skip
+    config["watch"] |= {"rank": 1.5, "information": 1e-5}
+    config["targets"] = {"_target_": "e2net.adapt.targets.Centre", "momentum": 0.9}
+    job = prepare_adapting(config)
+    job.follow.probe = None
+    if centred:
+        adapt(job)
+        assert job.follow.rows[-1]["watch/information"] > 1e-3
+        return
+    for targets in job.module.targets.values():
+        targets.update = lambda logits: None
+    with pytest.raises(CollapseError, match=r"at step 30: the information of the prototypes is .*, below 1e-05"):
+        adapt(job)
+
+
+def test_what_was_better_before_a_collapse_is_kept(tmp_path):
+    job = small_job(tmp_path / "run", "watch.every=2", "trainer.max_steps=6")
+    scores = iter([0.1, 0.3, 0.2, 0.2])
+    job.follow.probe.__class__ = _scoring(lambda self, encoder: {"S": next(scores), "MAE": 0.1})
+    looks = iter([20.0, 20.0, 1.0])
+    check = job.follow.watch.collapse.check
+    job.follow.watch.collapse.rank = 2.0
+    job.follow.watch.collapse.check = lambda step, rank, information: check(step, next(looks), None)
+    next(looks)
+    with pytest.raises(CollapseError, match=r"at step 4: the effective rank.*best encoder before that, of step 2, is"):
+        adapt(job)
+    assert "| steps | 2 |" in (job.output / "README.md").read_text()
+
+
 def test_a_training_that_did_not_help_says_so(tmp_path, capsys):
     job = small_job(tmp_path / "run", "trainer.max_steps=3")
-    job.follow.probe.__class__ = type("Falls", (type(job.follow.probe),), {"__call__": _falling()})
+    job.follow.probe.__class__ = _scoring(_falling())
     adapt(job)
     assert "it did not help" in capsys.readouterr().out
+
+
+def _scoring(call):
+    return type("Scripted", (Probe,), {"__call__": call})
 
 
 def _falling():
@@ -218,6 +258,8 @@ def test_batch_size_auto(tmp_path):
         (["tuning=adapter"], r"output: adapters are layers of e2net's own.*tuning=lora"),
         (["schedule=plateau"], r"schedule=Plateau: expected a curve"),
         (["trainer.devices=2"], r"expected one device; give trainer.devices=1"),
+        (["mix=[[32,16]]"], r"mix=\[\[32, 16\]\]: expected \[\[global side, local side, share of the batches\]"),
+        (["mix=[[32,16,1],[36,16,1]]"], r"mix: image size 36x36 .* is not a multiple of 8"),
         (["adapt.dino=-1"], r"adapt.dino must be at least 0, found -1"),
     ],
 )
@@ -241,8 +283,6 @@ def test_encoders_that_lack_what_a_recipe_needs(tmp_path):
         ("no rotary positions", {"config": {**siglip, "model_type": "dinov2"}}, ["adapt.rope_rescale=2.0"]),
         ("mask", {"config": siglip}, ["adapt.dino=0", "adapt.koleo=0"]),
     ):
-        from small import small_config  # noqa: PLC0415
-
         config = small_config(tmp_path / "run", *overrides)
         if encoder["config"]["model_type"] == "dinov2":
             del encoder["config"]["intermediate_size"]
@@ -252,8 +292,6 @@ def test_encoders_that_lack_what_a_recipe_needs(tmp_path):
 
 
 def test_convnext_without_masks(tmp_path):
-    from small import small_config  # noqa: PLC0415
-
     config = small_config(tmp_path / "run", "adapt.ibot=0", "size=64", "crops.local_size=32", "gram.scale=1")
     config["encoder"] = {
         "_target_": "e2net.encoders.ConvNeXtEncoder.from_config",

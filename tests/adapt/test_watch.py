@@ -102,5 +102,5 @@ def test_collapse_stops_with_one_line():
             collapse.check(30, **values)
         assert "\n" not in str(error.value)
     Collapse(rank=1, information=0).check(3, 1.0, 0.0)
-    with pytest.raises(ValueError, match=r"expected rank from 1 .* found 0.5 and 0.01"):
+    with pytest.raises(ValueError, match=r"expected rank from 1 .* found 0.5 and 1e-05"):
         Collapse(rank=0.5)

@@ -15,14 +15,16 @@ import yaml
 from apart import Program
 from chromium import PROGRAM, Browser
 from conftest import ROOT
+from safetensors.torch import load_file, save_file
 
 from e2net.arguments import read_settings
 from e2net.compare.__main__ import main
 from e2net.compare.runs import config_key
 from e2net.compare.settings import CompareSettings
-from e2net.compare.sweep import make_plan, run_sweep
+from e2net.compare.sweep import _spelled_out, make_plan, run_sweep
 from e2net.datasets import ProceduralPairs
 from e2net.lock import lock
+from e2net.runs.outputs import claim
 from e2net.training import prepare_training
 
 QUICK = [
@@ -69,6 +71,43 @@ def test_names_of_folders_with_spaces(encoder_folder, tmp_path):
         plan = _plan("encoder=local", f"encoder.path={','.join(quoted)}", "data=procedural", "tokens=4")
         assert plan.names == ["dinov2 new", "dinov3 new"]
         assert not any(" " in job.folder.name for job in plan.jobs)
+
+
+def test_folders_stand_in_the_list_of_encoders(encoder_folder, tmp_path):
+    """An adapted folder beside the original: each loaded by its kind, named by what tells it apart."""
+    for run in ("a", "b"):
+        shutil.copytree(encoder_folder("dinov3"), tmp_path / run / "encoder")
+    folders = [tmp_path / "a" / "encoder", tmp_path / "b" / "encoder", encoder_folder("dinov2")]
+    plan = _plan(f"encoder=tiny,{','.join(map(str, folders))}", "data=procedural", "tokens=4")
+    assert plan.names == ["tiny", "a/encoder", "b/encoder", f"{folders[2].parent.name}/dinov2"]
+    assert [job.config["encoder"].get("path") for job in plan.jobs] == [None, *map(str, folders)]
+    with pytest.raises(ValueError, match=r"encoder.path=X would be the files of each encoder in encoder=tiny,local;"):
+        _plan("encoder=tiny,local", "encoder.path=X", "data=procedural")
+    for name, config, found in (
+        ("next", {"model_type": "dinov3_convnext"}, ["encoder=convnext_t", "~encoder.config"]),
+        ("timm", {"architecture": "vit_tiny_patch16_224"}, ["encoder=timm"]),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+        place = tmp_path / name
+        assert _spelled_out(f"encoder={place}") == [*found, f"encoder.path={place}"]
+    assert _spelled_out("encoder=facebook/dinov2-base") == ["encoder=local", "encoder.path=facebook/dinov2-base"]
+    assert _spelled_out("encoder=dinov2_b") == ["encoder=dinov2_b"]
+
+
+def test_an_encoder_that_was_adapted_anew_is_trained_anew(encoder_folder, tmp_path):
+    """Its folder is e2net's own, and may be written again; folders of others keep their runs."""
+    own = tmp_path / "mine"
+    shutil.copytree(encoder_folder("dinov3"), own)
+    overrides = (f"encoder={own},tiny", "data=procedural", "tokens=4")
+    before = [job.folder for job in _plan(*overrides).jobs]
+    claim(own, ["model.safetensors"])
+    first = [job.folder for job in _plan(*overrides).jobs]
+    assert first[0] != before[0] and first[1] == before[1] and first == [job.folder for job in _plan(*overrides).jobs]
+    weights = load_file(own / "model.safetensors")
+    save_file({name: value + 1 for name, value in weights.items()}, own / "model.safetensors")
+    again = [job.folder for job in _plan(*overrides).jobs]
+    assert again[0] not in (first[0], before[0]) and again[1] == first[1]
 
 
 def test_without_a_size_tokens_are_made_equal_and_said(encoder_folder):
