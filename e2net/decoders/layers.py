@@ -60,7 +60,8 @@ def _taps_first(conv: nn.Conv2d, size: tuple[int, int], larger: tuple[int, int])
 
 def _shifted_upsampling(n: int, m: int, taps: int, like: Tensor) -> Tensor:
     """(m, taps, n): the weights which mix n pixels to output pixel i + tap - taps // 2; zeros beyond the edges."""
-    weights = F.interpolate(torch.eye(n, device=like.device)[None], size=m, mode="linear")[0]
+    pixel = torch.arange(n, device=like.device)
+    weights = F.interpolate((pixel[:, None] == pixel).float()[None], size=m, mode="linear")[0]
     padded = F.pad(weights, (taps // 2, taps // 2))
     return torch.stack([padded[:, tap : tap + m].T for tap in range(taps)], dim=1).to(like.dtype)
 

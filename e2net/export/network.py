@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import sys
 from collections.abc import Iterator
 from typing import Any
 from unittest.mock import patch
@@ -66,7 +67,7 @@ def trace(network: OnePass, like: tuple[int, int], size: tuple[int, int] | None 
     # Two, as one would stay one.
     example = torch.zeros(2, 3, height, width, dtype=torch.uint8)
     try:
-        with torch.no_grad(), _positions_always_resized():
+        with torch.no_grad(), _any_size(network.model.encoder.backbone):
             return torch.export.export(network.eval(), (example,), dynamic_shapes={"image": shape}, strict=False)
     # Whatever a library's own forward pass does that cannot be traced.
     except Exception as error:
@@ -79,10 +80,18 @@ def trace(network: OnePass, like: tuple[int, int], size: tuple[int, int] | None 
 
 
 @contextlib.contextmanager
-def _positions_always_resized() -> Iterator[None]:
+def _any_size(backbone: nn.Module) -> Iterator[None]:
     """Has transformers' models resize their positions at their own size too, to the same ones: by no condition on it.
 
-    They ask TorchScript's tracer whether they are traced, which is what it was for.
+    They ask TorchScript's tracer whether they are traced, which is what it was for. And makes no number of a symbol.
     """
-    with patch.object(torch.jit, "is_tracing", lambda: True):
+    with contextlib.ExitStack() as patches:
+        patches.enter_context(patch.object(torch.jit, "is_tracing", lambda: True))
+        for name in {type(module).__module__ for module in backbone.modules()}:
+            if hasattr(sys.modules[name], "torch_int"):
+                patches.enter_context(patch.object(sys.modules[name], "torch_int", _whole))
         yield
+
+
+def _whole(value: Any) -> Any:
+    return value if isinstance(value, torch.SymInt) else int(value)
