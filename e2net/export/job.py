@@ -27,6 +27,7 @@ from e2net.runs import build_data, compose_evaluation, load_model
 from e2net.runs.checkpoint import find_checkpoint, trained_with
 from e2net.runs.outputs import check_free, claim
 from e2net.runs.provenance import file_hash
+from e2net.structures import NotFiniteError
 
 # Of the format's own files, those that lie beside it: the weights.
 _BESIDE = {".onnx": ".onnx.data", ".xml": ".bin"}
@@ -111,13 +112,20 @@ def export(job: ExportJob) -> Path:
     try:
         file = _write(job, folder)
         run = open_file(file, threads)
-        results = compare_runs(_eager(job.network), run, job.data, job.network.model.task, job.settings.pictures)
+        results = _compared(job, run)
         _report(job, file, results, _costs(job, file, run, threads))
         for one in sorted(folder.iterdir(), key=lambda path: path.suffix == ".json"):
             one.replace(job.output / one.name)
     finally:
         shutil.rmtree(folder)
     return job.output / file.name
+
+
+def _compared(job: ExportJob, run: Run) -> list[Parity]:
+    try:
+        return compare_runs(_eager(job.network), run, job.data, job.network.model.task, job.settings.pictures)
+    except NotFiniteError as error:
+        raise DifferentError(f"{error}. Nothing was kept") from error
 
 
 def _eager(network: OnePass) -> Run:

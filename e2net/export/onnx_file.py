@@ -30,7 +30,7 @@ def write_onnx(program: Any, file: Path, metadata: Mapping[str, str], opset: int
         value.shape = ir.Shape([d if isinstance(d, int) else n for d, n in zip(sides, names, strict=True)])
     written.model.metadata_props.update(metadata)
     written.model.producer_name = "e2net"
-    weights = sum(value.const_value.nbytes for value in written.model.graph.initializers.values() if value.const_value)
+    weights = sum(getattr(value.const_value, "nbytes", 0) for value in written.model.graph.initializers.values())
     written.save(str(file), external_data=weights > _MOST_BYTES)
 
 

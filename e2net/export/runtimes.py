@@ -11,11 +11,15 @@ from numpy.typing import NDArray
 Run = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
 
+# Of the files of each format.
+SUFFIXES = (".onnx", ".pt2", ".xml")
+
+
 def open_file(file: Path, threads: int) -> Run:
     """A file that was exported, ready to run on the CPU.
 
     Args:
-        file: it ends in .onnx, .pt2 or .xml.
+        file: it ends in one of ``SUFFIXES``.
         threads: to compute with.
     """
     return {".onnx": _onnx, ".pt2": _torch, ".xml": _openvino}[file.suffix](file, threads)
