@@ -18,7 +18,8 @@ PACKAGE = Path(__file__).parent.parent / "e2net"
 ALLOWED = {
     room: set(below.split())
     for room, below in {
-        "attention": "",
+        "symbolic": "",
+        "attention": "symbolic",
         "arguments": "",
         "files": "",
         "formats": "files",
@@ -33,8 +34,8 @@ ALLOWED = {
         "progress": "",
         "flops": "",
         "metrics": "structures",
-        "encoders": "arguments attention structures flops",
-        "decoders": "attention structures",
+        "encoders": "arguments attention structures flops symbolic",
+        "decoders": "attention structures symbolic",
         "losses": "processes progress structures",
         "tasks": "drawing formats structures losses metrics",
         "datasets": "files formats lock processes structures tasks",
@@ -53,6 +54,7 @@ ALLOWED = {
         "decoders losses metrics tasks datasets model speed runs evaluation",
         "predict": "arguments drawing files film formats pictures trees tasks datasets model speed runs evaluation "
         "training",
+        "export": "arguments files formats structures symbolic trees tasks datasets model runs evaluation",
         "compare": "arguments drawing files flops formats lock page tasks datasets model runs evaluation training",
     }.items()
 }
@@ -99,7 +101,7 @@ def test_layers_import_only_what_is_below_them():
 def test_no_program_knows_one_task():
     """Neither a score's name, nor an activation, nor a task's own modules: they ask ``tasks.base``."""
     scores = {name for task in (Camouflage, Depth, Semantic) for name in task.directions if len(name) > 1}
-    for room in ("training", "evaluation", "predict", "check", "compare", "profile"):
+    for room in ("training", "evaluation", "predict", "check", "compare", "profile", "export"):
         for file in (PACKAGE / room).rglob("*.py"):
             for node in ast.walk(ast.parse(file.read_text())):
                 assert not (isinstance(node, ast.Constant) and node.value in scores), f"{file} names {node.value}"
@@ -114,7 +116,7 @@ def test_no_program_knows_one_task():
     ["train.py --help", "eval.py --help"]
     + [
         f"-m e2net.{name} --help"
-        for name in ("predict", "check", "compare", "profile", "encoders", "adapt", "features")
+        for name in ("predict", "check", "compare", "profile", "encoders", "adapt", "features", "export")
     ],
 )
 def test_help_is_there_before_torch_is(command):

@@ -144,12 +144,30 @@ def compose_training(overrides: Sequence[str]) -> dict[str, Any]:
         ValueError: an override is wrong; the message is one line.
         FileNotFoundError: see :func:`conf_folder`.
     """
+    return resolve(_compose("train", overrides))
+
+
+def compose_evaluation(overrides: Sequence[str]) -> dict[str, Any]:
+    """A resolved ``conf/eval.yaml`` that takes over from its checkpoint, for other programs than ``eval.py``.
+
+    Args:
+        overrides: in Hydra's syntax, with ``ckpt`` and ``output``.
+
+    Raises:
+        ValueError, FileNotFoundError: as :func:`compose_training`, or there is no checkpoint.
+    """
+    from e2net.runs.overrides import inherit
+
+    return resolve(inherit(_compose("eval", overrides), overrides))
+
+
+def _compose(name: str, overrides: Sequence[str]) -> "DictConfig":
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
 
     try:
         with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-            return resolve(compose("train", list(overrides)))
+            return compose(name, list(overrides))
     except HydraException as error:
         raise ValueError(hydra_message(error)) from error
 
