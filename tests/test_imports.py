@@ -41,6 +41,7 @@ ALLOWED = {
         "datasets": "files formats lock processes structures tasks",
         "model": "structures encoders decoders tasks",
         "speed": "model processes",
+        "hub": "model runs",
         "runs": "files formats installation lock processes structures tasks datasets model",
         "evaluation": "drawing files formats page processes progress structures metrics tasks datasets model speed "
         "runs",
@@ -52,7 +53,7 @@ ALLOWED = {
         "profile": "arguments flops structures datasets speed runs evaluation training",
         "features": "arguments drawing files film flops formats installation lock page pictures processes trees "
         "structures encoders decoders losses metrics tasks datasets model speed runs evaluation",
-        "predict": "arguments drawing files film formats pictures trees tasks datasets model speed runs evaluation "
+        "predict": "arguments drawing files film formats hub pictures trees tasks datasets model speed runs evaluation "
         "training",
         "compare": "arguments drawing files flops formats installation lock page tasks datasets model runs evaluation "
         "training",
@@ -143,11 +144,19 @@ def test_help_is_there_before_torch_is(command):
     assert loaded.isdisjoint(HEAVY)
 
 
+def test_the_package_and_the_table_of_programs_import_next_to_nothing():
+    code = "import sys, e2net, e2net.__main__ as console; assert console.PROGRAMS; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent, capture_output=True, text=True)
+    loaded = {name.partition(".")[0] for name in done.stdout.split()}
+    assert loaded.isdisjoint({*HEAVY, "numpy", "cv2", "hydra", "yaml"})
+
+
 def test_a_table_of_scores_needs_no_lightning():
+    """Nor what draws its figures, which is for when all is scored."""
     code = (
         (
             "import sys, e2net.evaluation.predictions, e2net.evaluation.report; from e2net.datasets import FolderData;"
-            f"found = {sorted(HEAVY - {'torch'})} & sys.modules.keys(); assert not found, found"
+            f"found = {sorted(HEAVY - {'torch'} | {'matplotlib'})} & sys.modules.keys(); assert not found, found"
         )
         .replace("[", "{")
         .replace("]", "}")
