@@ -20,6 +20,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Union, cast, get_args, get_origin
 
+from e2net.installation import conf_folder
+
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
     from e2net.model import DenseModel
     from e2net.tasks import Task
 
-_ROOT = Path(__file__).parent.parent.parent
 # Of these modules a config may name the public classes, and the class methods that e2net gave them.
 _OFFERED = (
     *("e2net.encoders", "e2net.decoders", "e2net.decoders.necks", "e2net.losses", "e2net.datasets", "e2net.metrics"),
@@ -123,26 +124,12 @@ _LARGEST = 2**32 - 1
 _MOST_WORKERS = 1024
 
 
-def conf_folder() -> Path:
-    """The folder of config files.
-
-    Raises:
-        FileNotFoundError: e2net was installed without them.
-    """
-    if not (_ROOT / "conf" / "train.yaml").is_file():
-        raise FileNotFoundError(
-            f"expected conf/ beside the package in {_ROOT}, found none; work in a checkout, installed by "
-            "pip install -e ."
-        )
-    return _ROOT / "conf"
-
-
 def compose_training(overrides: Sequence[str]) -> dict[str, Any]:
     """A resolved ``conf/train.yaml``, for other programs than ``train.py``; ``run_dir`` must be among the overrides.
 
     Raises:
         ValueError: an override is wrong; the message is one line.
-        FileNotFoundError: see :func:`conf_folder`.
+        FileNotFoundError: see :func:`~e2net.installation.conf_folder`.
     """
     return resolve(_compose("train", overrides))
 
