@@ -26,6 +26,7 @@ ALLOWED = {
         "film": "files trees",
         "pictures": "formats trees",
         "lock": "",
+        "neighbours": "",
         "processes": "",
         "page": "",
         "structures": "",
@@ -44,12 +45,12 @@ ALLOWED = {
         "runs",
         "training": "files formats processes structures encoders decoders losses tasks datasets model speed runs "
         "evaluation",
-        "adapt": "arguments drawing files film formats lock page processes trees structures encoders losses metrics "
-        "tasks datasets model speed runs evaluation training",
+        "adapt": "arguments drawing files film formats lock neighbours page processes trees structures encoders losses "
+        "metrics tasks datasets model speed runs evaluation training",
         "check": "arguments drawing files formats page tasks datasets runs",
         "profile": "arguments flops structures datasets speed runs evaluation training",
-        "features": "arguments drawing files film flops formats lock page pictures processes trees structures encoders "
-        "decoders losses metrics tasks datasets model speed runs evaluation",
+        "features": "arguments drawing files film flops formats lock neighbours page pictures processes trees "
+        "structures encoders decoders losses metrics tasks datasets model speed runs evaluation",
         "predict": "arguments drawing files film formats pictures trees tasks datasets model speed runs evaluation "
         "training",
         "compare": "arguments drawing files flops formats lock page tasks datasets model runs evaluation training",
