@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from e2net.features.extract import Extractor, Features, encoder_names
+from e2net.features.extract import Extractor, Features, encoder_names, short_names
 from e2net.features.gallery import Shown, gallery
 from e2net.features.inputs import Failures, find_pictures
 from e2net.features.sheet import column, enlarged, row
@@ -54,18 +54,18 @@ def draw(verb: str, settings: DrawingSettings, maps: Maps, from_first: bool = Fa
     with owned(output):
         drawn: Drawn = {}
         features: list[list[Features]] = []
-        for name in names:
+        short = short_names(names)
+        for name, encoder in zip(names, short, strict=True):
             if features:
                 extractor = settings.extractor(name, settings.blocks)
             levels = list(extractor.levels(files, settings.batch_size))
             features.append([one[-1] for one in levels])
-            prefix = f"{extractor.name} " if len(names) > 1 else ""
+            prefix = f"{encoder} " if len(names) > 1 else ""
             drawn |= {f"{prefix}{title}": found for title, found in maps(extractor, files, levels).items()}
         titles = _titles([one.name for one in features[0]])
         claim(output, patterns, [SHEET, GALLERY, *(f"{PICTURES}/{title}.png" for title in titles)])
-        _write_all(
-            output, f"{verb}: {', '.join(map(printable, names))}", names, titles, features, drawn, settings.sharp
-        )
+        heading = f"{verb}: {', '.join(map(printable, short))}"
+        _write_all(output, heading, short, titles, features, drawn, settings.sharp)
     return failures.report()
 
 

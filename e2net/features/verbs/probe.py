@@ -129,11 +129,10 @@ def collect(settings: Settings) -> "Material":
 
 def table(found: "dict[str, list[Found]]") -> str:
     """Markdown: a row a probe, a column an encoder, the best in bold; published numbers in brackets."""
-    from e2net.features.extract import encoder_name  # noqa: PLC0415
+    from e2net.features.extract import short_names  # noqa: PLC0415
     from e2net.formats import printable  # noqa: PLC0415
 
-    short = [encoder_name(name) for name in found]
-    names = short if len(set(short)) == len(short) else list(found)
+    names = short_names(list(found))
     rows = [(one.probe, one.score, one.higher, one.data) for one in next(iter(found.values()), [])]
     head = ["probe", "score", "pictures", *map(printable, names)]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * 3 + "---:|" * len(found)]

@@ -8,6 +8,8 @@ from e2net.features.inputs import Failures
 from e2net.features.verbs.common import EncoderSettings, free_output
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from e2net.features.extract import Extractor
     from e2net.features.masks import Item
 
@@ -168,7 +170,7 @@ def _table(settings: Settings, output: Path, draws: "_Draws") -> int:
 
 
 class _Draws:
-    """Scores of draws, each picture encoded once."""
+    """Scores of draws, each picture that one of them needs encoded once."""
 
     def __init__(
         self, settings: Settings, extractor: "Extractor", examples: "list[Item]", tested: "list[Item] | None"
@@ -178,18 +180,26 @@ class _Draws:
         self.settings = settings
         self.items = [*examples, *(tested or [])]
         self.examples, self.separate = len(examples), tested is not None
-        self.features = list(extractor([item.picture for item in self.items], settings.batch_size))
+        drawn = {int(i) for draw in range(settings.draws) for i in self._order(draw)[: max(settings.counts)]}
+        needed = [i for i in range(len(self.items)) if not self.separate or i >= self.examples or i in drawn]
+        pictures = [self.items[i].picture for i in needed]
+        self.features = dict(zip(needed, extractor(pictures, settings.batch_size), strict=True))
         self.masks = [read_mask(item.mask) for item in self.items if item.mask is not None]
+
+    def _order(self, draw: int) -> "np.ndarray":
+        """The examples' numbers as one draw shuffles them."""
+        import numpy as np  # noqa: PLC0415
+
+        return np.random.default_rng([self.settings.seed, draw]).permutation(self.examples)
 
     def scores(self, method: str, count: int, draw: int) -> dict[str, float]:
         """Of one draw; the draws of one number are the same for all methods and encoders."""
-        import numpy as np  # noqa: PLC0415
         import torch  # noqa: PLC0415
 
         from e2net.features.few import fit  # noqa: PLC0415
         from e2net.features.masks import as_map, table_of  # noqa: PLC0415
 
-        order = np.random.default_rng([self.settings.seed, draw]).permutation(self.examples)
+        order = self._order(draw)
         taught = order[:count]
         rest = range(self.examples, len(self.items)) if self.separate else sorted(order[count:])
         found = fit(
