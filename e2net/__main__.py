@@ -16,6 +16,7 @@ PROGRAMS = {
     "adapt": "trains an encoder further, without labels",
     "features": "what an encoder sees, and what its features do without training",
     "encoders": "lists the encoders, what they cost and what fits",
+    "export": "files of a model that run without e2net, shown to score the same",
     "profile": "where a training step's time goes",
 }
 _USAGE = """\

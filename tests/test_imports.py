@@ -29,6 +29,7 @@ ALLOWED = {
         "pictures": "formats trees",
         "installation": "",
         "lock": "",
+        "neighbours": "",
         "processes": "",
         "page": "",
         "structures": "",
@@ -48,11 +49,11 @@ ALLOWED = {
         "runs",
         "training": "files formats processes structures encoders decoders losses tasks datasets model speed runs "
         "evaluation",
-        "adapt": "arguments drawing files film formats installation lock page processes trees structures encoders "
+        "adapt": "arguments drawing files film formats installation lock neighbours page processes trees structures encoders "
         "losses metrics tasks datasets model speed runs evaluation training",
         "check": "arguments drawing files formats page tasks datasets runs",
         "profile": "arguments flops structures datasets speed runs evaluation training",
-        "features": "arguments drawing files film flops formats installation lock page pictures processes trees "
+        "features": "arguments drawing files film flops formats installation lock neighbours page pictures processes trees "
         "structures encoders decoders losses metrics tasks datasets model speed runs evaluation",
         "predict": "arguments drawing files film formats hub pictures trees tasks datasets model speed runs evaluation "
         "training",

@@ -227,6 +227,12 @@ def encoder_name(encoder: Encoder | str | Path) -> str:
     return Path(text).name
 
 
+def short_names(encoders: Sequence[str]) -> list[str]:
+    """What to call several encoders: see :func:`encoder_name`, or as they were given where that makes two alike."""
+    short = [encoder_name(one) for one in encoders]
+    return short if len(set(short)) == len(short) else list(encoders)
+
+
 def encoder_names(text: str) -> list[str]:
     """The encoders of a setting such as ``encoder=dinov2_s,dinov3_s``.
 
