@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from e2net.arguments import help_text, print_anywhere, read_settings
 from e2net.serve.settings import USAGE, ServeSettings
@@ -35,15 +36,16 @@ def main(arguments: Sequence[str]) -> int:
     with user_errors():  # also where workers load it again
         model = load_model(settings)
     print(f"listening at http://{settings.host}:{settings.port}", flush=True)
-    options = {"host": settings.host, "port": settings.port, "log_level": "warning", "access_log": False}
+    options: dict[str, Any] = {
+        **{"host": settings.host, "port": settings.port, "log_level": "warning", "access_log": False},
+        "timeout_graceful_shutdown": settings.timeout,
+    }
     if settings.workers == 1:
-        uvicorn.run(make_app(model, settings), **options, timeout_graceful_shutdown=settings.timeout)
+        uvicorn.run(make_app(model, settings), **options)
     else:
         del model
         to_environment(settings)
-        app = "e2net.serve.app:from_environment"
-        more = {"factory": True, "workers": settings.workers, "timeout_graceful_shutdown": settings.timeout}
-        uvicorn.run(app, **options, **more)
+        uvicorn.run("e2net.serve.app:from_environment", factory=True, workers=settings.workers, **options)
     return 0
 
 

@@ -36,7 +36,7 @@ def load_model(settings: ServeSettings) -> Segmenter:
         flip=settings.flip,
         size=settings.size,
         precision=settings.precision,
-        threshold=settings.threshold,  # type: ignore[arg-type]
+        threshold=settings.threshold,
     )
 
 

@@ -18,6 +18,7 @@ from conftest import ROOT
 
 from e2net import load
 from e2net.serve import Batcher, make_app
+from e2net.serve.app import SETTINGS, from_environment, to_environment
 from e2net.serve.batching import FullError
 from e2net.serve.settings import ServeSettings
 
@@ -179,16 +180,28 @@ def test_an_error_of_the_model_is_told_and_the_next_batch_goes_on():
 
 def test_a_request_that_takes_too_long_is_ended(model, pictures):
     app = make_app(model, ServeSettings(ckpt=str(RUN), timeout=1))
-
-    async def ask():
-        transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
-            return await client.post("/predict", content=pictures[0])
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Batcher, "submit", lambda self, data: Future())
-        found = asyncio.run(ask())
+        found = asked(app, pictures[0])
     assert found.status_code == 504 and "within 1 s" in found.text
+
+
+def asked(app, picture):
+    """What an application answers, without a server."""
+
+    async def ask():
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here") as client:
+            return await client.post("/predict?format=json", content=picture)
+
+    return asyncio.run(ask())
+
+
+def test_a_worker_gets_every_setting(monkeypatch, pictures):
+    settings = ServeSettings(ckpt=str(RUN), device="cpu", workers=2, threshold=0.25, size=[32, 64], flip=True)
+    monkeypatch.setenv(SETTINGS, "")  # and so it is gone in the end
+    to_environment(settings)
+    alone = load(RUN, "cpu", threshold=0.25, size=[32, 64], flip=True).predict(pictures[1])
+    assert asked(from_environment(), pictures[1]).json()["objects"] == alone.objects()
 
 
 @pytest.mark.parametrize("key, value", [("port", 0), ("workers", 0), ("max_mb", -1), ("batch_size", 0), ("timeout", 0)])
