@@ -11,6 +11,7 @@ PROGRAMS = {
     "train": "trains one model and tests its best checkpoint",
     "eval": "scores a checkpoint, or any method's maps, on named test sets",
     "predict": "maps for pictures and films",
+    "serve": "answers pictures with their maps over HTTP",
     "compare": "backbones, settings or finished runs side by side, as one page",
     "check": "what is wrong with a data set, as one page",
     "adapt": "trains an encoder further, without labels",

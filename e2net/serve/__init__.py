@@ -1,0 +1,6 @@
+"""A trained model over HTTP: a picture in, its map or its objects out."""
+
+import lazy_loader
+
+# See e2net/__init__.py.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,4 @@
+from .app import make_app
+from .batching import Batcher
+
+__all__ = ["Batcher", "make_app"]
