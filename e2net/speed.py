@@ -39,6 +39,14 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that a device's or this machine's memory is used up."""
+    text = str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and ("out of memory" in text or "not enough memory" in text)
+    )
+
+
 def compile_model(model: DenseModel, **options: Any) -> None:
     """Compiles the encoder's blocks, the neck and the decoder in place; names in the state dict stay as they are.
 

@@ -55,6 +55,7 @@ def main(arguments: Sequence[str]) -> int:
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # so that what is half written is removed
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     from e2net.runs import user_errors  # noqa: PLC0415 - takes seconds
+    from e2net.speed import is_out_of_memory  # noqa: PLC0415
 
     try:
         with user_errors():
@@ -62,6 +63,11 @@ def main(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        print("error: the memory does not suffice; try a smaller size, batch_size=1, or device=cpu", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

@@ -33,13 +33,16 @@ class Codes:
         code, scale, error = _coded(query[None])
         # Rows by one column of whole numbers, in 32 bits; PyTorch has no public name for it.
         whole = torch._int_mm(self._codes, code.T.contiguous())[:, 0]
-        near = whole.float().mul_(self._scale).mul_(scale)
-        length = scale * code.float().norm()
-        radius = self._error * length + (error + self._rounding)
+        # NumPy from here on: a thread that waits for another at each of these short steps costs more than they do.
+        near = whole.numpy().astype(np.float32)
+        near *= self._scale.numpy()
+        near *= float(scale)
+        radius = self._error.numpy() * float(scale * code.float().norm())
+        radius += float(error) + self._rounding
         # At least k rows have products of at least this.
-        least = (near - radius).topk(k).values[-1]
-        # NumPy finds the few among very many several times as fast as torch.nonzero.
-        return torch.from_numpy(np.flatnonzero((near.add_(radius) >= least).numpy()))
+        least = float(torch.from_numpy(near - radius).topk(k).values[-1])
+        near += radius
+        return torch.from_numpy(np.flatnonzero(near >= least))
 
 
 def _coded(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:

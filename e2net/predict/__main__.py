@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> int:
 
     from e2net.predict.job import Job  # noqa: PLC0415
     from e2net.runs import user_errors  # noqa: PLC0415
-    from e2net.training.memory import is_out_of_memory  # noqa: PLC0415
+    from e2net.speed import is_out_of_memory  # noqa: PLC0415
 
     cv2.setNumThreads(1)  # pictures are read and written in threads of our own
     try:

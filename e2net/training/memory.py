@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from e2net.losses import DenseLoss
 from e2net.model import DenseModel
 from e2net.runs.checkpoint import KEY
-from e2net.speed import halve_frozen
+from e2net.speed import halve_frozen, is_out_of_memory
 from e2net.structures import Encoded, Images
 from e2net.training.optim import AdamW
 from e2net.training.step import Update, leave_out_unused, renewed, step
@@ -139,14 +139,6 @@ class Trial(StepTrial):
         """The loss of one batch from :meth:`batch`."""
         with self.precision.forward_context():
             return step(self.model, image, target, self.criterion)["loss"]
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that a device's or this machine's memory is used up."""
-    text = str(error)
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and ("out of memory" in text or "not enough memory" in text)
-    )
 
 
 def available_bytes(device: torch.device) -> int | None:

@@ -202,6 +202,17 @@ def test_codes_leave_none_of_the_nearest_out(seed, dim, k, outliers):
     assert set(np.flatnonzero(cosines >= np.sort(cosines)[-k])) <= set(found.tolist())
 
 
+def test_codes_leave_none_out_where_their_bound_is_tight():
+    """On a circle what codes leave out often points where the query does, so that the error is nearly the bound."""
+    angles = np.random.default_rng(0).random(4000) * 2 * np.pi
+    vectors = unit(np.stack([np.cos(angles), np.sin(angles)], 1))
+    codes = Codes(torch.from_numpy(vectors))
+    for angle in np.linspace(0, 2 * np.pi, 100):
+        query = unit(np.array([np.cos(angle), np.sin(angle)]))
+        nearest = (vectors.astype(np.float64) @ query).argmax()
+        assert nearest in codes.candidates(torch.from_numpy(query), 1)
+
+
 def test_codes_leave_few_in_and_change_nothing(monkeypatch):
     rng = np.random.default_rng(2)
     rows, queries = rng.normal(size=(3000, 64)), rng.normal(size=(20, 64))

@@ -5,6 +5,7 @@ import re
 import cv2
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT
 
 from e2net import features
@@ -110,6 +111,15 @@ def test_pictures_with_a_part_of_their_own_are_errors(data, tmp_path, capsys):
     assert "0.png: truncated" in capsys.readouterr().err
     assert _main("pca", f"input={cut}", f"output={tmp_path / 'b'}") == 2
     assert "cut.png: truncated" in capsys.readouterr().err and not (tmp_path / "b").exists()
+
+
+def test_memory_that_does_not_suffice_is_one_line(data, tmp_path, capsys, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+
+    monkeypatch.setattr(features.Extractor, "levels", full)
+    assert _main("pca", f"input={data}/few", f"output={tmp_path / 'out'}") == 2
+    assert "try a smaller size" in capsys.readouterr().err
 
 
 def test_vectors_are_kept_of_pictures_beside_broken_ones(data, tmp_path, capsys):

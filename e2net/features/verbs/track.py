@@ -28,7 +28,7 @@ Every number in the mask but 0 is an object. Writes
   OUT/masks/FRAME.png   the objects of each frame; one object white, several with their numbers and a palette
   OUT/overlay.mp4       the film with its objects tinted and outlined
   OUT/tracking.json     how long it took, and with truth=... J, F and J&F, as the DAVIS benchmark defines them
-A film that cannot be read to its end is an error, and leaves nothing behind.
+A film that cannot be read to its end is an error, and leaves no result.
 """
 
 _RESULTS = ("masks", "overlay.mp4", "tracking.json")
