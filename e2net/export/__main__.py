@@ -35,7 +35,10 @@ def main(arguments: Sequence[str]) -> int:
             step = job.network.model.encoder.size_multiple
             sides = job.settings.sides()
             sizes = f"any size in steps of {step} pixels" if sides is None else f"{sides[0]}x{sides[1]} pixels alone"
-            print(f"exporting {job.checkpoint} for {sizes}, then comparing on {', '.join(job.data.test_names)} ...")
+            print(
+                f"exporting {job.checkpoint} for {sizes}, then comparing on {', '.join(job.data.test_names)} ...",
+                flush=True,
+            )
             file = export(job)
     except DifferentError as error:
         print(f"error: {error}", file=sys.stderr)

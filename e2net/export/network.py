@@ -68,7 +68,7 @@ def trace(network: OnePass, like: tuple[int, int], size: tuple[int, int] | None 
     example = torch.zeros(2, 3, height, width, dtype=torch.uint8)
     try:
         with torch.no_grad(), _any_size(network.model.encoder.backbone):
-            return torch.export.export(network.eval(), (example,), dynamic_shapes={"image": shape}, strict=False)
+            program = torch.export.export(network.eval(), (example,), dynamic_shapes={"image": shape}, strict=False)
     # Whatever a library's own forward pass does that cannot be traced.
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
@@ -77,6 +77,9 @@ def trace(network: OnePass, like: tuple[int, int], size: tuple[int, int] | None 
             f"{type(network.model.encoder.backbone).__name__}: expected a forward pass that torch.export can follow "
             f"with {'any size' if size is None else 'one size'}, found one that it cannot; {advice} ({reason})"
         ) from error
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # it would be written too, with the paths of this machine
+    return program
 
 
 @contextlib.contextmanager

@@ -29,6 +29,8 @@ def write_onnx(program: Any, file: Path, metadata: Mapping[str, str], opset: int
         assert sides is not None, value.name
         names = ("batch", "channels", "height", "width")
         value.shape = ir.Shape([d if isinstance(d, int) else n for d, n in zip(sides, names, strict=True)])
+    for node in ir.traversal.RecursiveGraphIterator(written.model.graph):
+        node.metadata_props.clear()  # where in the sources it comes from, with the paths of this machine
     written.model.metadata_props.update(metadata)
     written.model.producer_name = "e2net"
     weights = sum(getattr(value.const_value, "nbytes", 0) for value in written.model.graph.initializers.values())
