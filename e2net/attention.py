@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from e2net.symbolic import is_exporting
+
 _HALF = (torch.bfloat16, torch.float16)
 # Of the attention matrix of one layer, all images and heads together: 128 MiB in half precision.
 _MOST = 2**26
@@ -23,7 +25,14 @@ def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     Returns:
         (B, heads, N, c).
     """
-    small = query.shape[:3].numel() * key.shape[2] <= _MOST
-    if small and query.device.type == "cpu" and (query.dtype in _HALF or torch.is_autocast_enabled("cpu")):
+    if _is_small_half_on_cpu(query, key):
         return ((query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)).softmax(-1) @ value
     return F.scaled_dot_product_attention(query, key, value)
+
+
+def _is_small_half_on_cpu(query: Tensor, key: Tensor) -> bool:
+    # A program that is exported runs elsewhere and at any size.
+    if is_exporting() or query.device.type != "cpu":
+        return False
+    half = query.dtype in _HALF or torch.is_autocast_enabled("cpu")
+    return half and query.shape[:3].numel() * key.shape[2] <= _MOST

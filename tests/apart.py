@@ -14,7 +14,7 @@ from pathlib import Path
 import cloudpickle
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["e2net.training.run", "e2net.evaluation.report", "tiny"])
+CONTEXT.set_forkserver_preload(["e2net.training.run", "e2net.evaluation.report", "e2net.adapt.run", "tiny"])
 
 
 def start(work):
@@ -46,15 +46,26 @@ class Program:
     """A program of this repository as it runs from a command line, but for its imports and its start.
 
     Args:
-        file: such as train.py.
+        program: a file such as train.py, or a module such as e2net.predict.
         arguments: of the command line.
         cwd: where it runs.
+        environment: variables besides those of here.
     """
 
-    def __init__(self, file, *arguments, cwd):
+    def __init__(self, program, *arguments, cwd, **environment):
         self._streams = [tempfile.NamedTemporaryFile("r", encoding="utf-8") for _ in range(2)]  # noqa: SIM115
         places = [stream.name for stream in self._streams]
-        self._process = start(lambda: _program(str(file), arguments, str(cwd), places))
+        environment = {**os.environ, **environment}
+        self._process = start(lambda: _program(str(program), arguments, str(cwd), environment, places))
+
+    @property
+    def status(self):
+        """Of its end; None before it."""
+        return self._process.exitcode
+
+    def send(self, signal):
+        """Has it meet a signal."""
+        os.kill(self._process.pid, signal)
 
     def finish(self):
         """Waits for its end: exit status, output, errors."""
@@ -63,14 +74,19 @@ class Program:
         return self._process.exitcode, *(stream.read() for stream in self._streams)
 
 
-def _program(file, arguments, cwd, places):
+def _program(program, arguments, cwd, environment, places):
     os.chdir(cwd)
-    for number, place in enumerate(places, start=1):
-        os.dup2(os.open(place, os.O_WRONLY | os.O_APPEND), number)
-    sys.argv = [file, *arguments]
-    sys.path.insert(0, str(Path(file).parent))
+    os.environ.clear()
+    os.environ.update(environment)
+    for number, place in enumerate([os.devnull, *places]):
+        os.dup2(os.open(place, os.O_RDWR | os.O_APPEND), number)
+    sys.argv = [program, *arguments]
     try:
-        runpy.run_path(file, run_name="__main__")
+        if program.endswith(".py"):
+            sys.path.insert(0, str(Path(program).parent))
+            runpy.run_path(program, run_name="__main__")
+        else:
+            runpy.run_module(program, run_name="__main__", alter_sys=True)
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -1,9 +1,10 @@
 """Tiny encoders with random weights, one per architecture, and where the real data lies."""
 
+import gc
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # Before the imports that read them. A test that needs the network is a broken test.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -12,19 +13,27 @@ os.environ |= {"COLUMNS": "80", "LINES": "24"}
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"  # workers share the cores, and what they start does
 
-import pytest
-import torch
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+# No test takes the power away, and to wait for the disk takes seconds.
+os.fsync = lambda descriptor: None
 
-from e2net.evaluation.plots import calibration_figure, curve_figure
+import composing
+
+composing.install()
+
+import pytest
+
+# torch and all that imports it later: the process that only hands the tests out can do without.
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 ROOT = Path(__file__).parent.parent
 
-# Those that take half a minute and more, the longest first: none should begin where the others are done.
+# Those that take a quarter of a minute and more, the longest first: none should begin where the others are done.
 LONG = (
-    "test_training_processes.py", "test_training_kills.py", "test_training_states.py", "test_compare_sweep.py",
-    "test_training_speed.py", "test_runs_launch.py", "test_gpu_gradients.py", "test_start.py", "test_runs_cluster.py",
-    "test_gpu_branches.py", "test_training_finite.py", "test_gpu_smoke.py", "test_evaluation_predictions.py",
+    "test_training_processes.py", "test_start.py", "test_training_states.py", "test_training_speed.py",
+    "test_training_kills.py", "test_compare_sweep.py", "test_gpu_smoke.py", "test_runs_overrides.py",
+    "test_runs_settings.py", "test_training_run.py", "test_gpu_gradients.py", "test_gpu_branches.py",
+    "test_runs_launch.py", "test_runs_cluster.py", "test_training_finite.py", "test_encoders_listing.py",
     "test_training_reproducibility.py", "test_training_full_disk.py", "test_fixed_values.py",
 )  # fmt: skip
 
@@ -39,6 +48,13 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files first; with ``--no-loadscope-reorder`` in pyproject.toml, as xdist goes by the number of tests."""
     items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported stays: to look through it for garbage again and again takes seconds."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 10, 10)
 
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "image_size": 64}
@@ -58,8 +74,11 @@ def encoder_config(name: str) -> dict:
     return {**SMALL, **ARCHITECTURES[name]}
 
 
-def hf_model(name: str) -> PreTrainedModel:
+def hf_model(name: str) -> "PreTrainedModel":
     """A model with weights large enough that blocks, norms and positions all matter, in eval mode."""
+    import torch  # noqa: PLC0415
+    from transformers import AutoConfig, AutoModel  # noqa: PLC0415
+
     torch.manual_seed(0)
     keys = encoder_config(name)
     model = AutoModel.from_config(AutoConfig.for_model(keys.pop("model_type"), initializer_range=0.2, **keys))
@@ -104,6 +123,8 @@ def curves_drawn_once() -> Iterator[None]:
 
     In test_evaluation_report.py they are drawn each time.
     """
+    from e2net.evaluation.plots import calibration_figure, curve_figure  # noqa: PLC0415
+
     with pytest.MonkeyPatch.context() as patch:
         for figure in (curve_figure, calibration_figure):
             patch.setattr(f"e2net.evaluation.report.{figure.__name__}", _drawn_once(figure))

@@ -46,10 +46,10 @@ def test_parts_of_a_step(tmp_path):
 def test_slow_parts_are_found(tmp_path):
     def slow(job):
         read = job.data.train_source().read
-        job.data.train_source().read = lambda *args: time.sleep(0.3) or read(*args)
+        job.data.train_source().read = lambda *args: time.sleep(0.15) or read(*args)
 
-    found = _profile(tmp_path, change=slow)
-    assert found.seconds["data wait"] > 1.1  # four images
+    found = _profile(tmp_path, steps=1, change=slow)
+    assert found.seconds["data wait"] > 0.55  # four images
     assert "waiting for data" in verdict(found) and "data.num_workers" in verdict(found)
 
 
@@ -145,9 +145,13 @@ def test_the_command_line(tmp_path, capsys):
     assert printed[-1].startswith("Bottleneck: ") and any(line.startswith("MFU ") for line in printed)
 
 
-def test_the_benchmark_needs_no_hydra():
+def test_the_benchmark_and_the_python_api_need_no_hydra():
     code = (
         "import sys, runpy; sys.modules['hydra'] = sys.modules['omegaconf'] = None\n"
+        "import torch, e2net.training, e2net.predict, e2net.profile\n"
+        "from e2net.runs import user_errors\n"
+        "try:\n    with user_errors():\n        raise ValueError('x')\n"
+        "except SystemExit as error:\n    assert error.code == 2\n"
         "found = runpy.run_path('benchmarks/train_step.py', run_name='benchmark')\n"
         "case = found['Case']('vit_tiny', 'adapter', 'e2net', 32, 2, 'bf16', False, 16, 'cpu')\n"
         "step = found['Step'](case)\n"

@@ -20,8 +20,9 @@ TINY = [
 
 @functools.cache
 def _composed(overrides):
+    tiny = [one for one in TINY if "decoder=linear" not in overrides or one != "decoder.width=16"]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return resolve(compose("train", [*TINY, "run_dir=unknown", *overrides]))
+        return resolve(compose("train", [*tiny, "run_dir=unknown", *overrides]))
 
 
 def tiny_config(folder, *overrides):

@@ -9,7 +9,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from e2net.arguments import print_anywhere, refuse_overrides
-from e2net.runs.config import conf_folder, list_groups, user_errors
+from e2net.installation import conf_folder
+from e2net.runs.config import list_groups, user_errors
 from e2net.runs.folder import owned
 from e2net.runs.launch import failures_told, full_disk_told, one_of_many
 
@@ -19,7 +20,7 @@ _UNUSED = ("data.augment", "data.size", "decoder")
 _OTHERS = ("adapt_with", "decoder", "experiment", "loss", "neck", "protocol", "strategy", "task")
 
 
-@hydra.main(version_base="1.3", config_path=str(Path(__file__).parents[2] / "conf"), config_name="adapt")
+@hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="adapt")
 def main(config: DictConfig) -> None:
     """Composes the config, builds and checks everything, then trains and writes the encoder's folder."""
     # Only now, as these take seconds to import, which --help and a misspelt key need not wait for.
@@ -48,9 +49,7 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    with user_errors():
-        conf = conf_folder()
-    OmegaConf.register_new_resolver("list_groups", lambda: list_groups(conf, _OTHERS))
+    OmegaConf.register_new_resolver("list_groups", lambda: list_groups(conf_folder(), _OTHERS))
     print_anywhere()
     with failures_told():
         main()

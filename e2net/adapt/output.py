@@ -202,7 +202,7 @@ model = AutoModel.from_pretrained("{folder.name}")
 processor = AutoImageProcessor.from_pretrained("{folder.name}")
 ```
 
-or, in e2net, `python train.py {loader} encoder.path={folder.name}`, at any size that is a multiple of
+or, in e2net, `e2net train {loader} encoder.path={folder.name}`, at any size that is a multiple of
 {encoder.size_multiple} pixels.
 """
 

@@ -1,6 +1,6 @@
 """What frozen patch features of an encoder know of a small labelled set, in seconds: k-NN or a linear classifier."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
@@ -12,18 +12,13 @@ from torch.nn import functional as F
 from e2net.datasets import FolderPairs, Resize, Source, in_validation
 from e2net.datasets.pairs import read_pair
 from e2net.encoders import Encoder
+from e2net.neighbours import Predictor, nearest
 from e2net.structures import IGNORED
 from e2net.tasks.base import Array, Task
 from e2net.tasks.camouflage import Camouflage
 
 Method = Literal["linear", "knn"]
-# (n, D) features -> (n, K) probabilities.
-Classifier = Callable[[Tensor], Tensor]
 
-# Of the similarities that weigh neighbours, as in DINO's own k-NN evaluation.
-_TEMPERATURE = 0.07
-# Queries at a time.
-_BLOCK = 2048
 # Iterations of L-BFGS at most.
 _ITERATIONS = 100
 
@@ -132,8 +127,11 @@ class Probe:
         encoder.train(False)
         try:
             with torch.no_grad():
-                samples = self._samples(encoder)
-            classifier = _nearest(*samples, self.neighbours) if self.method == "knn" else self._linear(*samples)
+                features, shares = self._samples(encoder)
+            if self.method == "knn":
+                classifier = nearest(features, shares / shares.sum(1, keepdim=True), self.neighbours)
+            else:
+                classifier = self._linear(features, shares)
             with torch.no_grad():
                 scored = [
                     (i, self.source.name(index), self._score(classifier(features), index))
@@ -187,7 +185,7 @@ class Probe:
             activated = activated[1:]
         return self.task.score(self.task.finish(activated, native.shape[:2]), native)
 
-    def _linear(self, features: Tensor, shares: Tensor) -> Classifier:
+    def _linear(self, features: Tensor, shares: Tensor) -> Predictor:
         """Logistic regression with soft targets: a convex problem, so its optimum is one whatever the path to it."""
         mean, std = features.mean(0), features.std(0, correction=0)
         # A channel without any variance says nothing, and is no reason to divide by zero.
@@ -226,20 +224,3 @@ def _thinned(indices: list[int], most: int) -> list[int]:
     if len(indices) <= most:
         return indices
     return [indices[i * len(indices) // most] for i in range(most)]
-
-
-def _nearest(features: Tensor, shares: Tensor, neighbours: int) -> Classifier:
-    """The weighted mean of what the nearest samples are, by cosine; shares are made to sum to 1."""
-    known, share = F.normalize(features, dim=1), shares / shares.sum(1, keepdim=True)
-    count = min(neighbours, len(known))
-
-    def classify(queries: Tensor) -> Tensor:
-        found = []
-        for block in F.normalize(queries, dim=1).split(_BLOCK):
-            cosine, index = (block @ known.T).topk(count)
-            weight = (cosine / _TEMPERATURE).softmax(1)
-            # A sum of weights may end a rounding error above 1.
-            found.append((weight[:, :, None] * share[index]).sum(1).clamp(0, 1))
-        return torch.cat(found)
-
-    return classify

@@ -12,7 +12,7 @@ Reads every picture and every target of the training, validation and test sets o
   python -m e2net.check data=semantic data.root=DIR task=semantic
   python -m e2net.check data=cod output=runs/check
 
-Whatever is no setting below is an override of conf/train.yaml (see python train.py --help): give what you train with.
+Whatever is no setting below is an override of conf/train.yaml (see e2net train --help): give what you train with.
 Only data and task are read. Sets that are not there are left out, and named.
 
   error     training stops at it, or is wrong: files that cannot be read, targets of another size, labels of no class,

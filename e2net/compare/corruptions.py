@@ -49,7 +49,7 @@ def gather(
     missing = [run for run in runs if not (run.folder / PLACE).is_file()]
     if missing:
         lacking = some([str(run.folder) for run in missing])
-        remedy = f"python eval.py ckpt={missing[0].folder} corruptions=true output={missing[0].folder / PLACE.parent}"
+        remedy = f"e2net eval ckpt={missing[0].folder} corruptions=true output={missing[0].folder / PLACE.parent}"
         said = f"Corrupted pictures are left out, as not all runs were evaluated on them ({lacking}): {remedy}"
         return {}, [said] if len(missing) < len(runs) else []
     try:

@@ -145,7 +145,7 @@ def read_run(folder: str | Path) -> Run:
     for name in (SCORES, PER_IMAGE):
         if not (folder / name).is_file():
             raise FileNotFoundError(
-                f"run {folder} is not finished: expected {name}, found none; continue it with python train.py "
+                f"run {folder} is not finished: expected {name}, found none; continue it with e2net train "
                 f"resume={folder} and its own overrides, or leave it out"
             )
     try:
@@ -155,14 +155,14 @@ def read_run(folder: str | Path) -> Run:
         # Score files of before this was recorded have none.
         if document.get("config_sha256", config_hash(config)) != config_hash(config):
             raise ValueError(
-                f"{SCORES} is of other settings than config.yaml; continue the run with python train.py "
+                f"{SCORES} is of other settings than config.yaml; continue the run with e2net train "
                 f"resume={folder} and its own overrides"
             )
         checkpoint = folder / CHECKPOINTS / Path(document.get("checkpoint", "")).name
         tested = document.get("checkpoint_sha256")
         if tested and checkpoint.is_file() and file_hash(checkpoint) != tested:
             raise ValueError(
-                f"{SCORES} is of another {checkpoint.name} than lies there; test the run again with python train.py "
+                f"{SCORES} is of another {checkpoint.name} than lies there; test the run again with e2net train "
                 f"resume={folder} and its own overrides"
             )
         complete = isinstance(run.seed, int) and run.sets and document["protocol"]

@@ -14,7 +14,7 @@ Compares configurations over the same seeds, or finished runs, and writes report
   python -m e2net.compare encoder=dinov2_b,dinov3_b seed=0,1,2 hydra/launcher=submitit_slurm
   python -m e2net.compare 'runs=[runs/a, runs/b]' output=runs/a_against_b
 
-Whatever is no setting below is an override of conf/train.yaml (see python train.py --help). A list after a comma
+Whatever is no setting below is an override of conf/train.yaml (see e2net train --help). A list after a comma
 makes variants, one after seed= repeats each of them; encoder= takes folders too. Each run's folder is named by a hash
 of its resolved config: the same command again continues where the last one stopped, and finished runs are used as
 they are.

@@ -27,10 +27,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, ValueType
 from hydra.errors import HydraException
 
-import e2net
 from e2net.arguments import nearest_key
 from e2net.compare.runs import SCORES, check_names, config_key, unique
 from e2net.compare.settings import CompareSettings
+from e2net.installation import ROOT, conf_folder, is_checkout
 from e2net.lock import alone
 from e2net.runs import build, build_model, inherit, resolve
 from e2net.runs.checkpoint import read_checkpoint
@@ -39,7 +39,6 @@ from e2net.runs.config import (
     build_task,
     check_part,
     check_training,
-    conf_folder,
     hydra_message,
     resolve_task,
 )
@@ -48,7 +47,6 @@ from e2net.runs.outputs import is_claimed
 from e2net.runs.provenance import file_hash
 from e2net.training.memory import AUTO
 
-ROOT = Path(e2net.__file__).parent.parent
 # Set by the user: hydra/launcher=..., hydra.launcher.n_jobs=..., and alike.
 _TO_HYDRA = ("hydra/", "hydra.", "+hydra.", "~hydra")
 # But for where config files of one's own lie, which is of the composing.
@@ -121,7 +119,7 @@ def make_plan(settings: CompareSettings) -> Plan:
     if not swept:
         raise ValueError(
             "nothing to compare: expected an override besides seed with several values, such as "
-            "encoder=dinov2_b,dinov3_b; to compare seeds, train them (python train.py -m seed=0,1) and give runs=[...]"
+            "encoder=dinov2_b,dinov3_b; to compare seeds, train them (e2net train -m seed=0,1) and give runs=[...]"
         )
     variants = list(itertools.product(*choices))
     plan = Plan(_variant_names(variants, settings.names), [], passed)
@@ -445,9 +443,12 @@ def _launch(jobs: Sequence[PlannedRun], work: Path, hydra: Sequence[str], locked
     }
     (work / "sweep.yaml").write_text(yaml.safe_dump(primary, sort_keys=False), encoding="utf-8")
     names = ",".join(f"'{job.folder.name}'" for job in jobs)
-    command = [sys.executable, str(ROOT / "train.py"), "-m", f"--config-dir={work.resolve()}", "--config-name=sweep"]
-    # The package beside this very file, also where another checkout is the installed one.
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
+    # Not an e2net that lies in the working directory: -P.
+    command = [sys.executable, "-P", "-m", "e2net.train"]
+    command += ["-m", f"--config-dir={work.resolve()}", "--config-name=sweep"]
+    environment = dict(os.environ)
+    if is_checkout():  # this one, also where another is installed
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
     # In a process group of its own, so that it can be ended with all that it has started.
     alone: dict[str, Any] = {"process_group": 0, "pass_fds": [locked.fileno()] if locked else []}
     if sys.platform == "win32":

@@ -106,7 +106,7 @@ class CCM(nn.Module):
         x = rearrange(fused, "b (h w) c -> b c h w", h=g1.shape[-2])
         limit = [-(-side // self.OUTPUT_STRIDE) for side in image_size]
         for fuse, g in zip(self.fuse, (g3, g2), strict=True):
-            size = [min(2 * side, most) for side, most in zip(x.shape[-2:], limit, strict=True)]
+            size = [torch.sym_min(2 * side, most) for side, most in zip(x.shape[-2:], limit, strict=True)]
             x = fuse(x, g, size)
         return self.head(x)
 

@@ -9,11 +9,12 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from e2net.attention import attention
+from e2net.symbolic import same, typical
 
 
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:
     """Bilinear resampling (``align_corners=False``) of (B, C, h, w) to ``size``; the input itself if it has it."""
-    if x.shape[-2:] == tuple(size):
+    if same(x.shape[-2:], size):
         return x
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
 
@@ -38,9 +39,7 @@ def convolve(conv: nn.Module, x: Tensor, size: Sequence[int]) -> Tensor:
     """
     assert isinstance(conv, nn.Conv2d)
     (height, width), (h, w), k = size, x.shape[-2:], conv.kernel_size[0]
-    # Multiplications for each output channel.
-    taps_first = k * k * h * w * (conv.in_channels + width) + k * h * height * width
-    if height < h or width < w or taps_first >= k * k * height * width * conv.in_channels:
+    if not _taps_first(conv, (typical(h), typical(w)), (typical(height), typical(width))):
         return conv(resize(x, size))
     tapped = torch.einsum("b c h w, o c k l -> b h k l w o", x, conv.weight)
     columns = rearrange(_shifted_upsampling(w, width, k, x), "W l w -> W (l w)")
@@ -51,11 +50,20 @@ def convolve(conv: nn.Module, x: Tensor, size: Sequence[int]) -> Tensor:
     return result if conv.bias is None else result + conv.bias[:, None, None]
 
 
+def _taps_first(conv: nn.Conv2d, size: tuple[int, int], larger: tuple[int, int]) -> bool:
+    """Whether fewer multiplications are needed if a kernel's taps are applied before the upsampling."""
+    (h, w), (height, width), k = size, larger, conv.kernel_size[0]
+    # For each output channel.
+    taps_first = k * k * h * w * (conv.in_channels + width) + k * h * height * width
+    return height >= h and width >= w and taps_first < k * k * height * width * conv.in_channels
+
+
 def _shifted_upsampling(n: int, m: int, taps: int, like: Tensor) -> Tensor:
     """(m, taps, n): the weights which mix n pixels to output pixel i + tap - taps // 2; zeros beyond the edges."""
-    weights = F.interpolate(torch.eye(n, device=like.device)[None], size=m, mode="linear")[0]
+    pixel = torch.arange(n, device=like.device)
+    weights = F.interpolate((pixel[:, None] == pixel).float()[None], size=m, mode="linear")[0]
     padded = F.pad(weights, (taps // 2, taps // 2))
-    return rearrange(padded.unfold(1, m, 1), "n k m -> m k n").to(like.dtype)
+    return torch.stack([padded[:, tap : tap + m].T for tap in range(taps)], dim=1).to(like.dtype)
 
 
 def conv_bn(in_channels: int, out_channels: int, kernel_size: int, relu: bool = True) -> nn.Sequential:

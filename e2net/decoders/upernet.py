@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -9,6 +10,25 @@ from e2net.decoders.base import Decoder
 from e2net.decoders.layers import add, conv_bn, convolve, resize
 from e2net.decoders.pyramid import Pyramid, PyramidName
 from e2net.structures import Output
+from e2net.symbolic import is_exporting
+
+
+class BinMeans(nn.AdaptiveAvgPool2d):
+    """Means of so many by so many parts of a map, (B, C, h, w) -> (B, C, bins, bins); exported, at any size."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not is_exporting():
+            return super().forward(x)
+        rows, columns = (_bin_weights(side, self.output_size, x) for side in x.shape[-2:])
+        return rows @ x @ columns.T
+
+
+def _bin_weights(length: int, bins: int, like: Tensor) -> Tensor:
+    """(bins, length): by what each pixel counts in the mean of a part, as ``nn.AdaptiveAvgPool2d`` divides a side."""
+    number, pixel = torch.arange(bins, device=like.device), torch.arange(length, device=like.device)
+    first, end = number * length // bins, ((number + 1) * length + bins - 1) // bins
+    inside = (pixel >= first[:, None]) & (pixel < end[:, None])
+    return inside.to(like.dtype) / (end - first)[:, None].to(like.dtype)
 
 
 class PyramidPooling(nn.Module):
@@ -29,7 +49,7 @@ class PyramidPooling(nn.Module):
         self.conv = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.context = nn.ModuleList(
             nn.Sequential(
-                nn.AdaptiveAvgPool2d(bins),
+                BinMeans(bins),
                 nn.Conv2d(width, width, 1),
                 nn.ReLU(inplace=True),
                 nn.Conv2d(width, width, 1, bias=False),

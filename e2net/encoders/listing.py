@@ -25,8 +25,8 @@ from e2net.encoders.hub import build_backbone, weights_on_disk
 from e2net.encoders.options import ListingSettings
 from e2net.encoders.tuning import Adapters, Full
 from e2net.flops import FlopCounter
+from e2net.installation import conf_folder
 
-_CONF = Path(__file__).resolve().parents[2] / "conf" / "encoder"
 _BYTES = 4  # of a 32-bit number
 # Of a weight that trains: itself, its gradient and AdamW's two moments.
 _TRAINED_BYTES = 4 * _BYTES
@@ -183,11 +183,11 @@ def list_encoders(options: ListingSettings, conf: Path) -> Table:
     return table
 
 
-def show(arguments: Sequence[str], conf: Path = _CONF) -> int:
+def show(arguments: Sequence[str], conf: Path | None = None) -> int:
     """Prints the table of encoders; returns the exit status."""
     try:
         options = read_settings(ListingSettings, arguments)
-        table = list_encoders(options, conf)
+        table = list_encoders(options, conf or conf_folder() / "encoder")
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

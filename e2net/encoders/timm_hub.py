@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from e2net.encoders.base import method_of
 from e2net.encoders.hub import PICKLES, Loaded, Weights, check_weights, find_folder, read_json, refuse_code
+from e2net.symbolic import same
 
 
 def load_timm(path: str, file: str | None, weights: Weights, checkpoint_dir: str, **model_args: Any) -> Loaded:
@@ -142,7 +143,7 @@ def _add_positions(model: Any, patches: Tensor) -> Tensor:
     special = 0 if model.no_embed_class else model.num_prefix_tokens
     positions = model.pos_embed[:, special:]
     grid = model.patch_embed.grid_size
-    if (height, width) != tuple(grid):
+    if not same((height, width), grid):
         square = positions.unflatten(1, grid).permute(0, 3, 1, 2)
         resized = nn.functional.interpolate(square.float(), (height, width), mode="bicubic").to(positions.dtype)
         positions = resized.flatten(2).transpose(1, 2)

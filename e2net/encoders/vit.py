@@ -14,6 +14,7 @@ from e2net.encoders.base import IMAGENET_MEAN, IMAGENET_STD, Encoder, are_indice
 from e2net.encoders.hub import Weights, build_backbone, build_described, describe_backbone, load_backbone
 from e2net.encoders.timm_hub import load_timm
 from e2net.structures import Tokens
+from e2net.symbolic import same
 
 # The name by which transformers knows our attention.
 _ATTENTION = "e2net"
@@ -338,7 +339,7 @@ def _embed_aimv2(embeddings: Any, pixels: Tensor) -> Tensor:
     """Patch embeddings with positions (B, h·w, D), at any size of image (B, 3, H, W)."""
     height, width = (side // embeddings.patch_size for side in pixels.shape[-2:])
     own = embeddings.config.image_size // embeddings.patch_size
-    if embeddings.config.is_native or (height, width) == (own, own):
+    if embeddings.config.is_native or same((height, width), (own, own)):
         return embeddings(pixels)
     tokens = embeddings.rms_norm(embeddings.patch_embed(pixels).flatten(2).transpose(1, 2))
     square = embeddings.position_embedding.weight.unflatten(0, (own, own)).permute(2, 0, 1)[None]

@@ -7,9 +7,9 @@ import math
 import os
 import pickle
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,11 @@ from rich.console import Console
 from rich.table import Table
 
 import e2net
-from e2net.datasets.corruptions import STRENGTHS, conditions
+from e2net.datasets.corruptions import STRENGTHS, conditions, corrupt, drawn_for
 from e2net.datasets.datamodule import Copies, DenseData
 from e2net.evaluation.breakdown import fraction
 from e2net.evaluation.inference import check_finite
-from e2net.evaluation.module import EvaluationModule
+from e2net.evaluation.module import EvaluationModule, ReadImage
 from e2net.evaluation.plots import corruption_figure
 from e2net.evaluation.report import SetResult, plain, stems_hash
 from e2net.files import write_atomically
@@ -43,7 +43,6 @@ _KEPT_BYTES = 1 << 30
 Values = dict[str, float]
 # Kind, strength, score.
 Corrupted = dict[str, dict[int, Values]]
-ReadImage = Callable[[int], np.ndarray | None]
 
 
 class _Pile:
@@ -67,12 +66,18 @@ class CorruptionModule(L.LightningModule):
 
     Args:
         tested: model, predictor and task.
-        images: reads an image of the set at its own size by position, for scores that look at it.
+        images: reads an image of the set at its own size by position, for scores and second looks.
         batch_size: copies that are one batch of the model.
-        piles: for each condition, where the scores of its images go.
+        piles: for each condition, kind and strength, where the scores of its images go.
     """
 
-    def __init__(self, tested: EvaluationModule, images: ReadImage, batch_size: int, piles: Sequence[_Pile]) -> None:
+    def __init__(
+        self,
+        tested: EvaluationModule,
+        images: ReadImage,
+        batch_size: int,
+        piles: Mapping[tuple[str, int], _Pile],
+    ) -> None:
         super().__init__()
         self.tested, self.images, self.batch_size, self.piles = tested, images, batch_size, piles
         self._pool = ThreadPoolExecutor(max_workers=_AT_ONCE)
@@ -83,16 +88,23 @@ class CorruptionModule(L.LightningModule):
 
     def test_step(self, batch: Copies, batch_idx: int) -> None:
         results: list[Any] = []
+        image = cache(partial(self.images, batch.position))
         for part in batch.image.split(self.batch_size):
-            probs = self.tested(part)
+            probs = self.tested(part, partial(self._copy, image, batch.name, len(results)))
             check_finite(probs, [batch.name] * len(probs))
             results += [self.tested.task.finish(prob, batch.native_target.shape[:2]) for prob in probs]
-        image = partial(self.images, batch.position)
         work = self._pool.submit(_score, self.tested.task, results, batch.native_target, batch.position, image)
         self._pending.append((batch.position, batch.name, work))
         most = max(1, min(_AT_ONCE, _PIXELS // (len(results) * math.prod(batch.native_target.shape[:2]))))
         while len(self._pending) > most:
             self._keep()
+
+    def _copy(self, image: Callable[[], np.ndarray | None], name: str, first: int, index: int) -> np.ndarray:
+        """A corrupted copy at the image's own size, made again: all of them at once would fill the memory."""
+        kind, strength = list(self.piles)[first + index]
+        original = image()
+        assert original is not None, name  # its copies were made of it
+        return corrupt(original, kind, strength, drawn_for(name, kind, strength))
 
     def on_test_epoch_end(self) -> None:
         while self._pending:
@@ -101,7 +113,7 @@ class CorruptionModule(L.LightningModule):
 
     def _keep(self) -> None:
         position, name, work = self._pending.pop(0)
-        for pile, scored in zip(self.piles, work.result(), strict=True):
+        for pile, scored in zip(self.piles.values(), work.result(), strict=True):
             pile.add(position, name, scored)
 
 
@@ -137,7 +149,7 @@ def score_corrupted(
     assert trainer.world_size == 1, trainer.world_size  # the piles are one process's
     asked = conditions(kinds)
     folder.mkdir(parents=True, exist_ok=True)
-    piles = [_Pile(folder) for _ in asked]
+    piles = {condition: _Pile(folder) for condition in asked}
     callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
     others = [c for c in callbacks if not isinstance(c, ProgressBar)]  # they write maps and pictures
     trainer.callbacks = [c for c in callbacks if c not in others]  # type: ignore[attr-defined]
@@ -150,7 +162,7 @@ def score_corrupted(
     finally:
         trainer.callbacks = callbacks  # type: ignore[attr-defined]
     found: Corrupted = {}
-    for (kind, strength), pile in zip(asked, piles, strict=True):
+    for (kind, strength), pile in piles.items():
         found.setdefault(kind, {})[strength] = module.task.tabulate(pile).values()
     return found
 

@@ -106,34 +106,6 @@ class RandomScale:
             return resize(image, size), task.resize_batch(target, size)
 
 
-class ScaledRows:
-    """Images as :func:`resize` makes them, some rows at a time: of all of it there is only what it is made from.
-
-    Args:
-        image: (B, 3, H, W) uint8.
-        size: (H', W') of the scaled images, pixels.
-    """
-
-    def __init__(self, image: Tensor, size: Size) -> None:
-        self.image, self.size = image, size
-
-    def __call__(self, first: int, last: int) -> Tensor:
-        """Rows from ``first`` up to ``last``, (B, 3, last - first, W') float32, RGB in [0, 1]."""
-        height, width = self.image.shape[-2:]
-        if (height, width) == self.size:
-            return self.image[:, :, first:last].float() / 255
-        step = height / self.size[0]
-        reach = max(1.0, step)  # of the triangle by which pixels are weighted, as torch's antialiasing has it
-        centres = (torch.arange(first, last, dtype=torch.float64) + 0.5) * step
-        top, bottom = max(0, int(centres[0] - reach)), min(height, math.ceil(centres[-1] + reach))
-        distances = (torch.arange(top, bottom) + 0.5 - centres[:, None]).abs() / reach
-        weights = (1 - distances).clamp(min=0)
-        weights = (weights / weights.sum(1, keepdim=True)).float().to(self.image.device)
-        rows = self.image[:, :, top:bottom].float() / 255
-        with torch.autocast(self.image.device.type, enabled=False):
-            return weights @ resize(rows, (bottom - top, self.size[1]))
-
-
 def resize(image: Images, size: Size) -> Tensor:
     """(B, C, H, W) float -> (B, C, *size), bilinear, antialiased where it shrinks; float32 under autocast too."""
     assert isinstance(image, Tensor)

@@ -35,6 +35,7 @@ from e2net.runs.folder import (
     SAMPLES,
     TEST_SCORES,
 )
+from e2net.runs.pretrained import is_saved, saved_name
 from e2net.runs.provenance import config_hash, file_hash
 from e2net.tasks.base import Task
 
@@ -211,6 +212,8 @@ def _method(job: EvaluationJob) -> str:
     """The name of a checkpoint's row in tables: that of its run."""
     if job.options.method is not None or job.checkpoint is None:
         return job.options.method or job.output.name
+    if is_saved(job.checkpoint):
+        return saved_name(job.checkpoint)
     path = job.checkpoint.resolve()
     return path.parent.parent.name if path.parent.name == "checkpoints" else path.stem
 

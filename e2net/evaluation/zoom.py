@@ -2,9 +2,11 @@
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from e2net.datasets.transforms import Size
 from e2net.tasks.base import Task
 
 Box = tuple[int, int, int, int]  # upper, lower, left and right edge in pixels, the lower and right one exclusive
@@ -46,3 +48,18 @@ def found_box(certainty: Tensor, zoom: float) -> Box:
         start = min(max(0, round((first + last - length) / 2)), side - length)
         edges += [start, start + length]
     return edges[0], edges[1], edges[2], edges[3]
+
+
+def cut_out(picture: np.ndarray, box: Box, size: Size) -> np.ndarray:
+    """The part of a picture that a box shows, to whole pixels; at least one.
+
+    Args:
+        picture: (h, w, 3), of any size.
+        box: within an image of ``size`` that shows the same.
+        size: (H, W) of the image, pixels.
+    """
+    rows, columns = (
+        slice(box[2 * axis] * length // size[axis], -(-box[2 * axis + 1] * length // size[axis]))
+        for axis, length in enumerate(picture.shape[:2])
+    )
+    return picture[rows, columns]

@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -51,6 +52,8 @@ def main(arguments: Sequence[str]) -> int:
     os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     warnings.filterwarnings("ignore", module="PIL")
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # so that what is half written is removed
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     from e2net.runs import user_errors  # noqa: PLC0415 - takes seconds
 
     try:

@@ -1,22 +1,16 @@
-"""What frozen patches know of masks, label maps and depth: a linear map in closed form, or their nearest neighbours."""
+"""What frozen patches know of masks, label maps and depth: a linear map in closed form."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from e2net.neighbours import Predictor
 from e2net.structures import IGNORED
 from e2net.tasks import Depth
 from e2net.tasks.base import Array, Task
 
-# (n, D) patches -> (n, K).
-Predictor = Callable[[Tensor], Tensor]
-# Of the similarities that weigh neighbours, as in DINO's k-NN evaluation (arXiv:2104.14294).
-_TEMPERATURE = 0.07
-# Queries at a time.
-_ROWS = 2048
 # Of the mean variance of a feature: the penalty of a linear map.
 PENALTY = 1e-3
 
@@ -61,27 +55,6 @@ class Ridge:
         slope = torch.linalg.solve(covariance, self._xy / self._weight - mean[:, None] * centre)
         weight, offset = slope.float(), (centre - mean @ slope).float()
         return lambda rows: rows @ weight + offset
-
-
-def nearest(bank: Tensor, targets: Tensor, neighbours: int = 20) -> Predictor:
-    """The mean of what the nearest patches are, by cosine, each weighing exp(cosine / .07).
-
-    Args:
-        bank: (n, D), patches that are known.
-        targets: (n, K), what they are.
-        neighbours: how many vote.
-    """
-    known = F.normalize(bank.float(), dim=1)
-    count = min(neighbours, len(known))
-
-    def predict(rows: Tensor) -> Tensor:
-        found = []
-        for block in F.normalize(rows.float(), dim=1).split(_ROWS):
-            cosine, place = (block @ known.T).topk(count)
-            found.append(((cosine / _TEMPERATURE).softmax(1)[..., None] * targets[place]).sum(1))
-        return torch.cat(found)
-
-    return predict
 
 
 def targets_of(task: Task, target: Array, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:

@@ -17,9 +17,9 @@ from e2net.encoders import ConvNeXtEncoder, Encoder
 from e2net.encoders.base import are_indices
 from e2net.encoders.hub import find_folder, is_hub_id, read_json
 from e2net.formats import printable
+from e2net.installation import conf_folder
 from e2net.pictures import Picture, check_many, decode, is_picture, take
 from e2net.runs import build
-from e2net.runs.config import conf_folder
 from e2net.speed import AUTOCAST, choose_device
 from e2net.structures import Tokens
 
@@ -225,6 +225,12 @@ def encoder_name(encoder: Encoder | str | Path) -> str:
     if is_hub_id(text, _CHECKPOINTS) or _is_config(text):
         return text
     return Path(text).name
+
+
+def short_names(encoders: Sequence[str]) -> list[str]:
+    """What to call several encoders: see :func:`encoder_name`, or as they were given where that makes two alike."""
+    short = [encoder_name(one) for one in encoders]
+    return short if len(set(short)) == len(short) else list(encoders)
 
 
 def encoder_names(text: str) -> list[str]:

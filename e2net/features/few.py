@@ -15,12 +15,12 @@ from torch.nn.functional import normalize
 
 from e2net.decoders import LinearDecoder
 from e2net.features.logistic import fit_logistic
+from e2net.neighbours import nearest
 
 # (h, w, D) float32 patches to (h, w) probabilities.
 Segment = Callable[[Tensor], Tensor]
 Pairs = list[tuple[Tensor, Tensor]]
 _CERTAIN = 0.75  # of a patch that teaches, so much is object, or background
-_ROWS = 2048  # at once, of similarities
 
 
 def coverage(mask: NDArray[np.bool_], grid: tuple[int, int]) -> NDArray[np.float32]:
@@ -81,12 +81,12 @@ def spherical_means(unit: Tensor, count: int, seed: int = 0, steps: int = 20) ->
     if count == 1:
         return normalize(unit.mean(0, keepdim=True), dim=-1)
     chosen = [int((unit @ unit.mean(0)).argmax())]
-    nearest = unit @ unit[chosen[0]]
+    closest = unit @ unit[chosen[0]]
     generator = torch.Generator().manual_seed(seed)
     for _ in range(min(count, len(unit)) - 1):
-        distance = (1 - nearest).clamp_min(1e-9).double().cpu()
+        distance = (1 - closest).clamp_min(1e-9).double().cpu()
         chosen.append(int(torch.multinomial(distance, 1, generator=generator)))
-        nearest = torch.maximum(nearest, unit @ unit[chosen[-1]])
+        closest = torch.maximum(closest, unit @ unit[chosen[-1]])
     centres = unit[chosen]
     for _ in range(steps):
         group = (unit @ centres.T).argmax(1)
@@ -108,18 +108,8 @@ def fit_knn(pairs: Pairs, neighbours: int = 20, temperature: float = 0.07) -> Se
         temperature: of the weights.
     """
     rows, is_object = labelled(pairs)
-    bank, votes = normalize(rows, dim=-1), is_object.float()
-
-    def segment(patches: Tensor) -> Tensor:
-        unit = normalize(patches, dim=-1).flatten(0, 1)
-        found = []
-        for part in unit.split(_ROWS):
-            near, place = (part @ bank.T).topk(min(neighbours, len(bank)), dim=1)
-            weights = (near / temperature).softmax(1)
-            found.append((votes[place] * weights).sum(1).clamp(max=1))  # rounding goes beyond it
-        return torch.cat(found).reshape(patches.shape[:2])
-
-    return segment
+    predict = nearest(rows, is_object.float()[:, None], neighbours, temperature)
+    return lambda patches: predict(patches.flatten(0, 1)).reshape(patches.shape[:2])
 
 
 def fit_regression(pairs: Pairs, c: float = 1.0) -> Segment:

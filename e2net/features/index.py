@@ -7,10 +7,13 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import normalize
 
+from e2net.features.codes import Codes
 from e2net.features.extract import Features
 
 Descriptor = Literal["class", "patches", "both"]
 _ROWS = 4096  # at once, of similarities between all
+_SPARSE = 16  # of so many vectors at most one is taken out to be compared; more are compared where they lie
+_MANY = 1 << 16  # vectors from which on codes of 8 bits are kept beside them
 
 
 def describe(features: Features, descriptor: Descriptor = "class") -> NDArray[np.float32]:
@@ -53,6 +56,9 @@ class Found(NamedTuple):
 class Index:
     """All vectors in memory, each compared: exact.
 
+    Of very many, 8 bits of each number are compared first, and the vectors themselves where these cannot tell, so that
+    a query finds the same in less time; see :class:`e2net.features.codes.Codes`.
+
     Args:
         vectors: (n, D), made float32 of length 1.
 
@@ -64,6 +70,7 @@ class Index:
         if vectors.ndim != 2 or 0 in vectors.shape:
             raise ValueError(f"expected vectors (n, D), at least one, found {vectors.shape}")
         self.vectors = torch.from_numpy(unit(vectors))
+        self._codes = Codes(self.vectors) if len(self) >= _MANY else None
 
     def __len__(self) -> int:
         """How many vectors there are."""
@@ -71,9 +78,15 @@ class Index:
 
     def query(self, vector: NDArray[Any], k: int) -> Found:
         """The ``k`` nearest of a vector (D,) by cosine, or all where there are fewer."""
-        cosines = self.vectors @ torch.from_numpy(unit(vector))
-        near, rows = cosines.topk(min(k, len(self)))
-        return _ordered(rows.numpy(), near.numpy())
+        query, k = torch.from_numpy(unit(vector)), min(k, len(self))
+        rows = self._codes.candidates(query, k) if self._codes is not None else None
+        if rows is None or len(rows) > len(self) // _SPARSE:
+            rows, cosines = torch.arange(len(self)), self.vectors @ query
+        else:
+            cosines = self.vectors[rows] @ query
+        kept = torch.nonzero(cosines >= cosines.topk(k).values[-1])[:, 0]  # all that are equal to the last one too
+        found = _ordered(rows[kept].numpy(), cosines[kept].numpy())
+        return Found(found.rows[:k], found.cosines[:k])
 
     def pairs(self, least: float) -> list[tuple[int, int, float]]:
         """All pairs of rows (i < j) whose cosine is at least so much, the most alike first."""

@@ -15,10 +15,10 @@ from e2net.drawing import PANEL, contact_sheet, panel_size, tinted
 from e2net.features.cut import Cut, foreground_of
 from e2net.features.extract import Extractor, Features
 from e2net.features.few import fit
-from e2net.features.inputs import find_pictures
+from e2net.features.inputs import Failures, find_pictures
 from e2net.features.looks import Map, sharpened
 from e2net.files import write_atomically
-from e2net.formats import printable, read_image, read_mask, write_map
+from e2net.formats import printable, read_image, read_mask, verify_image, write_map
 from e2net.metrics.scoring import score_map
 from e2net.metrics.table import ScoreTable
 from e2net.pictures import Picture
@@ -43,8 +43,13 @@ class Item(NamedTuple):
     mask: Path | None
 
 
-def find_items(text: str, key: str = "input") -> list[Item]:
+def find_items(text: str, key: str = "input", failures: Failures | None = None) -> list[Item]:
     """Pictures with masks of a folder with Image and GT, or pictures alone of anything else.
+
+    Args:
+        text: of the setting.
+        key: its name, for messages.
+        failures: see ``find_pictures``.
 
     Raises:
         FileNotFoundError, ValueError: as ``find_pictures`` and ``FolderPairs``; or two pictures have one name.
@@ -54,13 +59,28 @@ def find_items(text: str, key: str = "input") -> list[Item]:
     if folder.is_dir() and any(one.is_dir() and one.name.lower() in images for one in folder.iterdir()):
         pairs = FolderPairs(folder)
         return [Item(pairs.files(i)[0], pairs.name(i), pairs.files(i)[1]) for i in range(len(pairs))]
-    found = find_pictures(text, key)
+    found = find_pictures(text, key, failures)
     base = folder if folder.is_dir() else None
     names = [(file.relative_to(base) if base else Path(file.name)).with_suffix("").as_posix() for file in found]
     twins = sorted({name for name in names if names.count(name) > 1})
     if twins:
         raise ValueError(f"{key}={text}: expected one picture of each name, found several of {printable(twins[0])}")
     return [Item(file, name, None) for file, name in zip(found, names, strict=True)]
+
+
+def readable_items(text: str, failures: Failures) -> list[Item]:
+    """As :func:`find_items` of the input, without those whose picture or mask cannot be read, which are noted.
+
+    Raises:
+        FileNotFoundError, ValueError: see there; or nothing can be read.
+    """
+
+    def check(item: Item) -> None:
+        verify_image(item.picture)
+        if item.mask is not None:
+            read_mask(item.mask)
+
+    return failures.some(failures.without_fault(find_items(text, failures=failures), check, lambda item: item.picture))
 
 
 def masked_items(text: str, key: str) -> list[Item]:
@@ -152,6 +172,11 @@ def table_of(maps: Iterable[tuple[str, Map]], masks: Iterable[NDArray[np.bool_]]
         for i, ((name, values), mask) in enumerate(zip(maps, masks, strict=True))
     )
     return ScoreTable.of(SCORES, scored)
+
+
+def files_of(items: Sequence[Item]) -> list[str]:
+    """All that :func:`write_masks` writes of these, relative to the output."""
+    return ["masks.json", "masks.jpg", *(f"{place}/{item.name}.png" for place in ("maps", "masks") for item in items)]
 
 
 def write_masks(output: Path, items: Sequence[Item], maps: Iterator[Map], about: dict[str, Any]) -> None:

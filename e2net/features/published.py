@@ -5,7 +5,7 @@ from pathlib import Path
 
 import yaml
 
-from e2net.runs.config import conf_folder
+from e2net.installation import conf_folder
 
 # Linear probes of the last block, and label propagation: ADE20k mIoU in percent, NYU-v2 RMSE in metres (DINOv2: of 4
 # blocks), DAVIS 2017 J&F in percent (DINOv2-g by resolution). Names as in conf/encoder.

@@ -40,12 +40,22 @@ def row(pictures: Sequence[tuple[str, Picture]], height: int) -> Picture:
         small = picture.shape[0] > height
         cell = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA if small else cv2.INTER_NEAREST)
         cell = cv2.copyMakeBorder(cell, _TITLE, _GAP, _GAP, _GAP, cv2.BORDER_CONSTANT, value=(255,) * 3)
-        text = title.encode("ascii", "replace").decode()  # OpenCV's font has no other letters
-        while len(text) > 1 and cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.4, 1)[0][0] > width:
-            text = text[:-1]
-        cv2.putText(cell, text, (_GAP, _TITLE - 7), cv2.FONT_HERSHEY_SIMPLEX, 0.4, _INK, 1, cv2.LINE_AA)
+        cv2.putText(
+            cell, shortened(title, width), (_GAP, _TITLE - 7), cv2.FONT_HERSHEY_SIMPLEX, 0.4, _INK, 1, cv2.LINE_AA
+        )
         cells.append(cell)
     return cv2.hconcat(cells)  # type: ignore[return-value]
+
+
+def shortened(title: str, width: int) -> str:
+    """As much of a title as so many pixels hold: of an encoder and its map the end tells more, so the middle goes."""
+    text = title.encode("ascii", "replace").decode()  # OpenCV's font has no other letters
+    for kept in range(len(text), -1, -1):
+        end = 2 * kept // 3
+        found = text if kept == len(text) else text[: kept - end] + ".." + text[len(text) - end :]
+        if cv2.getTextSize(found, cv2.FONT_HERSHEY_SIMPLEX, 0.4, 1)[0][0] <= width:
+            return found
+    return ""
 
 
 def column(rows: Sequence[Picture]) -> Picture:

@@ -15,29 +15,36 @@ from numpy.typing import NDArray
 from e2net.drawing import PANEL
 from e2net.features.extract import Extractor
 from e2net.features.index import Descriptor, Found, Index, describe
+from e2net.features.inputs import Failures
 from e2net.features.masks import encode, panel
 from e2net.files import write_atomically
-from e2net.formats import read_image
+from e2net.formats import read_image, verify_image
 from e2net.pictures import Picture
 
 _ROWS, _COLUMNS = 12, 8  # of a sheet
 
 
 def vectors_of(
-    extractor: Extractor, files: Sequence[Path], descriptor: Descriptor, batch_size: int = 8, store: Path | None = None
-) -> NDArray[np.float32]:
-    """One vector of length 1 for each picture, (n, D) float32.
+    extractor: Extractor,
+    files: Sequence[Path],
+    failures: Failures,
+    descriptor: Descriptor = "class",
+    batch_size: int = 8,
+    store: Path | None = None,
+) -> tuple[list[Path], NDArray[np.float32]]:
+    """One vector of length 1 for each picture that can be read: the files, and (n, D) float32.
 
     Args:
         extractor: of the features.
         files: of the pictures.
+        failures: takes those that cannot be read.
         descriptor: see :func:`e2net.features.index.describe`.
         batch_size: of the extractor.
         store: a file that keeps the vectors; those of files of the same path, size and time are taken from it, if it
             was written with the same weights and settings.
 
     Raises:
-        ValueError: a picture cannot be read, or ``describe`` cannot.
+        ValueError: no picture can be read, or ``describe`` refuses.
     """
     identity = json.dumps(
         [_weights(extractor), extractor.size, extractor.blocks, extractor.norm, descriptor]
@@ -46,14 +53,16 @@ def vectors_of(
     keys = [_key(file) for file in files]
     known = _read(store, identity) if store is not None else {}
     missing = [file for file, key in zip(files, keys, strict=True) if key not in known]
+    missing = failures.without_fault(missing, verify_image, lambda file: file)
     for file, features in zip(missing, extractor(missing, batch_size), strict=True):
         known[_key(file)] = describe(features, descriptor)
-    vectors = np.stack([known[key] for key in keys])
+    kept = failures.some([(file, key) for file, key in zip(files, keys, strict=True) if key in known])
+    keys, vectors = [key for _, key in kept], np.stack([known[key] for _, key in kept])
     if store is not None:
         content = io.BytesIO()
         np.savez(content, identity=np.array(identity), keys=np.array(keys), vectors=vectors)
         write_atomically(store, content.getvalue())
-    return vectors
+    return [file for file, _ in kept], vectors
 
 
 def search(

@@ -17,7 +17,7 @@ from torch.nn.functional import interpolate
 
 from e2net.datasets import Source
 from e2net.datasets.pairs import read_pair
-from e2net.features.dense import Predictor, Ridge, activated, nearest, targets_of
+from e2net.features.dense import Ridge, activated, targets_of
 from e2net.features.extract import Extractor, Features, load_encoder
 from e2net.features.few import fit
 from e2net.features.index import describe, leave_one_out
@@ -25,6 +25,7 @@ from e2net.features.inputs import find_pictures
 from e2net.features.published import published
 from e2net.features.tracking import Scoring, in_order, objects_of, read_objects, track
 from e2net.metrics.tracking import region_similarity
+from e2net.neighbours import Predictor, nearest
 from e2net.tasks import Camouflage
 from e2net.tasks.base import Task
 

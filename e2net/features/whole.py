@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from e2net.features.extract import Extractor
 from e2net.features.index import Descriptor, describe, unit
 from e2net.features.logistic import fit_logistic
+from e2net.neighbours import nearest
 from e2net.pictures import Picture
 
 Method = Literal["knn", "linear"]
@@ -52,14 +53,8 @@ def fit_classes(
 
         return linear
 
-    votes = torch.nn.functional.one_hot(numbers, classes).float()
-
-    def knn(new: NDArray[Any]) -> NDArray[np.float32]:
-        near, place = (torch.from_numpy(unit(new)) @ rows.T).topk(min(neighbours, len(rows)), dim=1)
-        weights = (near / temperature).softmax(1)
-        return (votes[place] * weights[..., None]).sum(1).numpy()
-
-    return knn
+    vote = nearest(rows, torch.nn.functional.one_hot(numbers, classes).float(), neighbours, temperature)
+    return lambda new: vote(torch.from_numpy(np.asarray(new, np.float32))).numpy()
 
 
 def classify(

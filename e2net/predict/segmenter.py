@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from e2net.datasets import Resize
-from e2net.evaluation.inference import Predictor, check_finite
+from e2net.evaluation.inference import Pictures, Predictor, check_finite
 from e2net.evaluation.test import choose_precision
 from e2net.model import DenseModel
 from e2net.pictures import FAULTS, Picture, check_many, decode, is_picture, take
@@ -108,10 +108,17 @@ class Segmenter:
         precision: ``auto``, ``32-true``, ``bf16-mixed`` or ``16-mixed``, as in training.
         threshold: the probability above which a pixel belongs to the object, where the task has objects.
 
+    Attributes:
+        checkpoint: the file that it was loaded from; None of a model that was made otherwise.
+        content: what that held, less the tensors.
+
     Raises:
         ValueError: the size does not suit the encoder, the device or precision is not to be had, or the task has no
             threshold.
     """
+
+    checkpoint: Path | None = None
+    content: dict[str, Any]
 
     def __init__(
         self,
@@ -145,6 +152,46 @@ class Segmenter:
         self.model = model.to(self.device).eval()
         self.size = sides
         self.threshold = float(threshold)
+
+    def save_pretrained(self, folder: str | os.PathLike[str], encoder_weights: bool = True) -> None:
+        """Writes the model as a folder that :func:`load` reads: weights, config and a model card.
+
+        Args:
+            folder: made if need be. Files in it that e2net did not write are never replaced.
+            encoder_weights: with those of a frozen encoder, so that nobody needs its files; else the folder is small,
+                and to load it takes the encoder's own files.
+
+        Raises:
+            ValueError: this model was not loaded from a checkpoint; or see :func:`~e2net.hub.save_model`.
+            OSError: the disk is full, or the folder cannot be written.
+        """
+        from e2net.hub import save_model  # noqa: PLC0415 - seldom needed
+
+        save_model(self.model, self._source(), self.content, folder, encoder_weights)
+
+    def push_to_hub(self, name: str, encoder_weights: bool = True, private: bool = False) -> str:
+        """Puts what :meth:`save_pretrained` writes onto the Hugging Face Hub, for ``load(name)`` anywhere.
+
+        Args:
+            name: such as ``user/name``; made if need be. You must be logged in (``hf auth login``).
+            encoder_weights: see :meth:`save_pretrained`. Mind the encoder's licence, which the card names.
+            private: of a repository that is made: not for everybody.
+
+        Returns:
+            The address of what was written.
+
+        Raises:
+            ValueError: see :meth:`save_pretrained`.
+            OSError: the Hub refuses it, or cannot be reached.
+        """
+        from e2net.hub import push_model  # noqa: PLC0415
+
+        return push_model(self.model, self._source(), self.content, name, encoder_weights, private)
+
+    def _source(self) -> Path:
+        if self.checkpoint is None:
+            raise ValueError("expected a model of e2net.load, which knows its config, found one made otherwise")
+        return self.checkpoint
 
     @overload  # text and arrays are iterable too
     def predict(  # type: ignore[overload-overlap]
@@ -308,7 +355,7 @@ class Segmenter:
         for item in batch:
             item.inputs = item.inputs[:0].copy()
         inputs = inputs.permute(0, 3, 1, 2).contiguous()
-        activated = self.activated(inputs)
+        activated = self.activated(inputs, lambda index: batch[index].image)
         del inputs
         check_finite(activated, [str(item.source or f"picture {item.index}") for item in batch])
         task = self.model.task
@@ -317,11 +364,16 @@ class Segmenter:
             for item, one in zip(batch, activated, strict=True)
         ]
 
-    def activated(self, image: Tensor) -> Tensor:
-        """The task's activated prediction (B, C, H, W), float32, for uint8 RGB images (B, 3, H, W) at a legal size."""
+    def activated(self, image: Tensor, pictures: Pictures | None = None) -> Tensor:
+        """The task's activated prediction (B, C, H, W), float32, for uint8 RGB images (B, 3, H, W) at a legal size.
+
+        Args:
+            image: the batch.
+            pictures: what it was resized from, see :class:`~e2net.evaluation.inference.Predictor`.
+        """
         dtype = AUTOCAST[self.precision]
         with nullcontext() if dtype is None else torch.autocast(self.device.type, dtype):
-            return self.predictor(self.model, image)
+            return self.predictor(self.model, image, pictures)
 
 
 def load(
@@ -340,7 +392,8 @@ def load(
     """A trained model, ready to predict.
 
     Args:
-        path: a run folder (its best checkpoint) or a checkpoint file.
+        path: a run folder (its best checkpoint), a checkpoint file, a folder of :meth:`Segmenter.save_pretrained`, or
+            the name of such a one on the Hugging Face Hub, ``user/name`` or ``user/name@revision``.
         device: ``auto`` takes a GPU if there is one; else a name that torch knows, such as ``cpu`` or ``cuda:1``.
         encoder_path: where the pretrained encoder lies now, if it has moved since training.
         flip: average the maps of image and mirror image; None does as the run did in its test.
@@ -376,7 +429,9 @@ def load(
     )
     size = trained_with(config, "size") if size is None else size
     chosen = _stored_threshold(content[KEY], file, model.task) if threshold == AUTO else float(threshold)
-    return Segmenter(model, size, device, predictor, precision, chosen)
+    segmenter = Segmenter(model, size, device, predictor, precision, chosen)
+    segmenter.checkpoint, segmenter.content = file, {k: v for k, v in content.items() if k != "state_dict"}
+    return segmenter
 
 
 def _stored_threshold(entry: dict[str, Any], file: Path, task: Task) -> float:

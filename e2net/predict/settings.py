@@ -46,7 +46,7 @@ class PredictSettings:
         ValueError: a number is out of its range.
     """
 
-    ckpt: Annotated[str, "a run folder (its best checkpoint) or a checkpoint file"]
+    ckpt: Annotated[str, "a run folder (its best checkpoint), a checkpoint file, a saved model or its name on the Hub"]
     input: Annotated[str, "a picture, a film, a folder (with all folders inside) or a pattern in quotes"]
     output: Annotated[str, "folder for the results; may lie inside the input folder"]
     overlays: Annotated[bool, "write overlays"] = True

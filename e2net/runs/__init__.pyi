@@ -1,5 +1,15 @@
 from .checkpoint import load_model
-from .config import build, build_data, build_model, build_task, compose_training, list_groups, resolve, user_errors
+from .config import (
+    build,
+    build_data,
+    build_model,
+    build_task,
+    compose_evaluation,
+    compose_training,
+    list_groups,
+    resolve,
+    user_errors,
+)
 from .overrides import inherit
 
 __all__ = [
@@ -7,6 +17,7 @@ __all__ = [
     "build_data",
     "build_model",
     "build_task",
+    "compose_evaluation",
     "compose_training",
     "inherit",
     "list_groups",

@@ -13,6 +13,7 @@ from e2net.model import DenseModel
 from e2net.processes import split_like
 from e2net.runs.config import build_model, check_setting, flatten
 from e2net.runs.folder import BEST, CHECKPOINTS, LAST
+from e2net.runs.pretrained import find_saved, is_saved, read_saved
 
 # The key under which a checkpoint holds what is ours, beside Lightning's own keys.
 KEY = "e2net"
@@ -145,10 +146,13 @@ def restore(model: DenseModel, content: dict[str, Any]) -> None:
 def find_checkpoint(path: str | Path, prefer: str = BEST) -> Path:
     """The file itself, or a run folder's checkpoint: the one that is preferred, else the other.
 
-    A run without a validation part has no best one, a run that was stopped early no last one.
+    A run without a validation part has no best one, a run that was stopped early no last one. A model that was saved
+    in a folder or pushed to the Hub is found as well, unless the last checkpoint is preferred, to train on from: it has
+    no optimiser's state.
 
     Raises:
-        FileNotFoundError: neither.
+        FileNotFoundError: none of these.
+        ValueError: a saved model is named where the last checkpoint is preferred.
     """
     path = Path(str(path))  # a folder of a multirun is called 0, which YAML reads as a number
     candidates = (
@@ -158,16 +162,23 @@ def find_checkpoint(path: str | Path, prefer: str = BEST) -> Path:
     )
     for file in candidates:
         if file.is_file():
+            if is_saved(file) and prefer == LAST:
+                raise ValueError(
+                    f"{file} is a saved model, which has no optimiser's state: expected a run's checkpoint"
+                )
             return file
+    saved = find_saved(str(path)) if prefer == BEST else None
+    if saved is not None:
+        return saved
     found = "an empty or other folder" if path.is_dir() else "nothing"
     raise FileNotFoundError(
-        f"no checkpoint at {path}: expected a checkpoint file or a run folder with {CHECKPOINTS}/{BEST} or {LAST}, "
-        f"found {found}"
+        f"no checkpoint at {path}: expected a checkpoint file or a run folder with {CHECKPOINTS}/{BEST} or {LAST}"
+        f"{', or a saved model' if prefer == BEST else ''}, found {found}"
     )
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Reads a checkpoint file, tensors on the CPU, without running any code from it.
+    """Reads a checkpoint file or a saved model, tensors on the CPU, without running any code from it.
 
     Returns:
         Lightning's keys, and under ``KEY`` ours: ``format``, the resolved ``config``, ``encoder_fingerprint`` of what
@@ -179,16 +190,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         ValueError: the file is no checkpoint of e2net, or a newer version's.
     """
     file = find_checkpoint(path)
-    try:
-        _check_whole(file)
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever the unpickler trips over, from KeyError to UnpicklingError
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # as a way to an offset that a broken file names
-            raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0]
-        others = [file.with_name(name) for name in (LAST, BEST) if name != file.name and file.name in (LAST, BEST)]
-        hint = next((f"; {other} beside it may be whole" for other in others if other.is_file()), "")
-        raise ValueError(f"{file} is not a readable checkpoint ({reason}){hint}") from error
+    content = read_saved(file) if is_saved(file) else _unpickle(file)
     entry = content.get(KEY) if isinstance(content, dict) else None
     if not isinstance(entry, dict) or not isinstance(entry.get("config"), dict):
         raise ValueError(f"{file} was not written by e2net: it holds no '{KEY}' entry with the config")
@@ -211,6 +213,24 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             "format": version,
         },
     }
+
+
+def _unpickle(file: Path) -> Any:
+    """What torch has saved in a file, without running any code from it.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    try:
+        _check_whole(file)
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever the unpickler trips over, from KeyError to UnpicklingError
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # as a way to an offset that a broken file names
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0]
+        others = [file.with_name(name) for name in (LAST, BEST) if name != file.name and file.name in (LAST, BEST)]
+        hint = next((f"; {other} beside it may be whole" for other in others if other.is_file()), "")
+        raise ValueError(f"{file} is not a readable checkpoint ({reason}){hint}") from error
 
 
 def _check_whole(file: Path) -> None:

@@ -20,6 +20,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Union, cast, get_args, get_origin
 
+from e2net.installation import conf_folder
+
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
     from e2net.model import DenseModel
     from e2net.tasks import Task
 
-_ROOT = Path(__file__).parent.parent.parent
 # Of these modules a config may name the public classes, and the class methods that e2net gave them.
 _OFFERED = (
     *("e2net.encoders", "e2net.decoders", "e2net.decoders.necks", "e2net.losses", "e2net.datasets", "e2net.metrics"),
@@ -123,33 +124,37 @@ _LARGEST = 2**32 - 1
 _MOST_WORKERS = 1024
 
 
-def conf_folder() -> Path:
-    """The folder of config files.
-
-    Raises:
-        FileNotFoundError: e2net was installed without them.
-    """
-    if not (_ROOT / "conf" / "train.yaml").is_file():
-        raise FileNotFoundError(
-            f"expected conf/ beside the package in {_ROOT}, found none; work in a checkout, installed by "
-            "pip install -e ."
-        )
-    return _ROOT / "conf"
-
-
 def compose_training(overrides: Sequence[str]) -> dict[str, Any]:
     """A resolved ``conf/train.yaml``, for other programs than ``train.py``; ``run_dir`` must be among the overrides.
 
     Raises:
         ValueError: an override is wrong; the message is one line.
-        FileNotFoundError: see :func:`conf_folder`.
+        FileNotFoundError: see :func:`~e2net.installation.conf_folder`.
     """
+    return resolve(_compose("train", overrides))
+
+
+def compose_evaluation(overrides: Sequence[str]) -> dict[str, Any]:
+    """A resolved ``conf/eval.yaml`` that takes over from its checkpoint, for other programs than ``eval.py``.
+
+    Args:
+        overrides: in Hydra's syntax, with ``ckpt`` and ``output``.
+
+    Raises:
+        ValueError, FileNotFoundError: as :func:`compose_training`, or there is no checkpoint.
+    """
+    from e2net.runs.overrides import inherit
+
+    return resolve(inherit(_compose("eval", overrides), overrides))
+
+
+def _compose(name: str, overrides: Sequence[str]) -> "DictConfig":
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
 
     try:
         with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-            return resolve(compose("train", list(overrides)))
+            return compose(name, list(overrides))
     except HydraException as error:
         raise ValueError(hydra_message(error)) from error
 

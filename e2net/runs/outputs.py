@@ -5,10 +5,11 @@ A folder that e2net has written into holds ``.e2net.json``, which lists what of 
 
 import json
 from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from e2net.files import write_atomically
+from e2net.files import remove_file, write_atomically
 
 MARKER = ".e2net.json"
 _FORMAT = 1
@@ -38,15 +39,47 @@ def check_free(key: str, folder: Path, patterns: Iterable[str]) -> None:
         )
 
 
-def claim(folder: Path, patterns: Iterable[str]) -> None:
-    """Notes in a folder's marker what of it is e2net's: after :func:`check_free`, before anything is written."""
-    document = {"format": _FORMAT, "patterns": sorted({*_read(folder), *patterns})}
+def claim(folder: Path, patterns: Iterable[str], files: Iterable[str] | None = None) -> None:
+    """Notes in a folder's marker what of it is e2net's: after :func:`check_free`, before anything is written.
+
+    Args:
+        folder: of the results.
+        patterns: of the names in it that are e2net's from now on.
+        files: all that is to be written, relative to the folder, with ``/``: what an earlier run has noted so under
+            these patterns, and is not among them, is removed, so that results of two runs do not mingle. None: nothing
+            is removed.
+    """
+    patterns = set(patterns)
+    document: dict[str, Any] = {"format": _FORMAT, "patterns": sorted({*_read(folder), *patterns})}
+    noted = _json(folder / MARKER).get("files")
+    noted = [name for name in noted if isinstance(name, str)] if isinstance(noted, list) else []
+    if files is not None:
+        written = set(files)
+        stale = {name for name in noted if any(fnmatchcase(name.split("/")[0], one) for one in patterns)}
+        for name in stale - written:
+            _remove(folder, name)
+        noted = [*(set(noted) - stale), *written]
+    if noted:
+        document["files"] = sorted(noted)
     write_atomically(folder / MARKER, json.dumps(document, indent=1) + "\n")
 
 
 def is_claimed(folder: Path, patterns: Iterable[str]) -> bool:
     """Whether a folder's marker says that all of these are e2net's."""
     return set(patterns) <= set(_read(folder))
+
+
+def _remove(folder: Path, name: str) -> None:
+    """Removes a file that e2net noted, and the folders between that are empty then; of a link's target nothing."""
+    file = folder / name
+    inside = ".." not in Path(name).parts and not Path(name).is_absolute()
+    if not inside or file.is_symlink() or file.parent.resolve() != (folder.resolve() / name).parent:
+        return
+    remove_file(file)
+    for place in file.parents:
+        if place == folder or not place.is_dir() or any(place.iterdir()):
+            break
+        place.rmdir()
 
 
 def _own(folder: Path) -> set[str]:

@@ -18,8 +18,8 @@ from torch import nn
 
 import e2net
 from e2net.files import write_atomically
+from e2net.installation import PACKAGE
 
-PACKAGE = Path(e2net.__file__).parent
 # Where code and settings lie in a checkout; a results folder beside them makes no difference to a run.
 _CODE = ("e2net", "conf", "train.py", "eval.py", "pyproject.toml")
 
@@ -34,7 +34,7 @@ def write_environment(file: Path, device: torch.device | str, **more: Any) -> No
     """
     document = {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join([sys.executable, *sys.argv]),
+        "command": _command(),
         "folder": str(Path.cwd()),
         "device": describe_device(torch.device(device)),
         "python": platform.python_version(),
@@ -43,6 +43,15 @@ def write_environment(file: Path, device: torch.device | str, **more: Any) -> No
         **more,
     }
     write_atomically(file, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+
+
+def _command() -> str:
+    """What starts this program again, in a shell."""
+    program = sys.argv[:1]
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is not None and program == [spec.origin]:  # by python -m: as a file it would not find its package
+        program = ["-m", spec.name.removesuffix(".__main__")]
+    return shlex.join([sys.executable, *program, *sys.argv[1:]])
 
 
 @cache

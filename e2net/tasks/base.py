@@ -138,6 +138,8 @@ class Task(ABC):
     extensions: ClassVar[tuple[str, ...]] = EXTENSIONS
     # What to do where no target of a set says anything.
     silence: ClassVar[str] = ""
+    # What the Hugging Face Hub calls such models, for the card of one.
+    pipeline: ClassVar[str] = "image-segmentation"
     # What ``ProceduralPairs`` draws for it.
     generated: ClassVar[str]
     # Of all scores that there may be, which way is better.

@@ -65,6 +65,7 @@ class Depth(Task):
     target_folders = ("Depth", "Depths")
     extensions = (*EXTENSIONS, ".npy", ".exr")
     silence = "Expected metres between task.minimum and task.maximum: set those, or task.scale."
+    pipeline = "depth-estimation"
     generated = "depth"
     directions = {score: "max" if up else "min" for score, up in HIGHER_IS_BETTER.items()}  # noqa: RUF012 - a constant
     scores = tuple(HIGHER_IS_BETTER)

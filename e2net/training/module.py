@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from e2net.evaluation.inference import Predictor
-from e2net.evaluation.module import EvaluationModule
+from e2net.evaluation.module import EvaluationModule, ReadImage
 from e2net.evaluation.scales import RandomScale
 from e2net.losses import DenseLoss
 from e2net.model import DenseModel
@@ -35,6 +35,9 @@ class DenseModule(EvaluationModule):
         test_names: names of the test sets, in the order of their data loaders.
         predictor: how maps are computed, in validation and test alike; None: in one pass.
         rescale: resizes training batches; None: all are of one size.
+
+    Attributes:
+        val_images: as ``test_images``, of the validation part.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class DenseModule(EvaluationModule):
         self.rescale = rescale or RandomScale()
         self._total_steps = 1.0  # known when training starts
         self.val_scores = self.task.set_scores(_KEPT_BYTES)
+        self.val_images: ReadImage | None = None
         # Now, as frozen weights may be cast later.
         self._entry = checkpoint_entry(model, config)
         # The optimiser step of the last validation, and the threshold that was best in it.
@@ -118,7 +122,7 @@ class DenseModule(EvaluationModule):
         self.finite.look()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, list[np.ndarray]]:
-        return self._score(batch, self.val_scores)
+        return self._score(batch, self.val_scores, self.val_images)
 
     def on_validation_epoch_end(self) -> None:
         scores = self._collect()  # of all processes, the same in each

@@ -17,6 +17,7 @@ from e2net.datasets.transforms import Size
 from e2net.evaluation.callbacks import SamplePictures
 from e2net.evaluation.data import DataModule
 from e2net.evaluation.inference import Predictor
+from e2net.evaluation.predictions import SourceTargets
 from e2net.evaluation.report import FILES, Scores, clear_report
 from e2net.evaluation.scales import RandomScale, scaled_size
 from e2net.evaluation.test import EvaluationJob, choose_precision, interrupts, test
@@ -147,6 +148,7 @@ def prepare_training(config: dict[str, Any]) -> TrainingJob:
     if config["compile"]:
         compile_model(model)
     module = DenseModule(model, config, criterion, optim, tuple(data.test_names), predictor, rescale)
+    module.val_images = SourceTargets(data.source("train"), task).image
     return TrainingJob(module, data, trainer, output, resume, cache=cache, step=step)
 
 

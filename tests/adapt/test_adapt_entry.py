@@ -1,28 +1,15 @@
 """The command: what it prints and returns for a run, for wrong settings, for a full disk and for a sweep."""
 
-import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
-from conftest import ROOT
+from apart import Program
 from small import PROCEDURAL, SMALL
 
 
-def _start(*overrides, cwd, **more):
-    command = [sys.executable, "-m", "e2net.adapt", *overrides]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **more}
-    return subprocess.Popen(
-        command, cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
-    )
-
-
-def _run(*overrides, cwd, **more):
-    process = _start(*overrides, cwd=cwd, **more)
-    out, err = process.communicate(timeout=240)
-    return process.returncode, out, err
+def _run(*overrides, cwd):
+    return Program("e2net.adapt", *overrides, cwd=cwd).finish()
 
 
 def test_a_run_says_where_things_are(tmp_path):
@@ -73,12 +60,10 @@ def test_somebody_elses_folder_is_left_alone(tmp_path):
 
 def test_sigterm_saves_and_the_run_goes_on(tmp_path):
     long = [*PROCEDURAL, *SMALL, "trainer.max_steps=2000", "watch.every=2000"]
-    process = _start(*long, "run_dir=run", cwd=tmp_path)
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "run" / "metrics.csv").is_file() and time.monotonic() < deadline:
-        time.sleep(0.2)
-    time.sleep(2)
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and "interrupted; continue with resume=run" in err, err
+    program, metrics = Program("e2net.adapt", *long, "run_dir=run", cwd=tmp_path), tmp_path / "run" / "metrics.csv"
+    while program.status is None and not (metrics.is_file() and metrics.read_bytes().count(b"\n") > 5):
+        time.sleep(0.05)
+    program.send(signal.SIGTERM)
+    status, _, err = program.finish()
+    assert status == 130 and "interrupted; continue with resume=run" in err, err
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()

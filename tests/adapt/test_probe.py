@@ -8,7 +8,7 @@ import torch
 from conftest import encoder_config
 from torch import nn
 
-from e2net.adapt.probe import Probe, _nearest
+from e2net.adapt.probe import Probe
 from e2net.datasets import ProceduralPairs
 from e2net.encoders import Encoder, Full, ViTEncoder
 from e2net.structures import IGNORED, Tokens
@@ -108,19 +108,6 @@ def test_linear_is_at_the_optimum_of_its_loss():
         gradient = z.T @ (p - t) / 400 + penalty @ w
         w -= torch.linalg.solve((z.T * (p * (1 - p))) @ z / 400 + penalty, gradient)
     torch.testing.assert_close(found.double(), (z @ w).sigmoid(), rtol=0, atol=2e-3)
-
-
-def test_knn_is_a_plain_loop():
-    draw = torch.Generator().manual_seed(4)
-    known, queries = torch.randn(50, 5, generator=draw), torch.randn(9, 5, generator=draw)
-    shares = torch.rand(50, 3, generator=draw)
-    found = _nearest(known, shares, 7)(queries)
-    for query, row in zip(queries, found, strict=True):
-        cosine = [float(nn.functional.cosine_similarity(query, one, dim=0)) for one in known]
-        best = sorted(range(50), key=lambda j: -cosine[j])[:7]
-        weights = [np.exp(cosine[j] / 0.07) for j in best]
-        expected = sum(w * shares[j] / shares[j].sum() for w, j in zip(weights, best, strict=True)) / sum(weights)
-        torch.testing.assert_close(row, expected.float())
 
 
 def test_bad_input_is_one_line(tmp_path):

@@ -108,6 +108,23 @@ def test_scores_are_those_of_a_plain_loop(task, runs, tmp_path, capsys):
     assert max(map(len, printed.splitlines())) <= 80
 
 
+def test_a_second_look_is_at_the_copies_own_pixels(run, tmp_path):
+    """As who corrupts a file and has it predicted."""
+    job, _ = _evaluate(run, tmp_path, "corruptions=[noise]", "zoom_test=1.5", "data.batch_size=2")
+    model = load(run, device="cpu", zoom=1.5)
+    (name,) = job.data.test_names
+    task, source, one = job.module.task, job.data.source("test", name), _document(tmp_path)["sets"][name]
+    for strength in (0, 1, 5):
+        scored = []
+        for i in range(len(source)):
+            image, target = source.read(i)
+            drawn = drawn_for(source.name(i), "noise", strength)
+            result = model.predict(corrupt(image, "noise", strength, drawn) if strength else image)
+            scored.append((i, source.name(i), task.score(np.rint(result.prob * 255).astype(np.uint8), target)))
+        expected = task.tabulate(scored).values()
+        assert (one["corrupted"]["noise"][str(strength)] if strength else one["clean"]) == pytest.approx(expected)
+
+
 def test_batches_workers_and_order_change_nothing(run, tmp_path):
     kinds = "corruptions=[noise,motion]"
     _evaluate(run, tmp_path / "a", kinds, "data.batch_size=1")

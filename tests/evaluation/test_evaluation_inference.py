@@ -8,8 +8,9 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from e2net.datasets.transforms import Resize
 from e2net.evaluation.inference import Predictor, starts
-from e2net.evaluation.scales import RandomScale, ScaledRows, resize, scaled_size
+from e2net.evaluation.scales import RandomScale, resize, scaled_size
 from e2net.structures import Output
 from e2net.tasks import Camouflage, Depth
 
@@ -65,6 +66,22 @@ def test_scales_are_averaged_at_the_base_size():
     uniform = torch.full((1, 3, 64, 96), 51, dtype=torch.uint8)
     # All that scales change in a uniform image are the positions, by less than a pixel.
     assert torch.allclose(Predictor(scales=(0.5, 2))(model, uniform), _plain(model, uniform), atol=0.01)
+
+
+def test_scales_are_made_from_the_pictures():
+    """A fine pattern is grey in the image of 64 x 96; twice as large it is seen."""
+    picture = np.zeros((640, 960, 3), np.uint8)
+    picture[:, ::20] = 255
+    image = torch.from_numpy(Resize((64, 96)).image(picture)).permute(2, 0, 1)[None]
+    seen, model = [], _Model()
+    model.forward = lambda pixels: Output(seen.append(pixels) or pixels.mean(1, keepdim=True))
+    predictor = Predictor(scales=(1.0, 2.0))
+    assert predictor.reads_pictures and not Predictor(flip=True, sharpen=2.0, window=32).reads_pictures
+    predictor(model, image, lambda index: picture)
+    larger = torch.from_numpy(Resize((128, 192)).image(picture)).permute(2, 0, 1)[None].float() / 255
+    assert torch.equal(seen[1], larger) and torch.equal(seen[0], image.float() / 255)
+    predictor(model, image)
+    assert seen[3].std() < seen[1].std() / 2
 
 
 @pytest.mark.parametrize("window", [(64, 96), (200, 200), 96])
@@ -238,12 +255,13 @@ def test_a_constant_stays_constant(scales):
 
 def _by_whole_images(model, image, flip, scales, window, overlap):
     """The plain way: whole images of floating point, and sums as large as they."""
-    image, found = image.float() / 255, []
+    found = []
     for scale in scales:
         size = scaled_size(image.shape[-2:], scale, 8)
         passes = []
         for mirror in (False, True)[: 1 + flip]:
-            scaled = resize(image, size) if size != tuple(image.shape[-2:]) else image
+            scaled = np.stack([Resize(size).image(one.permute(1, 2, 0).numpy()) for one in image])
+            scaled = torch.from_numpy(scaled).permute(0, 3, 1, 2) / 255
             scaled = scaled.flip(-1) if mirror else scaled
             h, w = min(size[0], window[0]), min(size[1], window[1])
             bumps = [torch.sin(torch.pi * (torch.arange(n) + 0.5) / n) ** 2 for n in (h, w)]
@@ -274,15 +292,6 @@ def test_bands_of_windows_are_the_sum_over_the_whole_image(seed):
     image = _image(height, width, int(rng.integers(1, 4)))
     prob = Predictor(**options, windows_at_once=int(rng.integers(1, 9)))(_Model(1.0), image)
     torch.testing.assert_close(prob, _by_whole_images(_Model(1.0), image, **options), rtol=0, atol=2e-6)
-
-
-@pytest.mark.parametrize("size", [(40, 56), (25, 31), (96, 64), (130, 97), (7, 200), (1, 1)])
-def test_scaled_rows_are_those_of_the_scaled_image(size):
-    image = _image(40, 56)
-    whole, rows = resize(image.float() / 255, size), ScaledRows(image, size)
-    for first in range(0, size[0], 9):
-        last = min(size[0], first + 13)
-        torch.testing.assert_close(rows(first, last), whole[:, :, first:last], rtol=0, atol=5e-6)
 
 
 def test_memory_of_windows_grows_by_the_result_alone():

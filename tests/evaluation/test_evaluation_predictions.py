@@ -10,13 +10,17 @@ import time
 from pathlib import Path
 
 import cv2
+import lightning as L
 import numpy as np
 import pytest
+from apart import Program
 from conftest import ROOT
+from gloo import on_two_devices
 from hydra import compose, initialize_config_dir
 
 from e2net.datasets import ProceduralData, ProceduralPairs
 from e2net.evaluation import evaluate, prepare_evaluation
+from e2net.evaluation.callbacks import MapWriter
 from e2net.evaluation.data import DataModule
 from e2net.evaluation.predictions import UnusableMapsError, check_task, find_maps, score_maps, targets_of
 from e2net.evaluation.report import masks_hash, stems_hash
@@ -470,42 +474,22 @@ def test_further_scores_of_a_checkpoint_and_its_maps_agree(run, tmp_path):
     assert scores == {k: float(v) for k, v in again.compute().items()}
 
 
-PROCESS = """
-import json, sys
-sys.path[:0] = [{root!r}]
-import lightning as L
-from hydra import compose, initialize_config_dir
-from e2net.runs import inherit, resolve
-from e2net.evaluation import evaluate, prepare_evaluation
-from e2net.evaluation.callbacks import MapWriter
-overrides = ["ckpt={ckpt}", "output={output}", "accelerator=cpu", "breakdown=true"]
-with initialize_config_dir({root!r} + "/conf", version_base="1.3"):
-    job = prepare_evaluation(resolve(inherit(compose("eval", overrides), overrides)))
-job.trainer = L.Trainer(
-    accelerator="cpu", devices=2, strategy="ddp", logger=False, callbacks=[MapWriter(job.output / "maps")],
-    enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-)
-scores = evaluate(job)
-assert job.trainer.world_size == 2
-(job.output / f"process{{job.trainer.global_rank}}.json").write_text(json.dumps(scores))
-"""
+def _score_a_part(ckpt, output):
+    overrides = [f"ckpt={ckpt}", f"output={output}", "accelerator=cpu", "breakdown=true"]
+    job = prepare_evaluation(resolve(inherit(_compose("eval", *overrides), overrides)))
+    job.trainer = L.Trainer(
+        accelerator="cpu", devices=2, strategy="ddp", logger=False, callbacks=[MapWriter(job.output / "maps")],
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    scores = evaluate(job)
+    assert job.trainer.world_size == 2
+    (job.output / f"process{job.trainer.global_rank}.json").write_text(json.dumps(scores))
 
 
 def test_two_processes_score_as_one(run, tmp_path):
     """Five images for two processes: the sampler repeats one, which must count once."""
-    script, output = tmp_path / "evaluate.py", tmp_path / "out"
-    script.write_text(PROCESS.format(root=str(ROOT), ckpt=run[0], output=output))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    found = subprocess.run(
-        [sys.executable, script],
-        check=False,
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=environment,
-        timeout=300,
-    )
-    assert found.returncode == 0, found.stderr[-3000:]
+    output = tmp_path / "out"
+    on_two_devices(lambda: _score_a_part(run[0], output))
     written = json.loads((output / "scores.json").read_text())
     assert written["sets"]["procedural"]["maps"] == 5
     assert all(json.loads((output / f"process{rank}.json").read_text()) == written["scores"] for rank in (0, 1))
@@ -569,27 +553,25 @@ def test_checkpoint_report_and_its_maps_agree(run, tmp_path):
 
 
 def _cli(*overrides):
-    command = [sys.executable, ROOT / "eval.py", *overrides]
-    environment = {**os.environ, "COLUMNS": "80"}
-    return subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT, env=environment)
+    return Program(ROOT / "eval.py", *overrides, cwd=ROOT, COLUMNS="80").finish()
 
 
 def test_command(folders):
-    result = _cli(
+    status, out, errors = _cli(
         f"predictions={folders}/maps", f"data.root={folders}/data", "data.test=[CAMO]", f"output={folders}/out",
         "num_workers=2", f"hydra.run.dir={folders}/hydra",
     )  # fmt: skip
-    assert result.returncode == 0, result.stderr
+    assert status == 0, errors
     assert _report(folders)["scores"] == {"CAMO": _expected(folders, MaskProtocol())}
-    assert f"{_expected(folders, MaskProtocol())['S']:.3f}"[1:] in result.stdout and "images/s" in result.stderr
+    assert f"{_expected(folders, MaskProtocol())['S']:.3f}"[1:] in out and "images/s" in errors
 
 
 def test_command_says_in_one_line_what_is_wrong(folders):
     (folders / "maps" / "CAMO" / "m1.png").write_bytes(b"")
-    result = _cli(
+    status, _, errors = _cli(
         f"predictions={folders}/maps", f"data.root={folders}/data", "data.test=[CAMO]", f"output={folders}/out",
         f"hydra.run.dir={folders}/hydra",
     )  # fmt: skip
-    assert result.returncode == 2 and "Traceback" not in result.stderr
-    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert status == 2 and "Traceback" not in errors
+    (line,) = [line for line in errors.splitlines() if line.startswith("error:")]
     assert "m1.png: truncated" in line

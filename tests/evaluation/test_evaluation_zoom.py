@@ -1,16 +1,23 @@
 """The second look: where it looks, against a plain loop, and what becomes of both looks."""
 
+import numpy as np
 import pytest
 import torch
+from conftest import ROOT
+from hydra import compose, initialize_config_dir
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import TINY
 from torch import nn
 from torch.nn import functional as F
 
+from e2net.datasets.transforms import Resize
 from e2net.evaluation.inference import SECOND, Predictor
-from e2net.evaluation.zoom import check_zoom, found_box
+from e2net.evaluation.zoom import check_zoom, cut_out, found_box
+from e2net.runs import resolve
 from e2net.structures import Output
 from e2net.tasks import Camouflage, Depth, Semantic
+from e2net.training import prepare_training, train
 
 
 @given(
@@ -80,16 +87,66 @@ def test_both_looks_are_averaged_in_the_box_and_nothing_else_changes(settings):
     torch.testing.assert_close(both[2], first[2], atol=1e-6, rtol=0)
     for b in range(2):
         top, low, left, right = found_box(first[b, 0], 1.5)
-        crop = images[b : b + 1, :, top:low, left:right].float() / 255
-        enlarged = F.interpolate(crop, size=(64, 96), mode="bilinear", align_corners=False, antialias=True)
-        second = Predictor(**settings)(model, (enlarged * 255).round().to(torch.uint8))
+        crop = images[b, :, top:low, left:right].permute(1, 2, 0).numpy()
+        enlarged = torch.from_numpy(Resize((64, 96)).image(crop)).permute(2, 0, 1)[None]
+        second = Predictor(**settings)(model, enlarged, lambda index, crop=crop: crop)
         back = F.interpolate(second, size=(low - top, right - left), mode="bilinear", antialias=True)[0]
         inside = (1 - SECOND) * first[b, :, top:low, left:right] + SECOND * back
-        torch.testing.assert_close(both[b, :, top:low, left:right], inside, atol=0.01, rtol=0)
+        torch.testing.assert_close(both[b, :, top:low, left:right], inside, atol=1e-5, rtol=0)
         assert both[b, 0, top:low, left:right].max() > first[b, 0].max()
         outside = torch.ones(64, 96, dtype=torch.bool)
         outside[top:low, left:right] = False
         assert torch.equal(both[b, 0][outside], first[b, 0][outside])
+
+
+def test_the_second_look_is_at_the_pictures_own_pixels():
+    """In the image a fine pattern is grey; only who looks at the picture sees where it is bright."""
+    fine = np.zeros((640, 960, 3), np.uint8)
+    fine[80:240:2, 160:400] = 255
+    image = torch.from_numpy(Resize((64, 96)).image(fine).transpose(2, 0, 1).copy())[None]
+    asked = []
+
+    def pictures(index):
+        asked.append(index)
+        return fine
+
+    model = _Model()
+    Predictor(zoom=1.0)(model, image, pictures)
+    assert asked == [0]
+    top, low, left, right = found_box(_Model()(image.float() / 255).prediction[0, 0].sigmoid(), 1.0)
+    crop = fine[top * 10 : low * 10, left * 10 : right * 10]
+    expected = torch.from_numpy(Resize((64, 96)).image(crop).transpose(2, 0, 1).copy())[None].float() / 255
+    assert torch.equal(model.seen[1], expected)
+    # Without it, the image's.
+    model.seen.clear()
+    Predictor(zoom=1.0)(model, image)
+    assert not torch.equal(model.seen[1], expected)
+    Predictor()(model, image, pictures)  # not asked for nothing
+    assert asked == [0]
+
+
+@given(
+    size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    picture=st.tuples(st.integers(1, 90), st.integers(1, 90)),
+    begin=st.tuples(*[st.floats(0, 0.99)] * 2),
+    end=st.tuples(*[st.floats(0.01, 1)] * 2),
+)
+@settings(max_examples=100, deadline=None)
+def test_a_cut_out_shows_what_the_box_shows(size, picture, begin, end):
+    """All of it and less than a pixel more, never nothing, and all of the picture where the box is all."""
+    edges = []
+    for side, first, last in zip(size, begin, end, strict=True):
+        start = int(first * side)
+        edges += [start, max(start + 1, int(last * side))]
+    places = np.stack(np.meshgrid(*map(np.arange, picture), indexing="ij"), -1)
+    part = cut_out(places, tuple(edges), size)
+    assert part.size
+    for axis in range(2):
+        factor = picture[axis] / size[axis]
+        first, last = part[0, 0, axis], part[-1, -1, axis] + 1
+        assert last - first == part.shape[axis]
+        assert -1e-9 <= edges[2 * axis] * factor - first < 1 and -1e-9 <= last - edges[2 * axis + 1] * factor < 1
+    assert cut_out(places, (0, size[0], 0, size[1]), size).shape == places.shape
 
 
 def test_off_is_the_first_look_alone():
@@ -105,3 +162,18 @@ def test_what_is_no_zoom_is_refused():
         check_zoom(0, task)
         with pytest.raises(ValueError, match="has no objects to look at again"):
             check_zoom(1.5, task)
+
+
+def test_validation_and_test_look_again_at_their_files(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("e2net.evaluation.inference.cut_out", lambda *args: seen.append(args[0]) or cut_out(*args))
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        short = ["trainer.max_epochs=1", "+trainer.num_sanity_val_steps=0", "num_samples=0", "zoom_test=1.5"]
+        config = compose("train", [*TINY, *short, f"run_dir={tmp_path}"])
+    job = prepare_training(resolve(config))
+    train(job)
+    (name,) = job.data.test_names
+    learned, tested = job.data.source("train"), job.data.source("test", name)
+    expected = [learned.read(i)[0] for i in job.data.split()[1]] + [tested.read(i)[0] for i in range(len(tested))]
+    assert len(seen) == len(expected)
+    assert all(np.array_equal(one, other) for one, other in zip(seen, expected, strict=True))

@@ -1,4 +1,4 @@
-"""Linear maps and neighbours of patches against NumPy and plain loops."""
+"""Linear maps of patches against NumPy."""
 
 import math
 
@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from e2net.features.dense import Ridge, activated, nearest, targets_of
+from e2net.features.dense import Ridge, activated, targets_of
 from e2net.structures import IGNORED
 from e2net.tasks import Camouflage, Depth, Semantic
 
@@ -38,21 +38,6 @@ def test_features_that_never_change_and_targets_that_are_unknown():
     assert ridge.solve()(torch.ones(1, 3)).item() == pytest.approx(1.5)
     with pytest.raises(ValueError, match="something known"):
         Ridge(3, 1).solve()
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.integers(0, 1000), st.integers(1, 12))
-def test_neighbours_are_those_of_a_plain_loop(seed, count):
-    rng = np.random.default_rng(seed)
-    bank, targets, rows = rng.normal(size=(9, 4)), rng.random((9, 3)), rng.normal(size=(6, 4))
-    found = nearest(*(torch.from_numpy(one).float() for one in (bank, targets)), count)(torch.from_numpy(rows).float())
-    for row, one in zip(rows, found.numpy(), strict=True):
-        cosine = [float(row @ b) / math.sqrt(float(row @ row) * float(b @ b)) for b in bank]
-        chosen = sorted(range(9), key=lambda i: -cosine[i])[:count]
-        votes = [math.exp(cosine[i] / 0.07) for i in chosen]
-        assert one == pytest.approx(
-            sum(v * targets[i] for v, i in zip(votes, chosen, strict=True)) / sum(votes), abs=1e-4
-        )
 
 
 def test_targets_of_patches_are_means_over_what_is_known():

@@ -5,11 +5,14 @@ import pytest
 import scipy.linalg
 import scipy.optimize
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from e2net.features.codes import Codes
 from e2net.features.cut import as_probability, foreground_of, largest_part, oriented, principal, spectral
 from e2net.features.extract import Features
 from e2net.features.few import METHODS, coverage, fit, labelled, spherical_means
-from e2net.features.index import ApproximateIndex, Index, describe, leave_one_out
+from e2net.features.index import ApproximateIndex, Index, describe, leave_one_out, unit
 from e2net.features.logistic import fit_logistic
 from e2net.features.whole import fit_classes, folds_of
 
@@ -157,8 +160,8 @@ def test_the_principal_component_is_that_of_svd():
 def test_the_side_with_less_rim_is_the_object():
     values = np.full((6, 8), -1, np.float32)
     values[2:4, 3:6] = 2
-    for given in (values, -values):
-        assert (oriented(given)[2:4, 3:6] > 0).all() and (oriented(given)[0] < 0).all()
+    for signed in (values, -values):
+        assert (oriented(signed)[2:4, 3:6] > 0).all() and (oriented(signed)[0] < 0).all()
     assert (oriented(-values, "seed") > 0).sum() == 6
     values[5, 7] = 1  # hangs together with nothing
     kept = largest_part(values)
@@ -182,6 +185,39 @@ def test_the_index_is_exact():
     assert [pair[2] for pair in pairs] == sorted((pair[2] for pair in pairs), reverse=True)
     with pytest.raises(ValueError, match="at least one"):
         Index(np.zeros((0, 8)))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 70), st.sampled_from([1, 7, 60]), st.booleans())
+def test_codes_leave_none_of_the_nearest_out(seed, dim, k, outliers):
+    rng = np.random.default_rng(seed)
+    rows = rng.normal(size=(300, dim)) + rng.normal(size=dim) * rng.integers(0, 5)
+    rows[:, 0] *= 50 if outliers else 1  # a channel that takes the codes' range
+    rows[rng.integers(0, 300, 40)] = rows[:40] + 1e-4 * rng.normal(size=(40, dim))
+    rows[5], rows[9] = rows[8], 0
+    vectors = unit(rows)
+    query = unit(rows[3] + rng.normal(size=dim) * rng.random())
+    found = Codes(torch.from_numpy(vectors)).candidates(torch.from_numpy(query), k)
+    cosines = vectors.astype(np.float64) @ query
+    assert set(np.flatnonzero(cosines >= np.sort(cosines)[-k])) <= set(found.tolist())
+
+
+def test_codes_leave_few_in_and_change_nothing(monkeypatch):
+    rng = np.random.default_rng(2)
+    rows, queries = rng.normal(size=(3000, 64)), rng.normal(size=(20, 64))
+    rows[50] = rows[7] * 3  # the same direction
+    queries[0] = rows[7]
+    plain = Index(rows)
+    monkeypatch.setattr("e2net.features.index._MANY", 1)
+    coded = Index(rows)
+    for query in queries:
+        assert len(coded._codes.candidates(torch.from_numpy(unit(query)), 10)) < 100
+        for k in (1, 10):
+            one, other = plain.query(query, k), coded.query(query, k)
+            assert one.rows.tolist() == other.rows.tolist()
+            np.testing.assert_allclose(one.cosines, other.cosines, atol=1e-6)
+    assert coded.query(queries[0], 1).rows.tolist() == [7]
+    assert len(coded.query(queries[0], 5000).rows) == 3000  # more than codes can tell apart
 
 
 def test_faiss_finds_nearly_the_same():

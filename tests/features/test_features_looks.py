@@ -11,6 +11,7 @@ from conftest import ARCHITECTURES, encoder_config, hf_model
 from e2net.encoders import ConvNeXtEncoder, ViTEncoder
 from e2net.features import Extractor, attention, norms, pca, similarity
 from e2net.features.looks import components, patches_at, sharpened
+from e2net.features.sheet import shortened
 
 
 def picture(height, width, seed=0):
@@ -136,6 +137,13 @@ def test_colours_find_an_object_and_share_one_basis():
         assert min(np.abs(found[:, c] - e).max() for e in (expected[:, c], 1 - expected[:, c])) < 1e-4
     twice = components([*scenes, scenes[0]])
     assert np.array_equal(twice[0], twice[2])
+
+
+def test_titles_keep_what_tells_them_apart():
+    titles = ["vit-tiny-patch16-as-dinov2 block 5", "vit-tiny-patch16-as-dinov2:random block 5", "é" * 99]
+    short = [shortened(title, 183) for title in titles]
+    assert len(set(short)) == 3 and all(one.endswith("block 5") for one in short[:2]) and ":random" in short[1]
+    assert shortened("block 5", 183) == "block 5" and shortened("block 5", 3) == ""
 
 
 def test_pca_of_one_picture_in_three_lines():

@@ -37,7 +37,7 @@ def written(tmp_path_factory):
 def test_all_is_written_and_nothing_of_others_is_replaced(written, capsys):
     out = written / "out"
     names = {one.name for one in out.iterdir()}
-    assert names == {"sheet.png", "gallery.html", "pictures", ".e2net.json"}
+    assert names == {"sheet.png", "gallery.html", "pictures", ".e2net.json", ".lock"}
     assert len(list((out / "pictures").iterdir())) == 2
     assert "p<b>" not in (out / "gallery.html").read_text()
     assert not re.search(r"(src|href)=\"?https?:", (out / "gallery.html").read_text())

@@ -1,15 +1,12 @@
-import os
 import pickle
-import subprocess
-import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from pathlib import Path
 
 import numpy as np
 import py_sod_metrics
 import pytest
 import torch
+from gloo import in_two
 
 from e2net.metrics import (
     ALL_SCORES,
@@ -30,7 +27,6 @@ from e2net.metrics import (
     score_map,
 )
 
-ROOT = Path(__file__).resolve().parents[2]
 SIZES = [(20, 31), (17, 17), (40, 9), (25, 26), (33, 14)]
 
 
@@ -275,70 +271,40 @@ def test_reduction_is_checked():
         FMeasure("best")
 
 
-WORKER = """
-import json, sys, warnings
-import torch.distributed as dist
-warnings.simplefilter("ignore")
-sys.path[:0] = [{root!r}, {here!r}]
-rank, store = int(sys.argv[1]), sys.argv[2]
-dist.init_process_group("gloo", init_method="file://" + store, rank=rank, world_size=2)
-from test_metrics_modular import images
-from e2net.metrics import FMeasure, MapScores, SMeasure
-maps, masks = images()
-out = {{}}
-# A distributed sampler pads five images to six: the second process gets image 0 again.
-mine = [0, 2, 4] if rank == 0 else [1, 3, 0]
-metric = MapScores()
-metric.update([maps[i] for i in mine], [masks[i] for i in mine], index=mine, name=[f"image {{i}}" for i in mine])
-out["padded"] = {{k: float(v) for k, v in metric.compute().items()}}
-out["rows"] = metric.per_image()
-out["F"] = metric.compute_curves()["F"].tolist()
-idle = MapScores()
-if rank == 0:
-    idle.update(maps, masks, index=range(5))
-out["idle"] = {{k: float(v) for k, v in idle.compute().items()}}
-for name, single in (("S", SMeasure()), ("Fmax", FMeasure())):
-    for i in ([0, 2, 4] if rank == 0 else [1, 3]):
-        single.update(maps[i], masks[i])
-    out[name] = float(single.compute())
-unnumbered = MapScores()
-unnumbered.update(maps, masks)
-try:
-    unnumbered.compute()
-except ValueError as error:
-    out["error"] = str(error)
-print(json.dumps(out))
-dist.destroy_process_group()
-"""
+def _in_parts(rank):
+    """What one of two processes computes of five images."""
+    maps, masks = images()
+    out = {}
+    # A distributed sampler pads five images to six: the second process gets image 0 again.
+    mine = [0, 2, 4] if rank == 0 else [1, 3, 0]
+    metric = MapScores()
+    metric.update([maps[i] for i in mine], [masks[i] for i in mine], index=mine, name=[f"image {i}" for i in mine])
+    out["padded"] = {k: float(v) for k, v in metric.compute().items()}
+    out["rows"] = metric.per_image()
+    out["F"] = metric.compute_curves()["F"].tolist()
+    idle = MapScores()
+    if rank == 0:
+        idle.update(maps, masks, index=range(5))
+    out["idle"] = {k: float(v) for k, v in idle.compute().items()}
+    for name, single in (("S", SMeasure()), ("Fmax", FMeasure())):
+        for i in [0, 2, 4] if rank == 0 else [1, 3]:
+            single.update(maps[i], masks[i])
+        out[name] = float(single.compute())
+    unnumbered = MapScores()
+    unnumbered.update(maps, masks)
+    try:
+        unnumbered.compute()
+    except ValueError as error:
+        out["error"] = str(error)
+    return out
 
 
 def test_two_processes_equal_one(tmp_path):
-    import json  # noqa: PLC0415
-
-    code = WORKER.format(root=str(ROOT), here=str(Path(__file__).parent))
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, str(rank), str(tmp_path / "store")],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        for rank in (0, 1)
-    ]
-    try:
-        results = [worker.communicate(timeout=100) for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
-    assert [w.returncode for w in workers] == [0, 0], [r[1][-2000:] for r in results]
-
     maps, masks = images()
     alone = MapScores()
     alone.update(maps, masks, index=range(5), name=[f"image {i}" for i in range(5)])
     expected = oracle(maps, masks)
-    for output, _ in results:
-        found = json.loads(output.strip().splitlines()[-1])
+    for found in in_two(_in_parts, tmp_path):
         assert found["padded"] == {k: float(v) for k, v in alone.compute().items()}
         assert found["idle"] == found["padded"]
         assert found["rows"] == alone.per_image()

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from apart import Program
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
 from PIL import Image
@@ -209,10 +210,10 @@ def test_what_is_wrong_is_said_on_one_line(run, photos, tmp_path, monkeypatch, c
 
 
 def test_the_module_runs_and_its_status_says_what_happened(run, photos, tmp_path):
-    command = [sys.executable, "-m", "e2net.predict", f"ckpt={run}", f"output={tmp_path}/out"]
     (photos / "3.png").write_bytes(b"")
-    done = subprocess.run([*command, f"input={photos}/*.png"], check=False, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 1 and "4 images in" in done.stdout and "1 of 5 files failed" in done.stderr
+    settings = [f"ckpt={run}", f"output={tmp_path}/out", f"input={photos}/*.png"]
+    status, out, errors = Program("e2net.predict", *settings, cwd=tmp_path).finish()
+    assert status == 1 and "4 images in" in out and "1 of 5 files failed" in errors
 
 
 def _film(path, count=23, size=(50, 70), rate=12.5):

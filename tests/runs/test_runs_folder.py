@@ -11,6 +11,7 @@ import pytest
 import yaml
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
+from tiny import TINY, tiny_config
 
 from e2net.compare.runs import read_run
 from e2net.runs import load_model, resolve
@@ -20,16 +21,9 @@ from e2net.runs.provenance import config_hash, file_hash
 from e2net.runs.resume import MAY_DIFFER, check_same_run
 from e2net.training import prepare_training, train
 
-TINY = [
-    "size=32", "decoder.width=16", "data.n_train=12", "data.n_test=3", "data.sides=[32,48]", "data.batch_size=4",
-    "data.num_workers=0", "data.val_fraction=0.3", "trainer.accelerator=cpu", "trainer.log_every_n_steps=1",
-    "num_samples=1", "encoder.config.hidden_size=24", "encoder.config.intermediate_size=32",
-]  # fmt: skip
-
 
 def _config(folder, *overrides):
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return resolve(compose("train", [*TINY, f"run_dir={folder}", *overrides]))
+    return tiny_config(folder, "decoder=linear", *overrides)
 
 
 def _train(folder, *overrides):
@@ -173,13 +167,21 @@ def test_every_setting_of_a_resumed_run_is_the_same_or_may_differ():
         configs.append(compose("adapt", ["run_dir=x", "resume=y", "data.root=r"]))
         tasks = {file.stem for file in (ROOT / "conf" / "task").glob("*.yaml")}
         others = ("experiment", "adapt", "adapt_with")  # recipes, and what another program has
-        for group in sorted(p for p in (ROOT / "conf").iterdir() if p.is_dir() and p.name not in others):
-            for file in sorted(group.glob("*.yaml")):
-                needed = ["encoder.path=p"] if file.stem in ("local", "timm", "timm_convnext") else []
-                needed += ["data.root=r"] if group.name == "data" and "root: ???" in file.read_text() else []
+        groups = {p.name: sorted(p.glob("*.yaml")) for p in (ROOT / "conf").iterdir() if p.is_dir()}
+        alone = ("data", "loss", "protocol", "task")
+        for group in alone:
+            for file in groups[group]:
+                needed = ["data.root=r"] if group == "data" and "root: ???" in file.read_text() else []
                 # A task's own loss and protocol look at its settings.
-                needed += [f"task={file.stem}"] if group.name in ("loss", "protocol") and file.stem in tasks else []
-                configs.append(compose("train", ["run_dir=x", "resume=y", f"{group.name}={file.stem}", *needed]))
+                needed += [f"task={file.stem}"] if group in ("loss", "protocol") and file.stem in tasks else []
+                configs.append(compose("train", ["run_dir=x", "resume=y", f"{group}={file.stem}", *needed]))
+        # What goes with everything is composed together, until each option was.
+        free = {name: files for name, files in groups.items() if name not in (*others, *alone)}
+        for i in range(max(map(len, free.values()))):
+            chosen = {name: files[i % len(files)].stem for name, files in free.items()}
+            needed = ["encoder.path=p"] if chosen["encoder"] in ("local", "timm", "timm_convnext") else []
+            options = [f"{name}={option}" for name, option in chosen.items()]
+            configs.append(compose("train", ["run_dir=x", "resume=y", *options, *needed]))
         configs = [resolve(config) for config in configs]
     seen = set()
     for config in configs:

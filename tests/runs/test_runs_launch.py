@@ -16,7 +16,8 @@ from tiny import TINY
 from e2net.runs.folder import owned
 from e2net.runs.launch import OwnFolder
 
-QUICK = [*TINY, "trainer.max_epochs=1", "num_samples=0"]
+QUICK = [one for one in TINY if one != "decoder.width=16"]
+QUICK += ["decoder=linear", "trainer.max_epochs=1", "num_samples=0"]
 
 
 def start(program, *arguments, cwd):

@@ -116,3 +116,40 @@ def test_folders_of_earlier_versions_are_known_by_their_documents(tmp_path):
         check_free("output", run, evaluation_files(maps=True))
     (run / "environment.json").write_text(json.dumps({"packages": {"e2net": "0.1"}}))
     check_free("output", run, evaluation_files(maps=True))
+
+
+def test_what_an_earlier_run_noted_is_removed_and_nothing_else(tmp_path):
+    output, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    patterns = ("maps", "*.json", "link")
+
+    def write(names):
+        for name in names:
+            (output / name).parent.mkdir(parents=True, exist_ok=True)
+            (output / name).write_text(name)
+
+    first = ["maps/a.png", "maps/sub/b.png", "maps/sub/c.png", "scores.json", "link/d.png"]
+    claim(output, patterns, first)
+    write([*first, "maps/mine.png", "notes/e.png"])
+    claim(output, ["notes"], ["notes/e.png"])  # of another program: its own stays when the first one comes again
+    elsewhere.mkdir()
+    (output / "link").rename(elsewhere / "link")
+    (output / "link").symlink_to(elsewhere / "link")  # moved away by the user: not ours to remove through a link
+    (output / "maps" / "a.png").unlink()
+    claim(output, patterns, ["maps/a.png", "maps/sub/c.png"])
+    left = {p.relative_to(output).as_posix() for p in output.rglob("*") if p.is_file()}
+    assert left == {"maps/sub/c.png", "maps/mine.png", "notes/e.png", MARKER}
+    assert (elsewhere / "link" / "d.png").is_file()
+    claim(output, patterns, [])
+    assert not (output / "maps" / "sub").exists() and (output / "maps" / "mine.png").is_file()
+    claim(output, patterns)  # by a program that notes nothing
+    assert (output / "notes" / "e.png").is_file()
+
+
+@pytest.mark.parametrize("name", ["../mine.txt", "maps/../../mine.txt", "{root}/mine.txt"])
+def test_a_marker_that_somebody_wrote_removes_nothing_outside(tmp_path, name):
+    (tmp_path / "mine.txt").write_text("mine")
+    (tmp_path / "out" / "maps").mkdir(parents=True)
+    noted = {"format": 1, "patterns": ["*"], "files": [name.format(root=tmp_path), 3, ""]}
+    (tmp_path / "out" / MARKER).write_text(json.dumps(noted))
+    claim(tmp_path / "out", ["*"], [])
+    assert (tmp_path / "mine.txt").is_file() and (tmp_path / "out" / "maps").is_dir()

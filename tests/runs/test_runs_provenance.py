@@ -1,8 +1,11 @@
 import json
+import shlex
 import shutil
 import subprocess
 import sys
+from importlib.machinery import ModuleSpec
 from importlib.metadata import version
+from types import ModuleType
 
 import pytest
 import torch
@@ -38,6 +41,18 @@ def test_file_holds_what_a_rerun_needs(tmp_path, monkeypatch):
     assert found["device"]["type"] == "cpu" and found["encoder_sha256"] == "1234"
     assert found["python"] == ".".join(map(str, sys.version_info[:3]))
     assert found["started"].endswith("+00:00")
+
+
+@pytest.mark.parametrize("name", ["e2net.train", "e2net.adapt.__main__"])
+def test_the_command_of_a_module_is_one_of_a_module(tmp_path, monkeypatch, name):
+    """As a file it would have the package's own folder as the first to import from."""
+    main = ModuleType("__main__")
+    main.__spec__ = ModuleSpec(name, None, origin="/somewhere/it.py")
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    monkeypatch.setattr(sys, "argv", ["/somewhere/it.py", "a b"])
+    write_environment(tmp_path / "environment.json", "cpu")
+    command = json.loads((tmp_path / "environment.json").read_text())["command"]
+    assert shlex.split(command) == [sys.executable, "-m", name.removesuffix(".__main__"), "a b"]
 
 
 def test_versions_are_those_of_the_requirements():

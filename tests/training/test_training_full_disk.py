@@ -7,13 +7,11 @@ middle of a file. Set by a forked process, as it is of a whole process.
 import errno
 import os
 import re
-import subprocess
-import sys
 
 import lightning as L
 import pytest
 import torch
-from apart import start
+from apart import Program, start
 from conftest import ROOT
 from tiny import TINY, tiny_job
 
@@ -58,12 +56,21 @@ class FillUp(L.Callback):
             limit(self.size)
 
 
-@pytest.mark.parametrize("size", [0, 1000, 100_000, 300_000])
-def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(size, tmp_path):
-    options = ["trainer.max_epochs=3", "logger=csv"]
+LONGER = ["trainer.max_epochs=3", "logger=csv"]
 
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The weights of a run that always had room."""
+    folder = tmp_path_factory.mktemp("whole")
+    train(tiny_job(folder, *LONGER))
+    return read_checkpoint(folder / "checkpoints" / "last.ckpt")["state_dict"]
+
+
+@pytest.mark.parametrize("size", [0, 1000, 100_000, 300_000])
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(size, whole, tmp_path):
     def work():
-        job = tiny_job(tmp_path / "run", *options)
+        job = tiny_job(tmp_path / "run", *LONGER)
         job.trainer.callbacks.append(FillUp(1, size))
         train(job)
 
@@ -72,10 +79,9 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(size, tmp_pat
     content = [read_checkpoint(tmp_path / "run" / "checkpoints" / name) for name in ("best.ckpt", "last.ckpt")]
     assert [one["epoch"] for one in content] == [0, 0]
     assert [p.name for p in (tmp_path / "run").rglob("*.part")] == []
-    train(tiny_job(tmp_path / "run", *options, f"resume={tmp_path}/run"))
-    train(tiny_job(tmp_path / "whole", *options))
-    states = [read_checkpoint(tmp_path / name / "checkpoints" / "last.ckpt")["state_dict"] for name in ("run", "whole")]
-    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+    train(tiny_job(tmp_path / "run", *LONGER, f"resume={tmp_path}/run"))
+    state = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["state_dict"]
+    assert all(torch.equal(value, whole[key]) for key, value in state.items())
 
 
 def test_a_feature_cache_that_does_not_fit_is_an_error_and_no_signal(tmp_path):
@@ -106,19 +112,19 @@ def test_a_file_is_whole_or_not_there(size, tmp_path):
 
 
 def test_train_says_it_in_one_line(tmp_path):
-    argv = ["train.py", *TINY, f"hydra.run.dir={tmp_path}/run", "logger=csv", "num_samples=0"]
-    code = f"""
-import resource, runpy, sys
+    limited = tmp_path / "limited.py"
+    limited.write_text(f"""
+import resource, runpy
 resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
-sys.argv = {argv!r}
 runpy.run_path({str(ROOT / "train.py")!r}, run_name="__main__")
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr[-3000:]
+""")
+    settings = [*TINY, f"hydra.run.dir={tmp_path}/run", "logger=csv", "num_samples=0"]
+    status, _, error = Program(limited, *settings, cwd=tmp_path).finish()
+    assert status == 1 and "Traceback" not in error, error[-3000:]
     assert re.search(
         r"^error: no space left for \S+best.ckpt \(File too large\); make room, then continue with resume=\S+run$",
-        done.stderr.strip().splitlines()[-1],
-    ), done.stderr[-2000:]
+        error.strip().splitlines()[-1],
+    ), error[-2000:]
 
 
 def test_other_errors_than_a_full_disk_keep_their_traceback(tmp_path, capsys):

@@ -19,15 +19,20 @@ from e2net.training import prepare_training, train
 
 KILLS = int(os.environ.get("E2NET_KILLS", "1"))
 RUNS = {
-    "frozen": ["tuning=frozen", "data.num_workers=1"],
-    "cached": ["tuning=frozen", "cache.views=2"],
-    "adapter": ["tuning=adapter", "tuning.reduction=2", "schedule=plateau", "schedule.monitor=train/mean_loss"],
-    "full": ["tuning=full", "ema=0.9", "train_scales=[[0,[0.5,1.0]],[0.4,[1.0]]]", "trainer.accumulate_grad_batches=2"],
-    "epochs": ["tuning=scratch", "checkpoint_every_n_steps=null"],
-}
+    "frozen": ["decoder=linear", "tuning=frozen", "data.num_workers=1"],
+    "cached": ["decoder=linear", "tuning=frozen", "cache.views=2"],
+    "adapter": [
+        "decoder=e2net", "tuning=adapter", "tuning.reduction=2", "schedule=plateau", "schedule.monitor=train/mean_loss",
+    ],
+    "full": [
+        "decoder=e2net", "tuning=full", "ema=0.9", "train_scales=[[0,[0.5,1.0]],[0.4,[1.0]]]",
+        "trainer.accumulate_grad_batches=2",
+    ],
+    "epochs": ["decoder=linear", "tuning=scratch", "checkpoint_every_n_steps=null"],
+}  # fmt: skip
 COMMON = [
-    "data.n_train=28", "decoder=e2net", "decoder.dropout=0.3", "encoder.config.pos_embed_rescale=2.0",
-    "checkpoint_every_n_steps=1", "trainer.max_epochs=3",
+    "data.n_train=24", "decoder.dropout=0.3", "encoder.config.pos_embed_rescale=2.0",
+    "checkpoint_every_n_steps=1", "trainer.max_epochs=2",
 ]  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from e2net.training.averaging import WeightAverage, averaged_tensors
 from e2net.training.module import DenseModule
 
 TINY = [
-    "size=32", "decoder.width=16", "decoder.dropout=0.3", "data.n_train=40", "data.n_test=3", "data.sides=[32,48]",
+    "size=32", "decoder.width=16", "decoder.dropout=0.3", "data.n_train=25", "data.n_test=3", "data.sides=[32,48]",
     "data.batch_size=4", "data.num_workers=0", "data.val_fraction=0.2", "trainer.accelerator=cpu",
     "trainer.log_every_n_steps=1", "num_samples=0", "encoder.config.hidden_size=24",
     "encoder.config.intermediate_size=32", "encoder.config.pos_embed_rescale=2.0",
@@ -57,7 +57,7 @@ def test_same_seed_same_losses_with_workers_dropout_and_random_sizes(tmp_path):
         options = ["train_scales=[0.5,1.0,1.5]", "data.num_workers=2", "trainer.max_epochs=3", "ema=0.9"]
         _fit(_job(tmp_path / str(i), f"seed={seed}", *options))
         losses.append(_losses(tmp_path / str(i)))
-    assert len(losses[0]) >= 20
+    assert len(losses[0]) >= 15
     assert losses[0] == losses[1]
     assert all(a != b for a, b in zip(losses[0], losses[2], strict=False))
 

@@ -3,8 +3,6 @@
 import copy
 import logging
 import shutil
-import subprocess
-import sys
 from functools import partial
 
 import pytest
@@ -54,7 +52,8 @@ def test_compiled_models_compute_the_same_under_the_same_names(tuning):
     names, image = list(model.state_dict()), torch.rand(2, 3, 64, 64)
     plain = model(image).prediction
     compile_model(model, backend="aot_eager")
-    for size in (64, 64, 96):  # again, since hooks must not be those of the first call; and another size
+    # Again, since hooks must not be those of the first call; and another size.
+    for size in (64, 64) if tuning is Full else (64, 64, 96):
         twice = torch.nn.functional.interpolate(image, size=size)
         expected = plain if size == 64 else None
         found = model(twice).prediction
@@ -278,17 +277,3 @@ def test_training_that_runs_out_of_memory_says_what_fits(tmp_path, monkeypatch):
     monkeypatch.setattr(job.module, "training_step", fail)
     with pytest.raises(OutOfMemoryError, match=r"data\.batch_size=2 trainer\.accumulate_grad_batches=2"):
         train(job)
-
-
-# Hydra
-
-
-def test_the_python_api_works_without_hydra():
-    code = (
-        "import sys; sys.modules['hydra'] = sys.modules['omegaconf'] = None\n"
-        "import torch, e2net.training, e2net.predict, e2net.profile\n"
-        "from e2net.runs import user_errors\n"
-        "try:\n    with user_errors():\n        raise ValueError('x')\n"
-        "except SystemExit as error:\n    assert error.code == 2\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -31,6 +31,11 @@ MEAN = "train/mean_loss"
 HOW = ("full disk", "killed before", "killed behind")
 
 
+def small_job(folder, *overrides):
+    """The fewer tensors, the sooner are they written."""
+    return tiny_job(folder, "decoder=linear", *overrides)
+
+
 def end_at(patch, moment, how):
     """From now on the write of this number, counted from 0, does not succeed, or is the last thing that happens."""
     done, replace = [], Path.replace
@@ -112,11 +117,11 @@ def no_drawing():
 def whole(tmp_path_factory):
     """Runs of one and of two epochs that nothing has interrupted; how many files the latter puts into place."""
     folder = tmp_path_factory.mktemp("whole")
-    train(tiny_job(folder / "one", "trainer.max_epochs=1"))
+    train(small_job(folder / "one", "trainer.max_epochs=1"))
     with pytest.MonkeyPatch.context() as patch:
         written, replace = [], Path.replace
         patch.setattr(Path, "replace", lambda self, target: (written.append(target.name), replace(self, target))[1])
-        train(tiny_job(folder / "two"))
+        train(small_job(folder / "two"))
     return folder, written
 
 
@@ -124,7 +129,7 @@ def ended(folder, moment, how, *overrides):
     """Ends a run at one of its writes; False if it has none of that number."""
     with pytest.MonkeyPatch.context() as patch:
         if how == "full disk":
-            job = tiny_job(folder, *overrides)
+            job = small_job(folder, *overrides)
             end_at(patch, moment, how)
             try:
                 train(job)
@@ -135,7 +140,7 @@ def ended(folder, moment, how, *overrides):
 
         def work():
             end_at(pytest.MonkeyPatch(), moment, how)
-            train(tiny_job(folder, *overrides))
+            train(small_job(folder, *overrides))
 
         return in_child(work) == signal.SIGKILL
 
@@ -143,7 +148,7 @@ def ended(folder, moment, how, *overrides):
 def goes_on(folder, *overrides):
     """The same command again, with resume= where there is what to resume from."""
     there = [p for p in (folder / "checkpoints").glob("*.ckpt")]
-    train(tiny_job(folder, *overrides, *([f"resume={folder}"] if there else [])))
+    train(small_job(folder, *overrides, *([f"resume={folder}"] if there else [])))
 
 
 def test_a_run_writes_what_is_tried_below(whole):
@@ -188,7 +193,7 @@ def test_ended_while_a_run_moves_into_a_new_folder(whole, tmp_path, moment, how)
     assert ended(tmp_path / "new", moment, how, f"resume={source}")
     assert_consistent(tmp_path / "new")
     again = [] if (tmp_path / "new" / "checkpoints" / "last.ckpt").is_file() else [f"resume={source}"]
-    train(tiny_job(tmp_path / "new", *(again or [f"resume={tmp_path}/new"])))
+    train(small_job(tmp_path / "new", *(again or [f"resume={tmp_path}/new"])))
     assert_consistent(tmp_path / "new")
     assert [row["step"] for row in rows_of(tmp_path / "new") if "train/loss" in row] == ["0", "1", "2", "3"]
     assert read_run(source)
@@ -198,7 +203,7 @@ def test_kills_leave_no_lock_and_no_reader_of_data_behind(tmp_path):
     """A process that reads data lives on for seconds; the folder must be free at once."""
 
     def work():
-        job = tiny_job(tmp_path, "data.num_workers=1")
+        job = small_job(tmp_path, "data.num_workers=1")
         with owned(tmp_path), pytest.MonkeyPatch.context() as patch:
             end_at(patch, 8, "killed before")
             train(job)

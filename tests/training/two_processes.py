@@ -1,7 +1,7 @@
-"""Trainings in one process and in two at once, and what each of these has found: OUT.
+"""Trainings in one process and in two at once, and what each of these has found.
 
 All are forked from one that has imported everything, as that takes longer than to train. What a process has found in a
-case is in OUT/one/CASE.0.json or OUT/two/CASE.RANK.json, and what it has printed beside these.
+case is in one/CASE.0.json or two/CASE.RANK.json of a folder, and what it has printed beside these.
 """
 
 import copy
@@ -11,9 +11,6 @@ import os
 import signal
 import socket
 import sys
-from pathlib import Path
-
-sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent.parent.parent)]
 
 import lightning as L
 import pytest
@@ -32,7 +29,6 @@ from e2net.training.run import fill_cache
 from e2net.training.shared_layers import SharedLayers
 from e2net.training.strategies import shards_on_cpus
 
-torch.set_num_threads(1)
 # Of this process; set where it begins.
 RANK, SEVERAL, MACHINES = 0, False, 1
 # Of all processes together, at a step.
@@ -105,20 +101,21 @@ def _run(config, tested):
 
 
 def recipe(name, out):
-    """12 steps in three epochs of four and a rest, with an odd number of pictures in validation and in test.
+    """Two epochs of four steps and a rest, three where rates go by scores; validation and test have odd numbers.
 
     In float64: AdamW makes whole steps of gradients that should be 0, and so of rounding, which in float32 can part two
     trainings by more than 1e-5 within so many steps.
     """
     config = small_recipe(name, out / name, patches=2, n_train=21, n_test=5, val_fraction=0.2)
-    config["trainer"] |= {"max_epochs": 3, "precision": "64-true"}
+    plateau = "patience" in config["optim"]["schedule"]
+    config["trainer"] |= {"max_epochs": 3 if plateau else 2, "precision": "64-true"}
     if name == "recommended":
         config["num_samples"] = 3
     else:
         config["logger"] = {"_target_": "e2net.training.loggers.Csv"}
     if config["encoder"].get("blocks") is None and config["tuning"].get("blocks") is None:
         config["encoder"]["config"]["num_hidden_layers"] = 4
-    if "patience" in config["optim"]["schedule"]:
+    if plateau:
         config["optim"]["schedule"]["patience"] = 0
     return run(config, tested=name == "recommended")
 
@@ -151,9 +148,9 @@ def _two_epochs(name, folder, resume=None):
     strategy, _, _ = name.partition("_")
     plateau = ["schedule=plateau", "schedule.monitor=train/mean_loss"] if strategy == "ddp" else []
     config = _few_steps(folder, f"strategy={strategy}", *plateau)
-    # Saved last behind the second epoch's first step of three.
+    # Saved last behind the second epoch's first step of three, and no oftener: each costs FSDP seconds.
     config["trainer"] |= {"precision": "32-true", "limit_train_batches": 3}
-    return {**config, "checkpoint_every_n_steps": 1, "resume": resume}
+    return {**config, "checkpoint_every_n_steps": 4, "resume": resume}
 
 
 def whole_run(name, out):
@@ -302,7 +299,8 @@ def pair(out, cases, machines=1):
     return [started(out, cases, rank, port, machines) for rank in (0, 1)]
 
 
-def main(out):
+def all_cases(out):
+    """Does them; in a process of its own, as it forks."""
     for family in ("dinov3", "dinov2", "dinov2_registers"):
         hf_model(family)
     recipes = one_of_each()
@@ -319,7 +317,3 @@ def main(out):
     for process in again:
         process.join()
     assert [process.exitcode for process in again] == [0, 0], "see two/2.*.log"
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -1,9 +1,17 @@
 """Classes of whole pictures from folders of pictures. Imports nothing heavy."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from e2net.features.verbs.common import EncoderSettings, free_output
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from e2net.features.extract import Extractor
+    from e2net.features.inputs import Failures
+    from e2net.features.whole import Classify
 
 USAGE = """\
 Classifies whole pictures by those of labelled folders, without training the encoder.
@@ -49,38 +57,47 @@ class Settings(EncoderSettings):
 
 def run(settings: Settings) -> int:
     """Writes the classes, and prints the accuracy where it can be known."""
+    from e2net.features.inputs import Failures, find_pictures  # noqa: PLC0415
+    from e2net.runs.folder import owned  # noqa: PLC0415
+
+    output = free_output(settings.output, "classify", FILES)
+    failures = Failures()
+    examples = find_pictures(settings.examples, "examples", failures)
+    if len({file.parent.name for file in examples}) < 2:
+        raise ValueError(f"examples={settings.examples}: expected pictures in folders of at least 2 classes, found 1")
+    files = find_pictures(settings.input, failures=failures) if settings.input else []
+    extractor = settings.extractor()
+    with owned(output):
+        _classify(settings, output, extractor, examples, files, failures)
+    return failures.report()
+
+
+def _classify(
+    settings: Settings,
+    output: Path,
+    extractor: "Extractor",
+    examples: list[Path],
+    files: list[Path],
+    failures: "Failures",
+) -> None:
     import json  # noqa: PLC0415
 
     import numpy as np  # noqa: PLC0415
 
-    from e2net.features.inputs import find_pictures  # noqa: PLC0415
     from e2net.features.store import vectors_of  # noqa: PLC0415 - torch takes seconds
-    from e2net.features.whole import fit_classes, folds_of  # noqa: PLC0415
     from e2net.files import write_atomically  # noqa: PLC0415
     from e2net.runs.outputs import claim  # noqa: PLC0415
 
-    output = free_output(settings.output, "classify", FILES)
-    examples = find_pictures(settings.examples, "examples")
+    claim(output, FILES, FILES)
+    how = (failures, settings.descriptor, settings.batch_size)
+    examples, vectors = vectors_of(extractor, examples, *how)
     names = sorted({file.parent.name for file in examples})
-    if len(names) < 2:
-        raise ValueError(f"examples={settings.examples}: expected pictures in folders of at least 2 classes, found 1")
     labels = np.array([names.index(file.parent.name) for file in examples])
-    files = find_pictures(settings.input) if settings.input else examples
-    extractor = settings.extractor()
-    claim(output, FILES)
-    vectors = vectors_of(extractor, examples, settings.descriptor, settings.batch_size)
-    options = (settings.neighbours, settings.temperature, settings.c)
     if settings.input:
-        classify = fit_classes(settings.method, vectors, labels, len(names), *options)
-        shares = classify(vectors_of(extractor, files, settings.descriptor, settings.batch_size))
+        files, wanted = vectors_of(extractor, files, *how)
+        shares = _fitted(settings, vectors, labels, len(names))(wanted)
     else:
-        shares = np.zeros((len(files), len(names)), np.float32)
-        parts = folds_of(labels, settings.folds)
-        for part in range(settings.folds):
-            inside = parts == part
-            if inside.any():
-                classify = fit_classes(settings.method, vectors[~inside], labels[~inside], len(names), *options)
-                shares[inside] = classify(vectors[inside])
+        files, shares = examples, _by_folds(settings, vectors, labels)
     found = [names[i] for i in shares.argmax(1)]
     document: dict[str, object] = {"encoder": settings.encoder, "method": settings.method, "classes": names}
     if all(file.parent.name in names for file in files):
@@ -93,4 +110,26 @@ def run(settings: Settings) -> int:
     ]
     write_atomically(output / "classes.json", json.dumps(document, indent=1) + "\n")
     print(f"written: {output / 'classes.json'}")
-    return 0
+
+
+def _fitted(settings: Settings, vectors: "np.ndarray", labels: "np.ndarray", classes: int) -> "Classify":
+    from e2net.features.whole import fit_classes  # noqa: PLC0415
+
+    how = (settings.neighbours, settings.temperature, settings.c)
+    return fit_classes(settings.method, vectors, labels, classes, *how)
+
+
+def _by_folds(settings: Settings, vectors: "np.ndarray", labels: "np.ndarray") -> "np.ndarray":
+    """Shares (n, classes) of examples, each part's from the others."""
+    import numpy as np  # noqa: PLC0415
+
+    from e2net.features.whole import folds_of  # noqa: PLC0415
+
+    classes = int(labels.max()) + 1
+    shares = np.zeros((len(labels), classes), np.float32)
+    parts = folds_of(labels, settings.folds)
+    for part in range(settings.folds):
+        inside = parts == part
+        if inside.any():
+            shares[inside] = _fitted(settings, vectors[~inside], labels[~inside], classes)(vectors[inside])
+    return shares

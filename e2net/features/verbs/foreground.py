@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from e2net.features.inputs import Failures
 from e2net.features.verbs.common import EncoderSettings, free_output
 
 USAGE = """\
@@ -47,13 +48,14 @@ class Settings(EncoderSettings):
 
 def run(settings: Settings) -> int:
     """Writes the masks."""
-    from e2net.features.masks import FILES, find_items, foreground, write_masks  # noqa: PLC0415 - torch takes seconds
+    from e2net.features.masks import FILES, files_of, foreground, readable_items, write_masks  # noqa: PLC0415 - torch
+    from e2net.runs.folder import owned  # noqa: PLC0415
     from e2net.runs.outputs import claim  # noqa: PLC0415
 
     output = free_output(settings.output, "foreground", FILES)
-    items = find_items(settings.input)
+    failures = Failures()
+    items = readable_items(settings.input, failures)
     extractor = settings.extractor()
-    claim(output, FILES)
     maps = foreground(
         extractor,
         [item.picture for item in items],
@@ -64,5 +66,7 @@ def run(settings: Settings) -> int:
         largest=settings.largest,
     )
     about = {"encoder": settings.encoder, "method": settings.method, "threshold": settings.threshold}
-    write_masks(output, items, maps, about)
-    return 0
+    with owned(output):
+        claim(output, FILES, files_of(items))
+        write_masks(output, items, maps, about)
+    return failures.report()

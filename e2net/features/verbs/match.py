@@ -3,10 +3,14 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from e2net.features.inputs import find_pictures
 from e2net.features.verbs.common import EncoderSettings, free_output
+
+if TYPE_CHECKING:
+    from e2net.features.extract import Extractor
+    from e2net.features.matching import Matched
 
 USAGE = """\
 Finds the patches of two pictures that are each other's most similar, and draws them.
@@ -48,17 +52,33 @@ class Settings(EncoderSettings):
 
 def run(settings: Settings) -> int:
     """Matches, draws, scores; see ``USAGE``."""
-    from e2net.features.matching import drawn, match  # noqa: PLC0415 - all of them take seconds
-    from e2net.files import write_atomically  # noqa: PLC0415
+    from e2net.features.matching import match  # noqa: PLC0415 - torch takes seconds
     from e2net.formats import read_image  # noqa: PLC0415
-    from e2net.runs.outputs import claim  # noqa: PLC0415
+    from e2net.runs.folder import owned  # noqa: PLC0415
 
     output = free_output(settings.output, "match", _RESULTS)
     files = [_one(settings.input, "input"), _one(settings.to, "to")]
     pictures = [read_image(file) for file in files]
     points = read_points(settings.points, [p.shape[:2] for p in pictures]) if settings.points else None
     extractor = settings.extractor()
-    found = match(extractor, *pictures)
+    with owned(output):
+        found = match(extractor, *pictures)
+        _write(settings, output, extractor, pictures, found, points)
+    return 0
+
+
+def _write(
+    settings: Settings,
+    output: Path,
+    extractor: "Extractor",
+    pictures: list[Any],
+    found: "Matched",
+    points: dict[str, Any] | None,
+) -> None:
+    from e2net.features.matching import drawn  # noqa: PLC0415
+    from e2net.files import write_atomically  # noqa: PLC0415
+    from e2net.runs.outputs import claim  # noqa: PLC0415
+
     document: dict[str, Any] = {
         "encoder": extractor.name, "input": settings.input, "to": settings.to, "size": extractor.size,
         "norm": settings.norm, "pairs": [
@@ -66,13 +86,12 @@ def run(settings: Settings) -> int:
             for a, b, s in zip(found.first.tolist(), found.second.tolist(), found.similarity, strict=True)
         ],
     }  # fmt: skip
-    claim(output, _RESULTS)
+    claim(output, _RESULTS, [name for name in _RESULTS if points or name != "points.png"])
     if points:
         document["points"] = _score(points, found, pictures, output)
     write_atomically(output / "match.png", _png(drawn(found, pictures, settings.count)))
     write_atomically(output / "match.json", json.dumps(document, indent=1) + "\n")
     print(f"{len(found.first)} pairs: {output / 'match.png'}")
-    return 0
 
 
 def read_points(text: str, sizes: list[tuple[int, ...]]) -> dict[str, Any]:

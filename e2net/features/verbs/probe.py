@@ -71,26 +71,29 @@ def run(settings: Settings) -> int:
     """Probes, prints, writes; see ``USAGE``."""
     from e2net.features.extract import encoder_names  # noqa: PLC0415 - all of them take seconds
     from e2net.features.suite import probe  # noqa: PLC0415
-    from e2net.files import write_atomically  # noqa: PLC0415
+    from e2net.files import remove_file, write_atomically  # noqa: PLC0415
+    from e2net.runs.folder import owned  # noqa: PLC0415
     from e2net.runs.outputs import claim  # noqa: PLC0415
 
     output = free_output(settings.output, "probe", _RESULTS)
     names = encoder_names(settings.encoder)
     material = collect(settings)
-    claim(output, _RESULTS)
-    found: dict[str, list[Found]] = {}
-    for name in names:
-        found[name] = []
-        for one in probe(name, material, settings.tokens, settings.device):
-            found[name].append(one)
-            print(f"{name}: {one.probe} {one.score} {one.value:.3f} ({one.seconds} s)", flush=True)
-            # After each, as some take long.
-            rows = {key: [r._asdict() for r in values] for key, values in found.items()}
-            document = {"tokens": settings.tokens, "most": settings.most, "encoders": rows}
-            write_atomically(output / "probe.json", json.dumps(document, indent=1) + "\n")
-    text = table(found)
-    write_atomically(output / "probe.md", text)
-    print(text, end="")
+    with owned(output):
+        claim(output, _RESULTS, _RESULTS)
+        remove_file(output / "probe.md")  # an earlier one's, until this one's is whole
+        found: dict[str, list[Found]] = {}
+        for name in names:
+            found[name] = []
+            for one in probe(name, material, settings.tokens, settings.device):
+                found[name].append(one)
+                print(f"{name}: {one.probe} {one.score} {one.value:.3f} ({one.seconds} s)", flush=True)
+                # After each, as some take long.
+                rows = {key: [r._asdict() for r in values] for key, values in found.items()}
+                document = {"tokens": settings.tokens, "most": settings.most, "encoders": rows}
+                write_atomically(output / "probe.json", json.dumps(document, indent=1) + "\n")
+        text = table(found)
+        write_atomically(output / "probe.md", text)
+        print(text, end="")
     return 0
 
 
@@ -126,11 +129,10 @@ def collect(settings: Settings) -> "Material":
 
 def table(found: "dict[str, list[Found]]") -> str:
     """Markdown: a row a probe, a column an encoder, the best in bold; published numbers in brackets."""
-    from e2net.features.extract import encoder_name  # noqa: PLC0415
+    from e2net.features.extract import short_names  # noqa: PLC0415
     from e2net.formats import printable  # noqa: PLC0415
 
-    short = [encoder_name(name) for name in found]
-    names = short if len(set(short)) == len(short) else list(found)
+    names = short_names(list(found))
     rows = [(one.probe, one.score, one.higher, one.data) for one in next(iter(found.values()), [])]
     head = ["probe", "score", "pictures", *map(printable, names)]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * 3 + "---:|" * len(found)]

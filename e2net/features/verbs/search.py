@@ -1,9 +1,14 @@
 """The pictures of a folder that are most like one. Imports nothing heavy."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from e2net.features.verbs.common import EncoderSettings, free_output
+
+if TYPE_CHECKING:
+    from e2net.features.extract import Extractor
+    from e2net.features.inputs import Failures
 
 USAGE = """\
 Finds the pictures of a folder that are most like one, by the cosine of their features.
@@ -52,22 +57,40 @@ class Settings(EncoderSettings):
 
 def run(settings: Settings) -> int:
     """Writes the index and what was asked of it."""
-    import json  # noqa: PLC0415
-
-    from e2net.features.index import ApproximateIndex, Index, leave_one_out, load_faiss  # noqa: PLC0415 - torch takes seconds
-    from e2net.features.inputs import find_pictures  # noqa: PLC0415
-    from e2net.features.store import search_sheet, vectors_of  # noqa: PLC0415
-    from e2net.files import write_atomically  # noqa: PLC0415
-    from e2net.runs.outputs import claim  # noqa: PLC0415
+    from e2net.features.index import load_faiss  # noqa: PLC0415 - torch takes seconds
+    from e2net.features.inputs import Failures, find_pictures  # noqa: PLC0415
+    from e2net.runs.folder import owned  # noqa: PLC0415
 
     output = free_output(settings.output, "search", FILES)
     if settings.index == "faiss":
         load_faiss()
-    files = find_pictures(settings.input)
-    queries = find_pictures(settings.query, "query") if settings.query else []
+    failures = Failures()
+    files = find_pictures(settings.input, failures=failures)
+    queries = find_pictures(settings.query, "query", failures) if settings.query else []
     extractor = settings.extractor()
-    claim(output, FILES)
-    vectors = vectors_of(extractor, files, settings.descriptor, settings.batch_size, output / "vectors.npz")
+    with owned(output):
+        _search(settings, output, extractor, files, queries, failures)
+    return failures.report()
+
+
+def _search(
+    settings: Settings,
+    output: Path,
+    extractor: "Extractor",
+    files: list[Path],
+    queries: list[Path],
+    failures: "Failures",
+) -> None:
+    import json  # noqa: PLC0415
+
+    from e2net.features.index import ApproximateIndex, Index, leave_one_out  # noqa: PLC0415
+    from e2net.features.store import search_sheet, vectors_of  # noqa: PLC0415
+    from e2net.files import write_atomically  # noqa: PLC0415
+    from e2net.runs.outputs import claim  # noqa: PLC0415
+
+    claim(output, FILES, [name for name in FILES if queries or name != "search.jpg"])
+    how = (failures, settings.descriptor, settings.batch_size)
+    files, vectors = vectors_of(extractor, files, *how, output / "vectors.npz")
     index = ApproximateIndex(vectors) if settings.index == "faiss" else Index(vectors)
     document: dict[str, object] = {"encoder": settings.encoder, "descriptor": settings.descriptor, "size": len(files)}
     if settings.labelled:
@@ -78,7 +101,7 @@ def run(settings: Settings) -> int:
         document["duplicates"] = [{"pictures": [str(files[i]), str(files[j])], "cosine": c} for i, j, c in pairs]
         print(f"{len(pairs)} pairs of cosine {settings.duplicates:g} or more")
     if queries:
-        wanted = vectors_of(extractor, queries, settings.descriptor, settings.batch_size)
+        queries, wanted = vectors_of(extractor, queries, *how)
         found = [index.query(vector, settings.top) for vector in wanted]
         document["queries"] = [
             {"query": str(query), "found": [
@@ -91,4 +114,3 @@ def run(settings: Settings) -> int:
         print(f"sheet: {output / 'search.jpg'}")
     write_atomically(output / "search.json", json.dumps(document, indent=1) + "\n")
     print(f"written: {output / 'search.json'}")
-    return 0

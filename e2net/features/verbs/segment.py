@@ -1,11 +1,15 @@
 """Masks of pictures from a few pictures with masks, without training. Imports nothing heavy."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from e2net.features.inputs import Failures
 from e2net.features.verbs.common import EncoderSettings, free_output
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from e2net.features.extract import Extractor
     from e2net.features.masks import Item
 
@@ -99,33 +103,49 @@ class Settings(EncoderSettings):
 
 def run(settings: Settings) -> int:
     """Writes masks, or the table of several draws."""
-    from e2net.features.masks import FILES, find_items, masked_items, segment, write_masks  # noqa: PLC0415 - torch
+    from e2net.features.masks import (  # noqa: PLC0415 - torch takes seconds
+        FILES,
+        files_of,
+        masked_items,
+        readable_items,
+        segment,
+        write_masks,
+    )
     from e2net.formats import read_mask  # noqa: PLC0415
+    from e2net.runs.folder import owned  # noqa: PLC0415
     from e2net.runs.outputs import claim  # noqa: PLC0415
 
     output = free_output(settings.output, "segment", _SHOTS if settings.shots else FILES)
     examples = masked_items(settings.examples, "examples")
     if settings.shots:
         tested = masked_items(settings.input, "input") if settings.input else None
-        return _table(settings, output, examples, tested)
-    items = find_items(str(settings.input))
+        most = len(examples) - (tested is None)
+        if max(settings.counts) > most:
+            raise ValueError(f"shots={settings.shots}: expected at most {most}, as there are {len(examples)} examples")
+        extractor = settings.extractor()
+        with owned(output):
+            return _table(settings, output, _Draws(settings, extractor, examples, tested))
+    failures = Failures()
+    items = readable_items(str(settings.input), failures)
     taught = [(item.picture, read_mask(item.mask)) for item in examples if item.mask is not None]
-    maps = segment(
-        settings.extractor(),
-        taught,
-        [item.picture for item in items],
-        settings.method,
-        settings.sharp,
-        settings.batch_size,
-        **settings.options(settings.method),
-    )
-    claim(output, FILES)
-    about = {"encoder": settings.encoder, "method": settings.method, "examples": [item.name for item in examples]}
-    write_masks(output, items, maps, about)
-    return 0
+    extractor = settings.extractor()
+    with owned(output):
+        maps = segment(
+            extractor,
+            taught,
+            [item.picture for item in items],
+            settings.method,
+            settings.sharp,
+            settings.batch_size,
+            **settings.options(settings.method),
+        )
+        claim(output, FILES, files_of(items))
+        about = {"encoder": settings.encoder, "method": settings.method, "examples": [item.name for item in examples]}
+        write_masks(output, items, maps, about)
+    return failures.report()
 
 
-def _table(settings: Settings, output: Any, examples: "list[Item]", tested: "list[Item] | None") -> int:
+def _table(settings: Settings, output: Path, draws: "_Draws") -> int:
     import json  # noqa: PLC0415
 
     import numpy as np  # noqa: PLC0415
@@ -134,18 +154,14 @@ def _table(settings: Settings, output: Any, examples: "list[Item]", tested: "lis
     from e2net.files import write_atomically  # noqa: PLC0415
     from e2net.runs.outputs import claim  # noqa: PLC0415
 
-    most = len(examples) - (tested is None)
-    if max(settings.counts) > most:
-        raise ValueError(f"shots={settings.shots}: expected at most {most}, as there are {len(examples)} examples")
-    claim(output, _SHOTS)
-    draws = _Draws(settings, settings.extractor(), examples, tested)
+    claim(output, _SHOTS, _SHOTS)
     rows = []
     for method in settings.methods:
         for count in settings.counts:
             scores = [draws.scores(method, count, draw) for draw in range(settings.draws)]
             mean = {name: float(np.mean([one[name] for one in scores])) for name in scores[0]}
             spread = {name: float(np.std([one[name] for one in scores])) for name in scores[0]}
-            print(line(f"{method}, {count} of {len(examples)}, {settings.draws} draws", mean), flush=True)
+            print(line(f"{method}, {count} of {draws.examples}, {settings.draws} draws", mean), flush=True)
             rows.append({"method": method, "shots": count, "mean": mean, "std": spread, "draws": scores})
     about = {"encoder": settings.encoder, "examples": settings.examples, "input": settings.input, "rows": rows}
     write_atomically(output / "shots.json", json.dumps(about, indent=1) + "\n")
@@ -154,7 +170,7 @@ def _table(settings: Settings, output: Any, examples: "list[Item]", tested: "lis
 
 
 class _Draws:
-    """Scores of draws, each picture encoded once."""
+    """Scores of draws, each picture that one of them needs encoded once."""
 
     def __init__(
         self, settings: Settings, extractor: "Extractor", examples: "list[Item]", tested: "list[Item] | None"
@@ -164,18 +180,26 @@ class _Draws:
         self.settings = settings
         self.items = [*examples, *(tested or [])]
         self.examples, self.separate = len(examples), tested is not None
-        self.features = list(extractor([item.picture for item in self.items], settings.batch_size))
+        drawn = {int(i) for draw in range(settings.draws) for i in self._order(draw)[: max(settings.counts)]}
+        needed = [i for i in range(len(self.items)) if not self.separate or i >= self.examples or i in drawn]
+        pictures = [self.items[i].picture for i in needed]
+        self.features = dict(zip(needed, extractor(pictures, settings.batch_size), strict=True))
         self.masks = [read_mask(item.mask) for item in self.items if item.mask is not None]
+
+    def _order(self, draw: int) -> "np.ndarray":
+        """The examples' numbers as one draw shuffles them."""
+        import numpy as np  # noqa: PLC0415
+
+        return np.random.default_rng([self.settings.seed, draw]).permutation(self.examples)
 
     def scores(self, method: str, count: int, draw: int) -> dict[str, float]:
         """Of one draw; the draws of one number are the same for all methods and encoders."""
-        import numpy as np  # noqa: PLC0415
         import torch  # noqa: PLC0415
 
         from e2net.features.few import fit  # noqa: PLC0415
         from e2net.features.masks import as_map, table_of  # noqa: PLC0415
 
-        order = np.random.default_rng([self.settings.seed, draw]).permutation(self.examples)
+        order = self._order(draw)
         taught = order[:count]
         rest = range(self.examples, len(self.items)) if self.separate else sorted(order[count:])
         found = fit(

@@ -59,4 +59,4 @@ def run(settings: Settings) -> int:
             found[f"block {block}, {low:.2f} to 1"] = [shaded(one, low, 1) for one in maps]
         return found
 
-    return draw("similarity", settings, maps)
+    return draw("similarity", settings, maps, from_first=True)

@@ -15,6 +15,7 @@ from e2net.trees import FILMS
 if TYPE_CHECKING:
     import numpy as np
 
+    from e2net.features.extract import Extractor
     from e2net.features.tracking import Scoring
 
 USAGE = """\
@@ -101,7 +102,28 @@ class _Frames:
 
 def run(settings: Settings) -> int:
     """Tracks, writes, scores; see ``USAGE``."""
-    import cv2  # noqa: PLC0415 - all of them take seconds
+    from e2net.features.tracking import read_objects  # noqa: PLC0415 - torch takes seconds
+    from e2net.runs.folder import owned  # noqa: PLC0415
+
+    output = free_output(settings.output, "track", _RESULTS)
+    frames = _Frames(settings.input, settings.rate)
+    mask = read_objects(Path(settings.mask).expanduser())
+    truth = _truth(settings.truth, frames)
+    extractor = settings.extractor()
+    with owned(output):
+        _track(settings, output, extractor, frames, mask, truth)
+    return 0
+
+
+def _track(
+    settings: Settings,
+    output: Path,
+    extractor: "Extractor",
+    frames: _Frames,
+    mask: "np.ndarray",
+    truth: dict[str, Path],
+) -> None:
+    import cv2  # noqa: PLC0415
     from tqdm import tqdm  # noqa: PLC0415
 
     from e2net.features.tracking import Scoring, objects_of, read_objects, track  # noqa: PLC0415
@@ -110,11 +132,6 @@ def run(settings: Settings) -> int:
     from e2net.runs.outputs import claim  # noqa: PLC0415
 
     cv2.setNumThreads(1)
-    output = free_output(settings.output, "track", _RESULTS)
-    frames = _Frames(settings.input, settings.rate)
-    mask = read_objects(Path(settings.mask).expanduser())
-    truth = _truth(settings.truth, frames)
-    extractor = settings.extractor()
     ours, shown = tee(frames)
     found = track(
         extractor, ours, mask, settings.context, settings.radius, settings.top, settings.temperature,
@@ -130,7 +147,8 @@ def run(settings: Settings) -> int:
             if truth:
                 scoring.add(labels, read_objects(truth[frames.name(count)]))
             count += 1
-        claim(output, _RESULTS)  # until here nothing has its name
+        masks = [f"masks/{frames.name(index)}.png" for index in range(count)]
+        claim(output, _RESULTS, [*masks, *_RESULTS[1:]])  # until here nothing has its name
     seconds = time.perf_counter() - start
     document: dict[str, Any] = {
         "encoder": extractor.name, "input": settings.input, "frames": count, "size": extractor.size,
@@ -142,7 +160,6 @@ def run(settings: Settings) -> int:
         document["scores"] = _scores(scoring)
     write_atomically(output / "tracking.json", json.dumps(document, indent=1) + "\n")
     print(f"{count} frames, {count / seconds:.2f} a second: {output}")
-    return 0
 
 
 def overlay(picture: "np.ndarray", labels: "np.ndarray", objects: list[int]) -> "np.ndarray":

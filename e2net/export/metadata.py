@@ -1,0 +1,75 @@
+"""What a file says of itself: task, sizes, licence, how it was trained, and what is not inside."""
+
+import json
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import Any
+
+import e2net
+from e2net.export.network import OnePass
+from e2net.runs.checkpoint import trained_with
+
+# Whose licence is known by the name of the encoder's files; any other is theirs to say.
+_LICENCES = {
+    "facebook/dinov3-": "DINOv3 License",
+    "facebook/dinov2-": "Apache-2.0",
+    "google/siglip": "Apache-2.0",
+}
+# Of a run's config, what says how it was trained; no places on a disk.
+_TRAINING = ("encoder", "neck", "decoder", "tuning", "loss", "optim", "schedule", "data", "size", "train_scales", "ema")
+# What a run may do at test, and a file does not.
+_LOOKS = ("flip_test", "test_scales", "zoom_test")
+
+
+def metadata_of(
+    network: OnePass, config: Mapping[str, Any], sha256: str, size: tuple[int, int] | None
+) -> dict[str, str]:
+    """Name to text, JSON where it is no word; the keys of an ONNX file's own metadata.
+
+    Args:
+        network: what was exported.
+        config: the resolved config of its training.
+        sha256: of the checkpoint.
+        size: (H, W), the only size; None: any.
+    """
+    encoder, task = network.model.encoder, network.model.task
+    step = encoder.size_multiple
+    sides = f"height and width multiples of {step}" if size is None else f"height {size[0]}, width {size[1]}"
+    looks = {key: trained_with(dict(config), key) for key in _LOOKS}
+    found: dict[str, Any] = {
+        "e2net": e2net.__version__,
+        "task": task.name,
+        "task_settings": {k: v for k, v in config["task"].items() if k != "_target_"},
+        "input": f"image: (batch, 3, height, width) uint8, RGB; {sides}; normalised inside",
+        "output": "map: (batch, channels, height, width) float32, what the task averages; activated inside",
+        "channels": task.out_channels,
+        "size_multiple": step,
+        "size": trained_with(dict(config), "size"),
+        "mean": encoder.mean.flatten().tolist(),
+        "std": encoder.std.flatten().tolist(),
+        "sharpen": network.sharpen,
+        "not_inside": looks,
+        "encoder_licence": licence_of(config["encoder"]),
+        "training": _without_places({key: config[key] for key in _TRAINING if key in config}),
+        "epochs": config.get("trainer", {}).get("max_epochs"),
+        "checkpoint_sha256": sha256,
+    }
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in found.items()}
+
+
+def licence_of(encoder: Mapping[str, Any]) -> str:
+    """The licence of an encoder's weights, by its config."""
+    path = encoder.get("path")
+    if path is None:
+        return "none: the encoder was trained from random weights"
+    known = next((words for name, words in _LICENCES.items() if str(path).startswith(name)), None)
+    return known or f"not known to e2net; see {PurePath(str(path)).name}"
+
+
+def _without_places(value: Any) -> Any:
+    """A config in which absolute paths are their last names."""
+    if isinstance(value, Mapping):
+        return {key: _without_places(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_places(one) for one in value]
+    return PurePath(value).name if isinstance(value, str) and PurePath(value).is_absolute() else value

@@ -1,0 +1,43 @@
+"""Predicts a picture's map with a file of ``python -m e2net.export``; needs numpy, OpenCV and onnxruntime alone.
+
+python onnx_predict.py model.onnx frog.jpg frog_map.png [SIZE]
+"""
+
+import json
+import sys
+
+import cv2
+import numpy as np
+import onnxruntime
+
+
+def main(file, picture, output, size=None):
+    """Reads, resizes, predicts, writes: a probability as 0 to 255, classes by number, depth in millimetres."""
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    about = session.get_modelmeta().custom_metadata_map
+    step, trained = int(about["size_multiple"]), json.loads(about["size"])
+    sides = [int(size)] * 2 if size else trained if isinstance(trained, list) else [trained] * 2
+    height, width = (max(1, round(side / step)) * step for side in sides)
+
+    image = cv2.imread(picture)
+    if image is None:
+        raise SystemExit(f"{picture}: expected a picture, found none that OpenCV can read")
+    rgb = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    (h, w), factor = rgb.shape[:2], max(1, int(min(rgb.shape[0] / height, rgb.shape[1] / width)))
+    # Blocks of pixels are averaged first where a picture is much larger, as in training.
+    small = cv2.resize(rgb, (round(w / factor), round(h / factor)), interpolation=cv2.INTER_AREA)
+    inputs = cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR).transpose(2, 0, 1)[None]
+
+    (maps,) = session.run(None, {"image": np.ascontiguousarray(inputs)})
+    values = cv2.resize(maps[0].transpose(1, 2, 0), (w, h), interpolation=cv2.INTER_LINEAR)
+    if about["task"] == "semantic":
+        result = values.argmax(2).astype(np.uint8)
+    else:
+        largest, kind = (1000, np.uint16) if about["task"] == "depth" else (255, np.uint8)
+        result = np.rint(values * largest).astype(kind)
+    cv2.imwrite(output, result)
+    print(f"{output}: task {about['task']}, looked at as {width}x{height}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

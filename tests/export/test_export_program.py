@@ -1,0 +1,187 @@
+"""The program from end to end, with a tiny trained model."""
+
+import json
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from tiny import tiny_job
+
+from e2net import load
+from e2net.arguments import read_settings
+from e2net.export import settings as export_settings
+from e2net.export.__main__ import main
+from e2net.export.metadata import licence_of
+from e2net.export.parity import Parity
+from e2net.export.settings import ExportSettings
+from e2net.runs import load_model
+from e2net.tasks import Camouflage, Depth
+from e2net.training import train
+
+onnxruntime = pytest.importorskip("onnxruntime", reason="an extra: pip install 'e2net[export]'")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run folder."""
+    folder = tmp_path_factory.mktemp("export") / "run"
+    train(tiny_job(folder, "decoder=linear", "~decoder.width", "sharpen=2"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(run):
+    """The folder of an ONNX file and what was printed."""
+    folder = run.parent / "out"
+    assert main([f"ckpt={run}", f"output={folder}"]) == 0
+    return folder
+
+
+def test_an_onnx_file_is_written_with_its_figures(run, exported):
+    assert {p.name for p in exported.iterdir()} == {"model.onnx", "model.onnx.json", ".e2net.json"}
+    figures = json.loads((exported / "model.onnx.json").read_text())
+    (found,) = figures["sets"].values()
+    assert found["pictures"] == 3 and found["largest_difference"] < 1e-4
+    for score in ("S", "wF", "MAE"):
+        assert found["file"][score] == pytest.approx(found["model"][score], abs=1e-4)
+    model, file = (figures["cost"][name] for name in ("model", "file"))
+    assert 0 < file["p50"] <= file["p95"] and file["throughput"] > 0
+    assert 1e7 < file["memory"] < model["memory"]  # without torch
+
+
+def test_a_file_says_what_it_is(run, exported):
+    session = onnxruntime.InferenceSession(str(exported / "model.onnx"), providers=["CPUExecutionProvider"])
+    about = session.get_modelmeta().custom_metadata_map
+    assert (about["task"], about["size_multiple"], about["size"]) == ("camouflage", "8", "32")
+    assert json.loads(about["mean"]) == pytest.approx([0.485, 0.456, 0.406])
+    assert json.loads(about["sharpen"]) == 2
+    assert json.loads(about["not_inside"]) == {"flip_test": False, "test_scales": [1.0], "zoom_test": 0.0}
+    assert "random weights" in about["encoder_licence"]
+    assert json.loads(about["training"])["decoder"]["_target_"].endswith("LinearDecoder")
+    assert str(run) not in json.dumps(about)
+    (image,), (maps,) = session.get_inputs(), session.get_outputs()
+    assert (image.name, image.type, image.shape) == ("image", "tensor(uint8)", ["batch", 3, "height", "width"])
+    assert (maps.name, maps.type, maps.shape) == ("map", "tensor(float)", ["batch", 1, "height", "width"])
+
+
+def test_the_example_predicts_as_the_model_does(run, exported, tmp_path):
+    """Without e2net and without torch."""
+    rng = np.random.default_rng(0)
+    rgb = cv2.resize(rng.integers(0, 256, (8, 11, 3), np.uint8), (90, 70), interpolation=cv2.INTER_CUBIC)
+    cv2.imwrite(str(tmp_path / "frog.png"), cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))
+    (tmp_path / "empty").mkdir()
+    command = [
+        ROOT / "examples" / "onnx_predict.py",
+        exported / "model.onnx",
+        tmp_path / "frog.png",
+        tmp_path / "m.png",
+    ]
+    watched = [sys.executable, "-X", "importtime", *map(str, command)]
+    done = subprocess.run(watched, check=True, capture_output=True, text=True, cwd=tmp_path / "empty")
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "numpy" in imported and imported.isdisjoint({"torch", "transformers", "e2net"})
+    expected = load(run, device="cpu", flip=False, zoom=0, scales=[1.0]).predict(rgb).prob
+    found = cv2.imread(str(tmp_path / "m.png"), cv2.IMREAD_UNCHANGED)
+    assert found.shape == rgb.shape[:2]
+    np.testing.assert_allclose(found / 255, expected, atol=0.6 / 255)
+
+
+def test_8_bits_are_calibrated_on_training_pictures(run, tmp_path, capsys):
+    given = [f"ckpt={run}", "precision=int8", "max_loss=0.1", "measure=false", "calibration_pictures=3"]
+    assert main([*given, f"output={tmp_path}"]) == 0
+    assert "model_int8.onnx" in capsys.readouterr().out
+    onnx = pytest.importorskip("onnx")
+    graph = onnx.load(str(tmp_path / "model_int8.onnx")).graph
+    weights = [one for one in graph.initializer if one.data_type == onnx.TensorProto.INT8 and len(one.dims) > 1]
+    # Patches, four blocks of query, key, value, projection and two layers, four probes.
+    assert len(weights) == 1 + 4 * 6 + 4
+    figures = json.loads((tmp_path / "model_int8.onnx.json").read_text())
+    assert 0 < figures["sets"]["test"]["largest_difference"] < 0.5
+
+
+@pytest.mark.parametrize("given", [["format=torch", "precision=fp16"], ["format=openvino"]])
+def test_other_formats(run, tmp_path, given):
+    if "format=openvino" in given:
+        pytest.importorskip("openvino", reason="an extra")
+    assert main([f"ckpt={run}", f"output={tmp_path}", "measure=false", *given]) == 0
+    expected = {"model_fp16.pt2"} if "format=torch" in given else {"model.xml", "model.bin"}
+    assert {p.name for p in tmp_path.iterdir() if p.suffix != ".json"} == expected
+
+
+def test_nothing_is_kept_of_a_file_that_differs(run, tmp_path, capsys):
+    """And what was there stays."""
+    given = [f"ckpt={run}", f"output={tmp_path}", "precision=fp16", "measure=false"]
+    assert main([*given, "max_difference=0"]) == 1
+    assert "a map differs by" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == [".e2net.json"]
+    assert main(given) == 0
+    before = (tmp_path / "model_fp16.onnx").read_bytes()
+    assert main([*given, "max_difference=0"]) == 1
+    assert (tmp_path / "model_fp16.onnx").read_bytes() == before
+
+
+def test_the_model_itself_stays_as_it_was(run):
+    model, _ = load_model(run)
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+
+
+def test_somebody_else_s_file_is_not_replaced(run, tmp_path, capsys):
+    (tmp_path / "model.onnx").write_text("mine")
+    with pytest.raises(SystemExit) as stopped:
+        main([f"ckpt={run}", f"output={tmp_path}"])
+    assert stopped.value.code == 2
+    assert "was not written by e2net" in capsys.readouterr().err
+    assert (tmp_path / "model.onnx").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["precison=fp16"], "unknown setting 'precison'; did you mean precision?"),
+        (["trainer.max_epochs=3"], "unknown setting 'trainer.max_epochs'"),
+        (["format=torch", "precision=int8"], "format=torch has no precision=int8"),
+        (["format=coreml"], "format=coreml: expected onnx or torch or openvino"),
+        (["size=[32]"], "expected pixels a side or"),
+        (["pictures=0"], "pictures=0: expected from 1"),
+        (["calibration=DIR"], "calibration=... is for precision=int8"),
+    ],
+)
+def test_wrong_settings_are_told_at_once(given, message):
+    with pytest.raises(ValueError) as told:
+        read_settings(ExportSettings, ["ckpt=RUN", *given])
+    assert message in str(told.value)
+
+
+def test_a_missing_package_is_told_with_its_command(monkeypatch):
+    monkeypatch.setattr(export_settings.importlib.util, "find_spec", lambda name: None if name == "onnxscript" else 1)
+    with pytest.raises(ValueError, match=r"found no onnxscript; install them by: pip install 'e2net\[export\]'"):
+        ExportSettings(ckpt="RUN").check_packages()
+    ExportSettings(ckpt="RUN", format="torch").check_packages()
+
+
+@pytest.mark.parametrize(
+    ("task", "model", "file", "difference", "count"),
+    [
+        (Camouflage(), 0.8, 0.8, 0.0, 0),
+        (Camouflage(), 0.8, 0.9, 0.0, 0),  # better is no fault
+        (Camouflage(), 0.8, 0.79, 0.0, 1),
+        (Camouflage(), 0.8, float("nan"), 0.0, 1),
+        (Camouflage(), 0.8, 0.8, float("nan"), 1),
+        (Camouflage(), 0.8, 0.7, 0.1, 2),
+        (Depth(maximum=10.0), 0.2, 0.3, 0.0, 1),
+        (Depth(maximum=10.0), 0.3, 0.2, 0.0, 0),
+    ],
+)
+def test_what_is_beyond_a_tolerance(task, model, file, difference, count):
+    found = Parity("test", 1, {task.monitor: model}, {task.monitor: file}, difference)
+    assert len(found.faults(task, 1e-3, 5e-3)) == count
+
+
+def test_licences():
+    assert licence_of({"path": "facebook/dinov3-vitb16-pretrain-lvd1689m"}) == "DINOv3 License"
+    assert licence_of({"path": "facebook/dinov2-base"}) == "Apache-2.0"
+    assert licence_of({"path": "/home/me/dinov2-base"}) == "not known to e2net; see dinov2-base"
