@@ -54,7 +54,6 @@ def pytest_collection_finish() -> None:
     """What has been imported stays: to look through it for garbage again and again takes seconds."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(10_000, 10, 10)
 
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "image_size": 64}

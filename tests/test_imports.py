@@ -49,12 +49,12 @@ ALLOWED = {
         "runs",
         "training": "files formats processes structures encoders decoders losses tasks datasets model speed runs "
         "evaluation",
-        "adapt": "arguments drawing files film formats installation lock neighbours page processes trees structures encoders "
-        "losses metrics tasks datasets model speed runs evaluation training",
+        "adapt": "arguments drawing files film formats installation lock neighbours page processes trees structures "
+        "encoders losses metrics tasks datasets model speed runs evaluation training",
         "check": "arguments drawing files formats page tasks datasets runs",
         "profile": "arguments flops structures datasets speed runs evaluation training",
-        "features": "arguments drawing files film flops formats installation lock neighbours page pictures processes trees "
-        "structures encoders decoders losses metrics tasks datasets model speed runs evaluation",
+        "features": "arguments drawing files film flops formats installation lock neighbours page pictures processes "
+        "trees structures encoders decoders losses metrics tasks datasets model speed runs evaluation",
         "predict": "arguments drawing files film formats hub pictures trees tasks datasets model speed runs evaluation "
         "training",
         "export": "arguments files formats structures symbolic trees tasks datasets model runs evaluation",

@@ -19,7 +19,9 @@ class BinMeans(nn.AdaptiveAvgPool2d):
     def forward(self, x: Tensor) -> Tensor:
         if not is_exporting():
             return super().forward(x)
-        rows, columns = (_bin_weights(side, self.output_size, x) for side in x.shape[-2:])
+        bins = self.output_size
+        assert isinstance(bins, int), bins
+        rows, columns = (_bin_weights(side, bins, x) for side in x.shape[-2:])
         return rows @ x @ columns.T
 
 

@@ -26,6 +26,7 @@ def write_onnx(program: Any, file: Path, metadata: Mapping[str, str], opset: int
     assert written is not None
     for value in (*written.model.graph.inputs, *written.model.graph.outputs):
         sides = value.shape
+        assert sides is not None, value.name
         names = ("batch", "channels", "height", "width")
         value.shape = ir.Shape([d if isinstance(d, int) else n for d, n in zip(sides, names, strict=True)])
     written.model.metadata_props.update(metadata)

@@ -223,7 +223,8 @@ class Forked:
     """train.py as a sweep starts it, but for Python's own start; the test above has it as it is."""
 
     def __init__(self, command, env, **_):
-        self._program = Program(*command[1:], cwd=Path.cwd(), **env)
+        program = 1 if command[1].endswith(".py") else command.index("-m") + 1  # a file, or a module
+        self._program = Program(*command[program:], cwd=Path.cwd(), **env)
 
     def wait(self):
         return self._program.finish()[0]

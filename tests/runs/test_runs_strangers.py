@@ -63,19 +63,19 @@ def run(tmp_path_factory):
 
 def test_train_and_resume(run):
     beside = plant(run.parent)
-    train(tiny_job(run))
+    train(tiny_job(run, "decoder=linear"))
     planted = beside | plant(run, *(path for path in run.rglob("*") if path.is_dir()))
     (run / "checkpoints" / "best.ckpt").touch()
     ours = part_of(run / "checkpoints" / "last.ckpt")
     ours.write_bytes(b"half")  # as a killed process leaves it
     assert is_part(ours)
-    train(tiny_job(run, f"resume={run}", "trainer.max_epochs=3"))
+    train(tiny_job(run, "decoder=linear", f"resume={run}", "trainer.max_epochs=3"))
     check(planted)
     assert not ours.exists(), "and what is e2net's own is removed"
-    train(tiny_job(run, f"resume={run}", "trainer.max_epochs=4"))
+    train(tiny_job(run, "decoder=linear", f"resume={run}", "trainer.max_epochs=4"))
     check(planted)
     assert len(planted) > 100
-    train(tiny_job(run.parent / "two", f"resume={run}", "trainer.max_epochs=5"))
+    train(tiny_job(run.parent / "two", "decoder=linear", f"resume={run}", "trainer.max_epochs=5"))
     check(planted)
 
 
@@ -131,7 +131,7 @@ def test_caches(run, tmp_path):
     cache = tmp_path / "cache"
     overrides = ["tuning=frozen", "cache.views=1", f"cache.folder={cache}", "trainer.max_epochs=1", "data.augment=null"]
     planted = plant(cache)
-    job = tiny_job(tmp_path / "a", *overrides)
+    job = tiny_job(tmp_path / "a", "decoder=linear", *overrides)
     train(job)
     stores = [path.parent for path in cache.glob("*/written.bin") if path not in planted]
     assert len(stores) == 1
@@ -139,7 +139,7 @@ def test_caches(run, tmp_path):
     for path in planted:
         path.write_bytes(planted[path])
     remove_unused(cache)
-    train(tiny_job(tmp_path / "b", *overrides, "seed=1", "encoder.config.hidden_size=48"))
+    train(tiny_job(tmp_path / "b", "decoder=linear", *overrides, "seed=1", "encoder.config.hidden_size=48"))
     check(planted)
 
 

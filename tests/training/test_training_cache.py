@@ -22,7 +22,7 @@ from e2net.runs.folder import new_folder
 from e2net.training import prepare_training, train
 
 FAST = ["data.n_train=24", "data.n_test=2", "data.sides=[64,80]", "data.num_workers=0", "data.val_fraction=0.3"]
-FAST += ["size=64", "num_samples=0", "decoder.width=16", "decoder.dropout=0", "tuning=frozen", "trainer.max_epochs=2"]
+FAST += ["size=64", "num_samples=0", "decoder=linear", "decoder.dropout=0", "tuning=frozen", "trainer.max_epochs=2"]
 
 
 def _prepare(folder, *overrides, views=1):

@@ -182,8 +182,8 @@ def test_metrics_of_a_resumed_run_are_those_of_an_uninterrupted_one(run, tmp_pat
 
 
 def test_tensorboard_hides_what_is_run_again(tmp_path):
-    interrupted(tiny_job(tmp_path / "run"), 1)
-    train(tiny_job(tmp_path / "run", f"resume={tmp_path}/run"))
+    interrupted(tiny_job(tmp_path / "run", "decoder=linear"), 1)
+    train(tiny_job(tmp_path / "run", "decoder=linear", f"resume={tmp_path}/run"))
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     events.Reload()
     steps = [event.step for event in events.Scalars("train/loss")]
@@ -199,7 +199,7 @@ class EndSoon(L.Callback):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_run_that_was_to_end_within_an_epoch_goes_on_within_it(tmp_path, workers):
-    options = ["data.n_train=30", "trainer.max_epochs=3", f"data.num_workers={workers}"]
+    options = ["decoder=linear", "data.n_train=30", "trainer.max_epochs=3", f"data.num_workers={workers}"]
     train(tiny_job(tmp_path / "whole", *options))
     job = tiny_job(tmp_path / "run", *options)
     job.trainer.callbacks.insert(0, EndSoon())
@@ -216,7 +216,7 @@ def test_a_run_that_was_to_end_within_an_epoch_goes_on_within_it(tmp_path, worke
 def test_a_run_of_so_many_steps_goes_on_within_an_epoch(tmp_path):
     """And ends where the uninterrupted one does, in the middle of another."""
     options = ["data.n_train=30", "data.num_workers=0", "trainer.max_epochs=100", "+trainer.max_steps=13"]
-    options.append("checkpoint_every_n_steps=1")
+    options += ["decoder=linear", "checkpoint_every_n_steps=1"]
     train(tiny_job(tmp_path / "whole", *options))
     interrupted(tiny_job(tmp_path / "run", *options), epoch=1)
     train(tiny_job(tmp_path / "run", *options, f"resume={tmp_path}/run"))
