@@ -1,6 +1,7 @@
 """The program from end to end, with a tiny trained model."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -13,7 +14,7 @@ from tiny import TINY
 
 from e2net import load
 from e2net.arguments import read_settings
-from e2net.export import job, network
+from e2net.export import job, network, onnx_file
 from e2net.export import settings as export_settings
 from e2net.export.__main__ import main
 from e2net.export.metadata import licence_of
@@ -37,9 +38,9 @@ def run(tmp_path_factory):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def traced_once():
-    """All tests export one model, and to trace it takes longest."""
-    known = {}
+def traced_once(tmp_path_factory):
+    """All tests export one model; to trace it, and to make ONNX of that, takes longest."""
+    known, written = {}, {}
 
     def trace(one, like, size):
         key = (one.dtype, one.sharpen, like, size)
@@ -47,8 +48,17 @@ def traced_once():
             known[key] = network.trace(one, like, size)
         return known[key]
 
+    def write(program, file, about):
+        if id(program) not in written:
+            onnx_file.write_onnx(program, file, about)
+            written[id(program)] = tmp_path_factory.mktemp("onnx") / "model.onnx"
+            shutil.copyfile(file, written[id(program)])
+        else:
+            shutil.copyfile(written[id(program)], file)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(job, "trace", trace)
+        patch.setattr(job, "write_onnx", write)
         yield
 
 
