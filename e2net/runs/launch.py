@@ -112,7 +112,7 @@ def failures_told() -> Iterator[None]:
         yield
     finally:
         for folder in _made:
-            if {file.name for file in folder.iterdir()} <= {LOCK}:
+            if folder.is_dir() and {file.name for file in folder.iterdir()} <= {LOCK}:
                 (folder / LOCK).unlink(missing_ok=True)
                 folder.rmdir()
         if failures:

@@ -351,7 +351,7 @@ def test_proportions_are_kept_on_request(model):
     images = [cv2.resize(PAIRS.read(0)[0], (w, h)) for h, w in shapes]
     seen = []
     plain = type(model).activated
-    model.activated = lambda image: seen.append(tuple(image.shape)) or plain(model, image)
+    model.activated = lambda image, *more: seen.append(tuple(image.shape)) or plain(model, image, *more)
     try:
         results = list(model.predict(images, batch_size=4, keep_aspect=True))
         assert [r.prob.shape for r in results] == shapes

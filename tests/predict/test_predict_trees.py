@@ -324,7 +324,9 @@ def test_every_setting_changes_something(run, photos, tmp_path, monkeypatch, cap
         assert _predict(run, photos, tmp_path / "elsewhere") == 0 and (tmp_path / "elsewhere" / "maps").is_dir()
     elif key == "batch_size":
         seen, real = [], segmenter.Segmenter.activated
-        monkeypatch.setattr(segmenter.Segmenter, "activated", lambda s, x: seen.append(len(x)) or real(s, x))
+        monkeypatch.setattr(
+            segmenter.Segmenter, "activated", lambda s, x, *more: seen.append(len(x)) or real(s, x, *more)
+        )
         assert _predict(run, photos, tmp_path / "out", "batch_size=2") == 0 and seen == [2, 1]
     else:
         assert key == "threads"
@@ -381,7 +383,7 @@ def test_hostile_values_are_answered_on_one_line(run, photos, tmp_path, monkeypa
 
 
 def test_memory_that_does_not_suffice_is_said_on_one_line(run, photos, tmp_path, monkeypatch, capsys):
-    def full(self, image):
+    def full(self, image, pictures):
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: not enough memory: you tried ...")
 
     monkeypatch.setattr(segmenter.Segmenter, "activated", full)

@@ -136,7 +136,7 @@ def test_where_no_validation_had_a_finite_score_the_last_checkpoint_is_tested_an
 def test_a_result_that_is_not_finite_is_named_in_validation(value, tmp_path, monkeypatch):
     """And not scored: a class map, or a map in a file, would not show it."""
     look = Predictor._look
-    monkeypatch.setattr(Predictor, "_look", lambda self, model, image: look(self, model, image) * value)
+    monkeypatch.setattr(Predictor, "_look", lambda self, *arguments: look(self, *arguments) * value)
     job = tiny_job(tmp_path)
     with pytest.raises(NotFiniteError, match=rf"found others for {job.data.val_names()[0]}.*precision=32-true"):
         train(job)
