@@ -9,6 +9,7 @@ import os
 import runpy
 import sys
 import tempfile
+import traceback
 from pathlib import Path
 
 import cloudpickle
@@ -21,14 +22,17 @@ def start(work):
     """Begins work(), in one thread and without drawing curves, which takes as long as all the rest.
 
     Returns:
-        The process; its exit code is 0, what os._exit was given, or minus the signal that ended it.
+        The process; its exit code is 0, what os._exit was given, or minus the signal that ended it. Its ``errors``
+        is a file with the traceback of an exception.
     """
-    process = CONTEXT.Process(target=_run, args=(cloudpickle.dumps(work),))
+    errors = tempfile.NamedTemporaryFile("r", encoding="utf-8")  # noqa: SIM115 - it goes with the process
+    process = CONTEXT.Process(target=_run, args=(cloudpickle.dumps(work), errors.name))
     process.start()
+    process.errors = errors
     return process
 
 
-def _run(work):
+def _run(work, errors):
     import torch  # noqa: PLC0415
 
     import e2net.evaluation.report  # noqa: PLC0415
@@ -38,7 +42,12 @@ def _run(work):
     multiprocessing.set_start_method("fork", force=True)
     e2net.evaluation.report.curve_figure = lambda curves: b"a picture"
     e2net.evaluation.report.calibration_figure = lambda calibrations: b"a picture"
-    cloudpickle.loads(work)()
+    try:
+        cloudpickle.loads(work)()
+    except BaseException:
+        # The server's own stream is that of the test that started it, which nobody reads now.
+        Path(errors).write_text(traceback.format_exc(), encoding="utf-8")
+        raise
     os._exit(0)
 
 

@@ -42,4 +42,4 @@ def _both(work):
     pair = [start(lambda rank=rank: work(rank)) for rank in range(2)]
     for process in pair:
         process.join(300)
-    assert [process.exitcode for process in pair] == [0, 0]
+    assert [process.exitcode for process in pair] == [0, 0], [process.errors.read() for process in pair]

@@ -125,7 +125,7 @@ def test_a_packed_checkpoint_is_not_unpacked(tmp_path):
 
 
 def test_an_array_of_any_size_is_no_depth(tmp_path):
-    for shape in ((10**6, 10**6), (10**9, 10**9), (2**40, 2**40), (-1, 4)):
+    for shape in ((10**6, 10**6), (10**9, 10**9), (2**40, 2**40), (-1, 5)):
         head = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}}}".encode().ljust(117) + b"\n"
         (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", 118) + head + bytes(64))
         with pytest.raises(ValueError, match=r"a\.npy: truncated, or not an array"):

@@ -101,14 +101,14 @@ def _run(config, tested):
 
 
 def recipe(name, out):
-    """Two epochs of four steps and a rest, three where rates go by scores; validation and test have odd numbers.
+    """Two epochs of four steps and a rest, five where rates go by scores; validation and test have odd numbers.
 
     In float64: AdamW makes whole steps of gradients that should be 0, and so of rounding, which in float32 can part two
     trainings by more than 1e-5 within so many steps.
     """
     config = small_recipe(name, out / name, patches=2, n_train=21, n_test=5, val_fraction=0.2)
     plateau = "patience" in config["optim"]["schedule"]
-    config["trainer"] |= {"max_epochs": 3 if plateau else 2, "precision": "64-true"}
+    config["trainer"] |= {"max_epochs": 5 if plateau else 2, "precision": "64-true"}
     if name == "recommended":
         config["num_samples"] = 3
     else:
