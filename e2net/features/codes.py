@@ -1,5 +1,7 @@
 """Vectors in 8 bits, whose products say how far from the true ones they can be: the nearest of very many, exactly."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -31,18 +33,28 @@ class Codes:
     def candidates(self, query: Tensor, k: int) -> Tensor:
         """Rows (m,) ascending, among which are all whose product with a query (D,) of length 1 is of the k largest."""
         code, scale, error = _coded(query[None])
-        # Rows by one column of whole numbers, in 32 bits; PyTorch has no public name for it.
-        whole = torch._int_mm(self._codes, code.T.contiguous())[:, 0]
-        # NumPy from here on: a thread that waits for another at each of these short steps costs more than they do.
-        near = whole.numpy().astype(np.float32)
-        near *= self._scale.numpy()
-        near *= float(scale)
-        radius = self._error.numpy() * float(scale * code.float().norm())
-        radius += float(error) + self._rounding
+        column, length = code.T.contiguous(), float(code.float().norm())
+
+        def bounds(part: slice) -> tuple[np.ndarray, Tensor]:
+            """The most that each product can be, and the k largest of what they are at least."""
+            # Rows by one column of whole numbers, in 32 bits; PyTorch has no public name for it.
+            near = torch._int_mm(self._codes[part], column)[:, 0].numpy().astype(np.float32)
+            near *= self._scale[part].numpy()
+            near *= float(scale)
+            radius = self._error[part].numpy() * (float(scale) * length)
+            radius += float(error) + self._rounding
+            least = torch.from_numpy(near - radius)
+            near += radius
+            return near, least.topk(min(k, len(least))).values
+
+        # A part for each thread, as PyTorch takes but one for so narrow a product.
+        step = max(k, -(-len(self._codes) // torch.get_num_threads()))
+        parts = [slice(start, start + step) for start in range(0, len(self._codes), step)]
+        with ThreadPoolExecutor(len(parts)) as pool:
+            found = list(pool.map(bounds, parts))
         # At least k rows have products of at least this.
-        least = float(torch.from_numpy(near - radius).topk(k).values[-1])
-        near += radius
-        return torch.from_numpy(np.flatnonzero(near >= least))
+        least = float(torch.cat([largest for _, largest in found]).topk(k).values[-1])
+        return torch.from_numpy(np.flatnonzero(np.concatenate([most for most, _ in found]) >= least))
 
 
 def _coded(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
