@@ -45,7 +45,7 @@ def write_onnx(program: Any, file: Path, metadata: Mapping[str, str], opset: int
 
 
 def _floor_divide(dividend: Any, divisor: Any) -> Any:
-    """Of whole numbers, down. ONNX divides towards zero, as torch's own translation does: wrong in ``-(-side // 32)``."""
+    """Of whole numbers, down. ONNX divides towards zero, and so does torch's own translation: ``-(-3 // 2)`` is 1."""
     from onnxscript import opset18 as op  # noqa: PLC0415 - seconds
 
     # Mod has the sign of the divisor, as in Python.
