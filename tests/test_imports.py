@@ -57,7 +57,7 @@ ALLOWED = {
         "trees structures encoders decoders losses metrics tasks datasets model speed runs evaluation",
         "predict": "arguments drawing files film formats hub pictures trees tasks datasets model speed runs evaluation "
         "training",
-        "export": "arguments files formats structures symbolic trees tasks datasets model runs evaluation",
+        "export": "arguments files formats hub structures symbolic trees tasks datasets model runs evaluation",
         "serve": "arguments predict runs",
         "compare": "arguments drawing files flops formats installation lock page tasks datasets model runs evaluation "
         "training",

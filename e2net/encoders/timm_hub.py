@@ -150,5 +150,5 @@ def _add_positions(model: Any, patches: Tensor) -> Tensor:
     tokens = patches.flatten(1, 2) + positions
     if model.cls_token is not None:
         cls_token = model.cls_token + model.pos_embed[:, :special] if special else model.cls_token
-        tokens = torch.cat((cls_token.expand(len(tokens), -1, -1), tokens), dim=1)
+        tokens = torch.cat((cls_token.expand(tokens.shape[0], -1, -1), tokens), dim=1)
     return model.pos_drop(tokens)

@@ -19,13 +19,15 @@ from e2net.export.metadata import metadata_of
 from e2net.export.network import OnePass, trace
 from e2net.export.onnx_file import quantise, write_onnx
 from e2net.export.parity import Parity, compare_runs
-from e2net.export.runtimes import Run, open_file
+from e2net.export.runtimes import SUFFIXES, Run, open_file
 from e2net.export.settings import ExportSettings
 from e2net.export.table import document, markdown
 from e2net.files import part_of, write_atomically
+from e2net.hub import save_pretrained
 from e2net.runs import build_data, compose_evaluation, load_model
 from e2net.runs.checkpoint import find_checkpoint, trained_with
 from e2net.runs.outputs import check_free, claim
+from e2net.runs.pretrained import FILES
 from e2net.runs.provenance import file_hash
 from e2net.structures import NotFiniteError
 
@@ -60,6 +62,8 @@ class ExportJob:
     def patterns(self) -> list[str]:
         """Names of what is written."""
         file = Path(self.settings.file_name())
+        if self.settings.format == "safetensors":
+            return [*FILES, f"{file.name}.json"]
         beside = [file.stem + _BESIDE[file.suffix]] if file.suffix in _BESIDE else []
         return [file.name, *beside, f"{file.name}.json"]
 
@@ -111,7 +115,7 @@ def export(job: ExportJob) -> Path:
     folder.mkdir()
     try:
         file = _write(job, folder)
-        run = open_file(file, threads)
+        run = _open(job, file, threads)
         results = _compared(job, run)
         _report(job, file, results, _costs(job, file, run, threads))
         for one in sorted(folder.iterdir(), key=lambda path: path.suffix == ".json"):
@@ -128,6 +132,12 @@ def _compared(job: ExportJob, run: Run) -> list[Parity]:
         raise DifferentError(f"{error}. Nothing was kept") from error
 
 
+def _open(job: ExportJob, file: Path, threads: int) -> Run:
+    if file.suffix in SUFFIXES:
+        return open_file(file, threads)
+    return _eager(OnePass(load_model(file)[0], job.network.sharpen).eval())
+
+
 def _eager(network: OnePass) -> Run:
     def run(image: NDArray[np.uint8]) -> NDArray[np.float32]:
         with torch.inference_mode():
@@ -139,6 +149,13 @@ def _eager(network: OnePass) -> Run:
 def _write(job: ExportJob, folder: Path) -> Path:
     """The file of the format asked for, in a folder."""
     settings, network = job.settings, job.network
+    if settings.format == "safetensors":
+        saved = folder / job.output.resolve().name  # the card has the folder's name
+        save_pretrained(job.checkpoint, saved, encoder_path=settings.encoder_path)
+        for name in FILES:
+            (saved / name).replace(folder / name)
+        shutil.rmtree(saved)
+        return folder / settings.file_name()
     if settings.precision == "fp16":
         network = OnePass(network.model, network.sharpen, torch.float16).eval()
     sides = settings.sides()

@@ -7,14 +7,9 @@ from typing import Any
 
 import e2net
 from e2net.export.network import OnePass
+from e2net.hub.card import licence_of, weights_of
 from e2net.runs.checkpoint import trained_with
 
-# Whose licence is known by the name of the encoder's files; any other is theirs to say.
-_LICENCES = {
-    "facebook/dinov3-": "DINOv3 License",
-    "facebook/dinov2-": "Apache-2.0",
-    "google/siglip": "Apache-2.0",
-}
 # Of a run's config, what says how it was trained; no places on a disk.
 _TRAINING = ("encoder", "neck", "decoder", "tuning", "loss", "optim", "schedule", "data", "size", "train_scales", "ema")
 # What a run may do at test, and a file does not.
@@ -49,7 +44,7 @@ def metadata_of(
         "std": encoder.std.flatten().tolist(),
         "sharpen": network.sharpen,
         "not_inside": looks,
-        "encoder_licence": licence_of(config["encoder"]),
+        "encoder_licence": licence_words(config["encoder"]),
         "training": _without_places({key: config[key] for key in _TRAINING if key in config}),
         "epochs": config.get("trainer", {}).get("max_epochs"),
         "checkpoint_sha256": sha256,
@@ -57,13 +52,13 @@ def metadata_of(
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in found.items()}
 
 
-def licence_of(encoder: Mapping[str, Any]) -> str:
-    """The licence of an encoder's weights, by its config."""
-    path = encoder.get("path")
+def licence_words(encoder: Mapping[str, Any]) -> str:
+    """The licence of an encoder's weights, by its config, in words."""
+    path = weights_of(encoder)
     if path is None:
         return "none: the encoder was trained from random weights"
-    known = next((words for name, words in _LICENCES.items() if str(path).startswith(name)), None)
-    return known or f"not known to e2net; see {PurePath(str(path)).name}"
+    licence = licence_of(path)
+    return f"not known to e2net; see {PurePath(path).name}" if licence is None else licence.name
 
 
 def _without_places(value: Any) -> Any:

@@ -1,5 +1,6 @@
 """ONNX files: from a traced program, with metadata, and with weights and activations of 8 bits."""
 
+import operator
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,13 @@ def write_onnx(program: Any, file: Path, metadata: Mapping[str, str], opset: int
     from onnxscript import ir  # noqa: PLC0415
 
     written = torch.onnx.export(
-        program, dynamo=True, input_names=["image"], output_names=["map"], opset_version=opset, verbose=False
+        program,
+        dynamo=True,
+        input_names=["image"],
+        output_names=["map"],
+        opset_version=opset,
+        verbose=False,
+        custom_translation_table={operator.floordiv: _floor_divide},
     )
     assert written is not None
     for value in (*written.model.graph.inputs, *written.model.graph.outputs):
@@ -35,6 +42,14 @@ def write_onnx(program: Any, file: Path, metadata: Mapping[str, str], opset: int
     written.model.producer_name = "e2net"
     weights = sum(getattr(value.const_value, "nbytes", 0) for value in written.model.graph.initializers.values())
     written.save(str(file), external_data=weights > _MOST_BYTES)
+
+
+def _floor_divide(dividend: Any, divisor: Any) -> Any:
+    """Of whole numbers, down. ONNX divides towards zero, and so does torch's own translation: ``-(-3 // 2)`` is 1."""
+    from onnxscript import opset18 as op  # noqa: PLC0415 - seconds
+
+    # Mod has the sign of the divisor, as in Python.
+    return op.Div(op.Sub(dividend, op.Mod(dividend, divisor)), divisor)
 
 
 def quantise(source: Path, target: Path, pictures: Iterator[NDArray[np.uint8]], folder: Path) -> None:

@@ -13,6 +13,7 @@ Writes a trained model as a file that runs without e2net, and shows on the test 
   python -m e2net.export ckpt=RUN precision=int8             model_int8.onnx, a quarter of the size
   python -m e2net.export ckpt=RUN format=openvino            model.xml and model.bin
   python -m e2net.export ckpt=RUN format=torch               model.pt2, of torch.export
+  python -m e2net.export ckpt=RUN format=safetensors         model.safetensors and config.json, for e2net.load
   python -m e2net.export ckpt=RUN data=folder data.root=DIR data.test=[NAME]
 
 What goes in is "image", (batch, 3, height, width) uint8, RGB: any number of pictures of any size in steps of the
@@ -27,9 +28,13 @@ nothing is written. Nothing else in OUT is touched.
 Exit status: 0 written, 1 the file differed and was not kept, 2 a setting, a file or the data is wrong.
 """
 
-FORMATS = ("onnx", "torch", "openvino")
 # What each needs beside e2net's own packages.
-_NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": (), "openvino": ("onnx", "onnxscript", "openvino")}
+_NEEDS = {
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "torch": (),
+    "openvino": ("onnx", "onnxscript", "openvino"),
+    "safetensors": (),
+}
 # By precision: the largest difference of a map, of the map's range or of 1, and the largest loss of the task's score.
 TOLERANCES: dict[str, tuple[float | None, float]] = {"fp32": (1e-3, 1e-3), "fp16": (0.05, 2e-3), "int8": (None, 5e-3)}
 
@@ -46,7 +51,9 @@ class ExportSettings:
     """
 
     ckpt: Annotated[str, "a run folder (its best checkpoint) or a checkpoint file"]
-    format: Annotated[Literal["onnx", "torch", "openvino"], "onnx, torch or openvino"] = "onnx"
+    format: Annotated[Literal["onnx", "torch", "openvino", "safetensors"], "onnx, torch, openvino or safetensors"] = (
+        "onnx"
+    )
     precision: Annotated[Literal["fp32", "fp16", "int8"], "fp32, fp16, or int8 by static quantisation"] = "fp32"
     output: Annotated[str | None, "folder for the file; null: runs/export_<time>"] = None
     size: Annotated[
@@ -76,6 +83,12 @@ class ExportSettings:
                 raise ValueError(f"unknown setting {key!r}; " + (f"did you mean {near}?" if near else "see --help"))
         if self.format == "torch" and self.precision == "int8":
             raise ValueError("format=torch has no precision=int8; expected fp32 or fp16, or another format")
+        fixed = self.precision != "fp32" or self.size is not None or self.sharpen is not None
+        if self.format == "safetensors" and fixed:
+            raise ValueError(
+                "format=safetensors is the trained model itself, in fp32, at any size, with its run's sharpen; leave "
+                "precision, size and sharpen out"
+            )
         for key, low, high in (
             ("calibration_pictures", 1, 65536),
             ("pictures", 1, 2**31),
@@ -110,7 +123,7 @@ class ExportSettings:
     def file_name(self) -> str:
         """Of what is written, with its ending."""
         stem = "model" if self.precision == "fp32" else f"model_{self.precision}"
-        return stem + {"onnx": ".onnx", "torch": ".pt2", "openvino": ".xml"}[self.format]
+        return stem + {"onnx": ".onnx", "torch": ".pt2", "openvino": ".xml", "safetensors": ".safetensors"}[self.format]
 
     def check_packages(self) -> None:
         """Raises ValueError, with the command that installs it, where a package is missing."""

@@ -31,7 +31,7 @@ _PLAIN = {"flip_test": False, "test_scales": [1.0], "zoom_test": 0.0, "sharpen":
 _LICENCES = {
     "dinov3": Licence("DINOv3 License", "other", "https://ai.meta.com/resources/models-and-libraries/dinov3-license"),
     "dinov2": _APACHE,
-    "siglip2": _APACHE,
+    "siglip": _APACHE,  # and SigLIP 2
 }
 
 
@@ -72,6 +72,11 @@ def _head(model: DenseModel, entry: Mapping[str, Any]) -> str:
         if licence.hub == "other":
             head |= {"license_name": licence.name.lower().replace(" ", "-"), "license_link": licence.text}
     return f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---"
+
+
+def weights_of(encoder: Mapping[str, Any]) -> str | None:
+    """The Hub id or the folder of the weights that an encoder began with, by its config; None: random ones."""
+    return None if encoder.get("weights", "pretrained") == "random" else encoder.get("path")
 
 
 def licence_of(path: str | None) -> Licence | None:
@@ -185,9 +190,7 @@ def _is_whole(entry: Mapping[str, Any]) -> bool:
 
 
 def _encoder_path(entry: Mapping[str, Any]) -> str | None:
-    """Whose weights the encoder began with; None: random ones."""
-    encoder = entry["config"]["encoder"]
-    return None if encoder.get("weights", "pretrained") == "random" else encoder.get("path")
+    return weights_of(entry["config"]["encoder"])
 
 
 def _class_name(settings: Mapping[str, Any]) -> str:

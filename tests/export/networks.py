@@ -75,13 +75,13 @@ def network(encoder, decoder, neck="none", tuning="frozen", task="camouflage"):
 
 
 def largest_difference(one, folder):
-    """Of a map, between the model and its ONNX file, at three sizes, square or not, one and two pictures at once."""
+    """Of a map, between the model and its ONNX file, at four sizes, square or not, one and two pictures at once."""
     p = one.model.encoder.size_multiple
     write_onnx(trace(one, (4 * p, 4 * p)), folder / "model.onnx", {})
     run = open_file(folder / "model.onnx", 1)
     found = 0.0
-    # The encoder's own size among them, at which transformers leaves its positions alone.
-    for size in ((1, 3, 4 * p, 4 * p), (2, 3, 3 * p, 7 * p), (1, 3, 8 * p, 5 * p)):
+    # The encoder's own size among them, at which transformers leaves its positions alone, and the least side.
+    for size in ((1, 3, 4 * p, 4 * p), (2, 3, 3 * p, 7 * p), (1, 3, 8 * p, 5 * p), (1, 3, 2 * p, 2 * p)):
         image = torch.randint(0, 256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(size[-1]))
         with torch.no_grad():
             expected = one(image).numpy()

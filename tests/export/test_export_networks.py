@@ -1,5 +1,9 @@
 """Every encoder and every decoder becomes a file for any size of picture, with the same maps."""
 
+import operator
+import os
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,23 +14,67 @@ from networks import largest_difference, network
 from e2net import symbolic
 from e2net.decoders import layers, upernet
 from e2net.export.network import OnePass, trace
+from e2net.export.onnx_file import write_onnx
+from e2net.export.runtimes import open_file
 
 pytest.importorskip("onnxruntime", reason="an extra: pip install 'e2net[export]'")
 
 # Each encoder, decoder, neck, tuning and task once; all pairs by a command in docs/export.md.
 COVER = [
+    ("siglip", "dpt", "none", "frozen", "semantic"),
     ("dinov3", "e2net"),
     ("dinov2", "caem", "norm", "lora"),
     ("dinov2_registers", "upernet", "none", "adapter"),
-    ("siglip", "dpt", "none", "frozen", "semantic"),
     ("convnext", "linear"),
     ("timm", "e2net_standard", "vitdet", "frozen", "depth"),
 ]
+# To export takes from 8 to 50 s, so that most of them are for when this is set.
+if not os.environ.get("E2NET_EXPORT"):
+    COVER = COVER[:1]
 
 
 @pytest.mark.parametrize("names", COVER, ids="+".join)
 def test_a_file_has_the_model_s_maps(names, tmp_path):
     assert largest_difference(network(*names), tmp_path) < 1e-4
+
+
+class Rounded(torch.nn.Module):
+    """Sizes of all sorts of whole divisions; of a pyramid they are rounded up."""
+
+    def forward(self, image):
+        height, width = image.shape[-2:]
+        pixels = image.float()
+        up = F.interpolate(pixels, size=(-(-height // 32), -(-width // 5)), mode="bilinear")
+        down = F.interpolate(pixels, size=((height + 7) // 8, 1 - (3 - width) // 7), mode="bilinear")
+        return torch.cat((up.flatten(2), down.flatten(2)), 2).flatten(1)[:, :, None, None]
+
+
+@pytest.fixture(scope="module")
+def rounded(tmp_path_factory):
+    """What runs such a file."""
+    dim = torch.export.Dim
+    shape = {0: dim("batch", min=1, max=64), 2: 16 * dim("rows", min=1, max=64), 3: dim("columns", min=6, max=999)}
+    image = torch.zeros(2, 3, 64, 70, dtype=torch.uint8)
+    program = torch.export.export(Rounded(), (image,), dynamic_shapes={"image": shape}, strict=False)
+    assert [node for node in program.graph.nodes if node.target is operator.floordiv]
+    file = tmp_path_factory.mktemp("rounded") / "model.onnx"
+    write_onnx(program, file, {})
+    return open_file(file, 1)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 20), st.integers(6, 200))
+def test_sizes_round_as_in_python(rounded, rows, columns):
+    image = torch.randint(0, 256, (1, 3, 16 * rows, columns), dtype=torch.uint8)
+    np.testing.assert_allclose(rounded(image.numpy()), Rounded()(image).numpy(), atol=0.05)
+
+
+def test_timm_s_models_take_any_number_of_pictures():
+    one = network("timm", "linear")
+    program = trace(one, (64, 64), (48, 80)).module()
+    image = torch.randint(0, 256, (3, 3, 48, 80), dtype=torch.uint8)
+    with torch.no_grad():
+        torch.testing.assert_close(program(image), one(image), rtol=0, atol=1e-6)
 
 
 def test_a_file_of_one_size_takes_no_other(tmp_path):

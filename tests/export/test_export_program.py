@@ -17,9 +17,8 @@ from e2net.arguments import read_settings
 from e2net.export import job, network, onnx_file
 from e2net.export import settings as export_settings
 from e2net.export.__main__ import main
-from e2net.export.metadata import licence_of
+from e2net.export.metadata import licence_words
 from e2net.export.parity import Parity
-from e2net.export.runtimes import open_file
 from e2net.export.settings import ExportSettings
 from e2net.runs import compose_training, load_model
 from e2net.tasks import Camouflage, Depth
@@ -145,19 +144,45 @@ def test_other_formats(run, tmp_path, given):
     assert not any(str(ROOT).encode() in p.read_bytes() for p in files)
 
 
-@pytest.mark.parametrize(
-    ("wrong", "message"), [(0.01, "a map differs by 0.01"), (float("nan"), "expected finite results")]
-)
-def test_nothing_is_kept_of_a_file_that_differs(run, tmp_path, capsys, monkeypatch, wrong, message):
+def test_a_saved_model_is_compared_too(run, tmp_path, monkeypatch):
+    given = [f"ckpt={run}", f"output={tmp_path / 'frogs'}", "measure=false", "format=safetensors"]
+    assert main(given) == 0
+    folder = tmp_path / "frogs"
+    names = {"model.safetensors", "config.json", "README.md"}
+    assert {p.name for p in folder.iterdir()} == names | {"model.safetensors.json", ".e2net.json"}
+    assert "# frogs\n" in (folder / "README.md").read_text()
+    picture = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
+    np.testing.assert_array_equal(*(load(one, device="cpu").predict(picture).prob for one in (run, folder)))
+
+    def load_wrong(path):
+        model, config = load_model(path)
+        next(model.decoder.parameters()).data.add_(1)
+        return model, config
+
+    before = (folder / "model.safetensors").read_bytes()
+    prepared = job.prepare_export(read_settings(ExportSettings, given))
+    monkeypatch.setattr(job, "load_model", load_wrong)
+    with pytest.raises(job.DifferentError, match="a map differs"):
+        job.export(prepared)
+    assert (folder / "model.safetensors").read_bytes() == before
+
+
+def test_nothing_is_kept_of_a_file_that_differs(run, tmp_path, capsys, monkeypatch):
     """And what was there stays."""
-    given = [f"ckpt={run}", f"output={tmp_path}", "format=torch", "measure=false"]
+    given = [f"ckpt={run}", f"output={tmp_path}", "format=safetensors", "measure=false"]  # the fastest
     assert main(given) == 0
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
-    right = open_file(tmp_path / "model.pt2", 1)
-    monkeypatch.setattr(job, "open_file", lambda *_: lambda image: right(image) + np.float32(wrong))
-    assert main(given) == 1
-    assert message in capsys.readouterr().err
-    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+    right = job._open
+    for wrong, message in ((0.01, "a map differs by 0.01"), (float("nan"), "expected finite results")):
+
+        def differing(*file, wrong=wrong):
+            exported = right(*file)
+            return lambda image: exported(image) + np.float32(wrong)
+
+        monkeypatch.setattr(job, "_open", differing)
+        assert main(given) == 1
+        assert message in capsys.readouterr().err
+        assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
 def test_the_model_itself_stays_as_it_was(run):
@@ -182,7 +207,9 @@ def test_somebody_else_s_file_is_not_replaced(run, tmp_path, capsys):
         (["precison=fp16"], "unknown setting 'precison'; did you mean precision?"),
         (["trainer.max_epochs=3"], "unknown setting 'trainer.max_epochs'"),
         (["format=torch", "precision=int8"], "format=torch has no precision=int8"),
-        (["format=coreml"], "format=coreml: expected onnx or torch or openvino"),
+        (["format=coreml"], "format=coreml: expected onnx or torch or openvino or safetensors"),
+        (["format=safetensors", "precision=fp16"], "leave precision, size and sharpen out"),
+        (["format=safetensors", "size=32"], "leave precision, size and sharpen out"),
         (["size=[32]"], "expected pixels a side or"),
         (["pictures=0"], "pictures=0: expected from 1"),
         (["calibration=DIR"], "calibration=... is for precision=int8"),
@@ -220,6 +247,8 @@ def test_what_is_beyond_a_tolerance(task, model, file, difference, count):
 
 
 def test_licences():
-    assert licence_of({"path": "facebook/dinov3-vitb16-pretrain-lvd1689m"}) == "DINOv3 License"
-    assert licence_of({"path": "facebook/dinov2-base"}) == "Apache-2.0"
-    assert licence_of({"path": "/home/me/dinov2-base"}) == "not known to e2net; see dinov2-base"
+    assert licence_words({"path": "facebook/dinov3-vitb16-pretrain-lvd1689m"}) == "DINOv3 License"
+    assert licence_words({"path": "google/siglip2-base-patch16-256"}) == "Apache-2.0"
+    assert licence_words({"path": "/home/me/frogs"}) == "not known to e2net; see frogs"
+    drawn = licence_words({"path": "facebook/dinov2-base", "weights": "random"})
+    assert drawn == licence_words({"config": {}}) == "none: the encoder was trained from random weights"
