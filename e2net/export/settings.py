@@ -1,5 +1,6 @@
 """The settings of ``python -m e2net.export``: our own keys; ``data`` is an override of ``conf/eval.yaml``."""
 
+import importlib.metadata
 import importlib.util
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -28,6 +29,8 @@ nothing is written. Nothing else in OUT is touched.
 Exit status: 0 written, 1 the file differed and was not kept, 2 a setting, a file or the data is wrong.
 """
 
+# With 2.6 ONNX of a size left open fails, and torch.export fixes the number of pictures.
+OLDEST_TORCH = (2, 14)
 # What each needs beside e2net's own packages.
 _NEEDS = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
@@ -126,7 +129,7 @@ class ExportSettings:
         return stem + {"onnx": ".onnx", "torch": ".pt2", "openvino": ".xml", "safetensors": ".safetensors"}[self.format]
 
     def check_packages(self) -> None:
-        """Raises ValueError, with the command that installs it, where a package is missing."""
+        """Raises ValueError, with what to do, where a package is missing or torch is too old."""
         needed = (*_NEEDS[self.format], *(["onnxruntime"] if self.precision == "int8" else []))
         missing = [name for name in needed if importlib.util.find_spec(name) is None]
         if missing:
@@ -134,6 +137,18 @@ class ExportSettings:
                 f"format={self.format}: expected the packages {', '.join(needed)}, found no {', '.join(missing)}; "
                 "install them by: pip install 'e2net[export]'"
             )
+        found = importlib.metadata.version("torch")
+        if self.format != "safetensors" and not torch_suffices(found):
+            oldest = ".".join(map(str, OLDEST_TORCH))
+            raise ValueError(
+                f"format={self.format}: expected torch {oldest} or newer, as older ones do not follow models of any "
+                f"size, found {found}; update it, or give format=safetensors"
+            )
+
+
+def torch_suffices(version: str) -> bool:
+    """Whether a version of torch is one with which exports of any size were tested."""
+    return tuple(map(int, version.split(".")[:2])) >= OLDEST_TORCH
 
 
 def _check_size(size: Any) -> None:
