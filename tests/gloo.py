@@ -22,7 +22,8 @@ def in_two(work, folder):
 def _meet(work, rank, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     torch.save(work(rank), folder / f"{rank}.pt")
-    dist.destroy_process_group()
+    # No further: to take the group down can wait for ever for the other, which has gone. The process ends after this.
+    dist.barrier()
 
 
 def on_two_devices(work):
