@@ -14,8 +14,9 @@ import torch
 from e2net.encoders import Encoder, ViTEncoder, merge_lora
 from e2net.encoders.hub import is_hub_id
 from e2net.encoders.tuning import Adapter
-from e2net.files import naming, part_of, write_atomically
-from e2net.runs.outputs import check_free, claim
+from e2net.files import naming, write_atomically
+from e2net.runs.cards import cell
+from e2net.runs.outputs import check_free, staged
 
 # What is written, and so what of a folder may be replaced.
 FILES = ("config.json", "model.safetensors", "preprocessor_config.json", "README.md")
@@ -80,10 +81,7 @@ def save_encoder(
     loader = loader or (
         "encoder=convnext_t '~encoder.config'" if backbone.config.model_type == "dinov3_convnext" else "encoder=local"
     )
-    with naming(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-    stage = part_of(folder)
-    try:
+    with staged(folder, FILES) as stage:
         with naming(folder / "model.safetensors"):
             stage.mkdir()
             backbone.save_pretrained(stage, max_shard_size="1000GB")
@@ -92,10 +90,6 @@ def save_encoder(
         processor = json.dumps(_processor(plain, size), indent=2) + "\n"
         write_atomically(stage / "preprocessor_config.json", processor)
         write_atomically(stage / "README.md", _card(plain, folder, card, loader))
-        _move(stage, folder)
-    finally:
-        if stage.is_dir():
-            shutil.rmtree(stage)
 
 
 def _plain_copy(encoder: Encoder) -> Encoder:
@@ -177,7 +171,7 @@ def _card(encoder: Encoder, folder: Path, card: Mapping[str, Any], loader: str) 
         **card,
         "made by": f"e2net {metadata.version('e2net')}",
     }
-    rows = "\n".join(f"| {_cell(name)} | {_cell(value)} |" for name, value in facts.items())
+    rows = "\n".join(f"| {cell(name)} | {cell(value)} |" for name, value in facts.items())
     head = ["library_name: transformers", "pipeline_tag: image-feature-extraction", "tags: [e2net, self-supervised]"]
     if isinstance(base, str) and is_hub_id(base, "checkpoint"):
         head.insert(0, f"base_model: {json.dumps(base)}")
@@ -205,24 +199,3 @@ processor = AutoImageProcessor.from_pretrained("{folder.name}")
 or, in e2net, `e2net train {loader} encoder.path={folder.name}`, at any size that is a multiple of
 {encoder.size_multiple} pixels.
 """
-
-
-def _cell(value: Any) -> str:
-    """In a table of Markdown: mappings as "a 1, b 2", numbers with four digits."""
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_cell(one)}" for name, one in value.items())
-    if isinstance(value, list | tuple):
-        return ", ".join(map(_cell, value))
-    text = f"{value:.4g}" if isinstance(value, float) else str(value)
-    return " ".join(text.split()).replace("|", "\\|")
-
-
-def _move(stage: Path, folder: Path) -> None:
-    """Makes a whole new folder, or replaces the files of one that is there."""
-    if not folder.exists():
-        claim(stage, FILES)
-        stage.replace(folder)
-        return
-    claim(folder, FILES)
-    for name in FILES:
-        (stage / name).replace(folder / name)

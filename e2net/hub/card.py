@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from e2net.model import DenseModel
+from e2net.runs.cards import cell
 
 
 class Licence(NamedTuple):
@@ -101,11 +102,10 @@ def _facts(model: DenseModel, entry: Mapping[str, Any], about: Mapping[str, Any]
         f"{sum(p.numel() for p in model.encoder.parameters()):,}",
         "input": f"{size} x {size} pixels" if isinstance(size, int) else " x ".join(map(str, size or [])),
         "trained on": ", ".join(
-            [_class_name(data)]
-            + [f"{key} {_cell(data[key])}" for key in ("root", "train") if data.get(key) is not None]
+            [_class_name(data)] + [f"{key} {cell(data[key])}" for key in ("root", "train") if data.get(key) is not None]
         ),
         "tested with": ", ".join(
-            f"{key}={_cell(config[key])}" for key, plain in _PLAIN.items() if config.get(key, plain) != plain
+            f"{key}={cell(config[key])}" for key, plain in _PLAIN.items() if config.get(key, plain) != plain
         ),
         "best threshold": entry["threshold"],
         "trained": about.get("started"),
@@ -147,9 +147,9 @@ def _scores(model: DenseModel, about: Mapping[str, Any]) -> str:
     rows.append(["---"] * len(rows[0]))
     for name, one in sets.items():
         cells = [_score(one["scores"].get(key), one["intervals"].get(key)) for key in columns]
-        rows.append([_cell(name), str(one["images"]), *cells])
+        rows.append([cell(name), str(one["images"]), *cells])
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    protocol = "; ".join(f"{key}: {_cell(value)}" for key, value in (about.get("protocol") or {}).items())
+    protocol = "; ".join(f"{key}: {cell(value)}" for key, value in (about.get("protocol") or {}).items())
     return (
         f"## Scores\n\nOf the run's own test, with 95 % intervals over the images.\n\n{table}\n\nProtocol: {protocol}."
     )
@@ -200,11 +200,4 @@ def _class_name(settings: Mapping[str, Any]) -> str:
 
 
 def _table(rows: Mapping[str, Any]) -> str:
-    return "\n".join(["| | |", "|---|---|", *(f"| {key} | {_cell(value)} |" for key, value in rows.items())])
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return ", ".join(map(_cell, value))
-    text = f"{value:.4g}" if isinstance(value, float) else str(value)
-    return " ".join(text.split()).replace("|", "\\|")
+    return "\n".join(["| | |", "|---|---|", *(f"| {key} | {cell(value)} |" for key, value in rows.items())])

@@ -3,13 +3,15 @@
 A folder that e2net has written into holds ``.e2net.json``, which lists what of it is e2net's.
 """
 
+import contextlib
 import json
-from collections.abc import Iterable
+import shutil
+from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from e2net.files import remove_file, write_atomically
+from e2net.files import naming, part_of, remove_file, write_atomically
 
 MARKER = ".e2net.json"
 _FORMAT = 1
@@ -67,6 +69,35 @@ def claim(folder: Path, patterns: Iterable[str], files: Iterable[str] | None = N
 def is_claimed(folder: Path, patterns: Iterable[str]) -> bool:
     """Whether a folder's marker says that all of these are e2net's."""
     return set(patterns) <= set(_read(folder))
+
+
+@contextlib.contextmanager
+def staged(folder: Path, names: Iterable[str]) -> Iterator[Path]:
+    """A folder, not there yet, whose files become those of another one when all of them are written, and not before.
+
+    Args:
+        folder: where they shall be; made if need be. After :func:`check_free`.
+        names: of the files.
+
+    Raises:
+        OSError: the folder cannot be written; what was there is still there.
+    """
+    names = tuple(names)
+    with naming(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    stage = part_of(folder)
+    try:
+        yield stage
+        if not folder.exists():
+            claim(stage, names)
+            stage.replace(folder)
+            return
+        claim(folder, names)
+        for name in names:
+            (stage / name).replace(folder / name)
+    finally:
+        if stage.is_dir():
+            shutil.rmtree(stage)
 
 
 def _remove(folder: Path, name: str) -> None:

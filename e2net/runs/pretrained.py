@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from e2net.files import naming, part_of, write_atomically
-from e2net.runs.outputs import check_free, claim
+from e2net.files import naming, write_atomically
+from e2net.runs.outputs import check_free, staged
 from e2net.runs.provenance import file_hash
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
@@ -43,10 +43,7 @@ def write_saved(folder: Path, tensors: dict[str, Tensor], document: dict[str, An
     from safetensors.torch import save_file  # noqa: PLC0415 - not every evaluation needs it
 
     check_free("folder", folder, FILES)
-    with naming(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-    stage = part_of(folder)
-    try:
+    with staged(folder, FILES) as stage:
         write_atomically(stage / CARD, card)
         with naming(folder / WEIGHTS):
             save_file(_apart(tensors), stage / WEIGHTS, {"format": "pt"})
@@ -54,16 +51,6 @@ def write_saved(folder: Path, tensors: dict[str, Tensor], document: dict[str, An
             shutil.copymode(stage / CARD, stage / WEIGHTS)
         document = {**document, _SHA256: file_hash(stage / WEIGHTS)}
         write_atomically(stage / CONFIG, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
-        if not folder.exists():
-            claim(stage, FILES)
-            stage.replace(folder)
-            return
-        claim(folder, FILES)
-        for name in FILES:
-            (stage / name).replace(folder / name)
-    finally:
-        if stage.is_dir():
-            shutil.rmtree(stage)
 
 
 def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
