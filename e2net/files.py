@@ -58,11 +58,21 @@ def naming(path: Path) -> Iterator[None]:
     """Errors of writing name the file that was written, and a library's own that an OSError caused is that OSError."""
     try:
         yield
-    except (OSError, RuntimeError) as error:
-        cause = error if isinstance(error, OSError) else error.__context__
-        if not isinstance(cause, OSError):
+    except Exception as error:
+        cause = _os_error(error)
+        if cause is None:
             raise
         raise OSError(cause.errno, cause.strerror or str(cause), str(path)) from error
+
+
+def _os_error(error: Exception) -> OSError | None:
+    """The OSError that an error is, that caused it, or that its text tells: Rust's libraries, as safetensors, do so."""
+    if isinstance(error, OSError):
+        return error
+    if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
+        return error.__context__
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    return OSError(int(number[1]), os.strerror(int(number[1]))) if number else None
 
 
 def no_space(error: OSError) -> str | None:

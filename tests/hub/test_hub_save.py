@@ -1,6 +1,8 @@
 """A trained model as a folder: the same maps, with or without the encoder's weights, and nothing of this machine."""
 
+import errno
 import json
+import resource
 import shutil
 import sys
 
@@ -16,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from e2net import load
 from e2net.compare.sweep import evaluation_config
 from e2net.evaluation import evaluate, prepare_evaluation
+from e2net.files import no_space
 from e2net.hub import save_pretrained
 from e2net.predict.segmenter import Segmenter
 from e2net.runs.about import without_places
@@ -292,3 +295,22 @@ def test_tensors_that_share_memory_are_written(tmp_path):
     write_saved(tmp_path / "saved", {"a": one, "b": one[1], "c": one.T}, {}, "")
     found = read_saved(tmp_path / "saved" / "model.safetensors")["state_dict"]
     assert torch.equal(found["a"], one) and torch.equal(found["b"], one[1]) and torch.equal(found["c"], one.T)
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_disk_that_fills_up_is_an_oserror_and_leaves_what_was_there(tmp_path, there):
+    """By the limit that the system sets, as safetensors' own error is none of Python's."""
+    folder = tmp_path / "saved"
+    if there:
+        write_saved(folder, {"a": torch.zeros(3)}, {}, "the first")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()} if there else None
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20000, hard))
+    try:
+        with pytest.raises(OSError, match=r"saved.model\.safetensors") as told:
+            write_saved(folder, {"a": torch.zeros(100_000)}, {}, "the second")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert told.value.errno == errno.EFBIG and no_space(told.value) is not None
+    assert [path.name for path in tmp_path.iterdir()] == (["saved"] if there else [])
+    assert not there or {path.name: path.read_bytes() for path in folder.iterdir()} == before
