@@ -71,8 +71,8 @@ def _os_error(error: Exception) -> OSError | None:
         return error
     if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
         return error.__context__
-    number = re.search(r"\(os error (\d+)\)", str(error))
-    return OSError(int(number[1]), os.strerror(int(number[1]))) if number else None
+    found = re.search(r"(?:\(os error |\bOs \{ code: )(\d+)", str(error))  # as it is displayed, or printed to debug
+    return OSError(int(found[1]), os.strerror(int(found[1]))) if found else None
 
 
 def no_space(error: OSError) -> str | None:
