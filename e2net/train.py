@@ -1,7 +1,6 @@
 """Trains one model and tests its best checkpoint. See ``python -m e2net.train --help``."""
 
 import contextlib
-import sys
 from pathlib import Path
 
 import hydra
@@ -11,7 +10,7 @@ from e2net.arguments import print_anywhere
 from e2net.installation import conf_folder
 from e2net.runs.config import list_groups
 from e2net.runs.folder import owned
-from e2net.runs.launch import failures_told, full_disk_told, one_of_many
+from e2net.runs.launch import ends_told, failures_told
 
 
 @hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="train")
@@ -22,21 +21,12 @@ def main(config: DictConfig) -> None:
     from e2net.structures import NotFiniteError  # noqa: PLC0415
     from e2net.training import OutOfMemoryError, prepare_training, train  # noqa: PLC0415
 
-    with one_of_many(), full_disk_told(f"make room, then continue with resume={config.run_dir}"):
-        try:
-            with contextlib.ExitStack() as held:
-                with user_errors():
-                    settings = resolve(config)
-                    held.enter_context(owned(Path(settings["run_dir"])))
-                    job = prepare_training(settings)
-                train(job)
-        # Each on a line of its own, behind what progress bars have left.
-        except KeyboardInterrupt:
-            print(f"\ninterrupted; continue with resume={config.run_dir}", file=sys.stderr)
-            raise SystemExit(130) from None
-        except (OutOfMemoryError, NotFiniteError) as error:
-            print(f"\nerror: {error}", file=sys.stderr)
-            raise SystemExit(1) from None
+    with ends_told(config.run_dir, OutOfMemoryError, NotFiniteError), contextlib.ExitStack() as held:
+        with user_errors():
+            settings = resolve(config)
+            held.enter_context(owned(Path(settings["run_dir"])))
+            job = prepare_training(settings)
+        train(job)
 
 
 def run() -> None:

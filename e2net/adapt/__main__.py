@@ -1,7 +1,6 @@
 """Continues to train an encoder on pictures without labels. See ``python -m e2net.adapt --help``."""
 
 import contextlib
-import sys
 from pathlib import Path
 
 import hydra
@@ -12,7 +11,7 @@ from e2net.arguments import print_anywhere, refuse_overrides
 from e2net.installation import conf_folder
 from e2net.runs.config import list_groups, user_errors
 from e2net.runs.folder import owned
-from e2net.runs.launch import failures_told, full_disk_told, one_of_many
+from e2net.runs.launch import ends_told, failures_told
 
 # Of a data set with targets, what reads nothing here.
 _UNUSED = ("data.augment", "data.size", "decoder")
@@ -30,22 +29,15 @@ def main(config: DictConfig) -> None:
     from e2net.structures import NotFiniteError  # noqa: PLC0415
     from e2net.training import OutOfMemoryError  # noqa: PLC0415
 
-    with one_of_many(), full_disk_told(f"make room, then continue with resume={config.run_dir}"):
-        try:
-            with contextlib.ExitStack() as held:
-                with user_errors():
-                    refuse_overrides(HydraConfig.get().overrides.task, _UNUSED, "python -m e2net.adapt does not use it")
-                    settings = resolve(config)
-                    del settings["decoder"]
-                    held.enter_context(owned(Path(settings["run_dir"])))
-                    job = prepare_adapting(settings)
-                adapt(job)
-        except KeyboardInterrupt:
-            print(f"\ninterrupted; continue with resume={config.run_dir}", file=sys.stderr)
-            raise SystemExit(130) from None
-        except (OutOfMemoryError, NotFiniteError, CollapseError) as error:
-            print(f"\nerror: {error}", file=sys.stderr)
-            raise SystemExit(1) from None
+    ends = ends_told(config.run_dir, OutOfMemoryError, NotFiniteError, CollapseError)
+    with ends, contextlib.ExitStack() as held:
+        with user_errors():
+            refuse_overrides(HydraConfig.get().overrides.task, _UNUSED, "python -m e2net.adapt does not use it")
+            settings = resolve(config)
+            del settings["decoder"]
+            held.enter_context(owned(Path(settings["run_dir"])))
+            job = prepare_adapting(settings)
+        adapt(job)
 
 
 if __name__ == "__main__":

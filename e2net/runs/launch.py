@@ -106,6 +106,25 @@ def full_disk_told(advice: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def ends_told(run_dir: str, *errors: type[Exception]) -> Iterator[None]:
+    """A training that ends early says so in a line of its own, behind what progress bars have left.
+
+    Args:
+        run_dir: where it goes on, after an interruption (status 130) or when there is room again.
+        errors: whose text is that line (status 1).
+    """
+    with one_of_many(), full_disk_told(f"make room, then continue with resume={run_dir}"):
+        try:
+            yield
+        except KeyboardInterrupt:
+            print(f"\ninterrupted; continue with resume={run_dir}", file=sys.stderr)
+            raise SystemExit(130) from None
+        except errors as error:
+            print(f"\nerror: {error}", file=sys.stderr)
+            raise SystemExit(1) from None
+
+
+@contextlib.contextmanager
 def failures_told() -> Iterator[None]:
     """In the end, which jobs of a sweep have failed, and why; and no empty folder of a run that was refused."""
     try:
