@@ -78,7 +78,9 @@ def by_pillow(mode, form, levels, rng):
             picture = base.convert(mode)
         options = {}
         if form == "TIFF":
-            how = [None, "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg", "group4", "tiff_ccitt", "zstd", "lzma"]
+            # Those that the mode has: where libtiff refuses one, Pillow 12.3 takes the process down with it.
+            how = [None, "tiff_lzw", "tiff_adobe_deflate", "packbits", "zstd", "lzma"]
+            how += {"1": ["group4", "tiff_ccitt"], "L": ["jpeg"], "RGB": ["jpeg"]}.get(picture.mode, [])
             options["compression"] = how[rng.integers(len(how))]
         if form in ("PNG", "TIFF", "JPEG") and rng.random() < 0.3:
             exif = Image.Exif()
