@@ -15,7 +15,11 @@ from pathlib import Path
 import cloudpickle
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["e2net.training.run", "e2net.evaluation.report", "e2net.adapt.run", "tiny"])
+# Also what they import when they are at work, the encoder of nearly all tests and the default logger.
+CONTEXT.set_forkserver_preload(
+    ["e2net.training.run", "e2net.evaluation.report", "e2net.adapt.run", "tiny"]
+    + ["transformers.models.dinov3_vit.modeling_dinov3_vit", "torch.utils.tensorboard"]
+)
 
 
 def start(work):
