@@ -11,7 +11,7 @@ import pytest
 import torch
 from apart import start
 from conftest import hf_model
-from recipes import one_of_each
+from small_recipes import one_of_each
 from tiny import tiny_config, tiny_job
 from torch import nn
 from two_processes import all_cases

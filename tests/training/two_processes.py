@@ -16,7 +16,7 @@ import lightning as L
 import pytest
 import torch
 from conftest import hf_model
-from recipes import one_of_each, small_recipe
+from small_recipes import one_of_each, small_recipe
 from torch import nn
 
 from e2net import processes
