@@ -22,11 +22,11 @@ _PLACE = re.compile(r"(\+{0,2}[a-z]\w*(?:\.\w+)*)=(/[\w./-]+)")
 
 def install():
     """Before anything takes compose() from Hydra."""
-    hydra.compose = compose
+    hydra.compose = compose  # type: ignore[assignment]  # ours asks for less
     Plugins.instance()  # has found the sources
     for scheme in ("file", "pkg"):
         source = SourcesRegistry.instance().types[scheme]
-        source.load_config = _once(source.load_config)
+        source.load_config = _once(source.load_config)  # type: ignore[method-assign]  # patched on purpose
 
 
 def compose(config_name=None, overrides=(), return_hydra_config=False):
