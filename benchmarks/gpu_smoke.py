@@ -322,7 +322,7 @@ def check_advice(at: Context) -> str:
         limit = (torch.cuda.memory_reserved(at.device) + (256 << 20)) / total
         torch.cuda.set_per_process_memory_fraction(limit, at.device)
     else:
-        job.module.training_step = _out_of_memory  # type: ignore[method-assign]
+        job.module.training_step = _out_of_memory  # type: ignore[assignment]  # raises instead
     try:
         train(job)
     except OutOfMemoryError as error:

@@ -1,5 +1,6 @@
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -123,5 +124,6 @@ def test_half_precision():
 
 @pytest.mark.parametrize("setting", ["width", "prototypes", "hidden", "bottleneck", "layers"])
 def test_sizes_are_checked(setting):
+    sizes: dict[str, Any] = {"width": 6, "prototypes": 7, setting: 0}
     with pytest.raises(ValueError, match=f"expected {setting} of at least . found 0".replace(". f", ".* f")):
-        PrototypeHead(**{"width": 6, "prototypes": 7, setting: 0})
+        PrototypeHead(**sizes)

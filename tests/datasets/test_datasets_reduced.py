@@ -61,14 +61,13 @@ def test_augmentation_sees_the_same_crop(tmp_path, seed, rotate):
     small = pairs.read(0, augment.needs(SIZE))
     assert small[0].shape[0] in (301, 601)
     whole = pairs.read(0)
-    image, mask = augment(*small, SIZE, np.random.default_rng(seed))
-    expected, expected_mask = augment(*whole, SIZE, np.random.default_rng(seed))
+    image, mask = augment(*small, size=SIZE, rng=np.random.default_rng(seed))
+    expected, expected_mask = augment(*whole, size=SIZE, rng=np.random.default_rng(seed))
     assert np.array_equal(mask, expected_mask)
     # Filtered otherwise, but not displaced: the default noise alone adds as much.
     assert np.abs(image.astype(int) - expected).mean() < 3
-    shift, _ = cv2.phaseCorrelate(
-        *(np.float32(picture.mean(-1)) for picture in (expected, image)), cv2.createHanningWindow(SIZE, cv2.CV_32F)
-    )
+    before, after = (picture.mean(-1).astype(np.float32) for picture in (expected, image))
+    shift, _ = cv2.phaseCorrelate(before, after, cv2.createHanningWindow(SIZE, cv2.CV_32F))
     assert np.hypot(*shift) < 0.2  # pixels
 
 

@@ -106,7 +106,7 @@ def test_standard_pyramid_strides_at_384():
     simple = Pyramid("simple", (16,) * 4)(features, (384, 384))
     assert all(a is b for a, b in zip(simple, features, strict=True))
     with pytest.raises(ValueError, match="pyramid must be 'standard' or 'simple', found 'fpn'"):
-        Pyramid("fpn", (16,) * 4)
+        Pyramid("fpn", (16,) * 4)  # type: ignore[arg-type]  # what is refused
 
 
 def test_reducing_channels_before_resampling_changes_nothing():

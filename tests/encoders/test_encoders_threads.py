@@ -4,6 +4,7 @@ import copy
 import pickle
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import torch
@@ -32,9 +33,13 @@ def _timm(name):
     return ViTEncoder(model)
 
 
+def _vit(make, of):
+    return ViTEncoder(make(of))
+
+
 ENCODERS = {
-    **{name: lambda name=name: ViTEncoder(hf_model(name)) for name in ("dinov3", "dinov2", "dinov2_registers")},
-    **{name: lambda name=name: ViTEncoder(_model(OTHERS[name])) for name in sorted(OTHERS)},
+    **{name: partial(_vit, hf_model, name) for name in ("dinov3", "dinov2", "dinov2_registers")},
+    **{name: partial(_vit, _model, OTHERS[name]) for name in sorted(OTHERS)},
     "aimv2": lambda: ViTEncoder(_model({**VIT, "model_type": "aimv2_vision_model"})),
     "convnext": lambda: ConvNeXtEncoder(_model(CONVNEXT)),
     "timm": lambda: _timm("vit_tiny_patch16_224"),

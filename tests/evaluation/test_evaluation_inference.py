@@ -1,6 +1,5 @@
 import weakref
 from itertools import pairwise
-from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -234,14 +233,14 @@ def _steps(prob, starts_of_rows, starts_of_columns, window):
 @pytest.mark.parametrize("size", [(200, 264), (128, 400), (96, 96)])
 def test_no_seam_where_windows_begin_and_end(monkeypatch, size, overlap, flip):
     window = (48, 64)
-    begins = [starts(length, side, overlap) for length, side in zip(size, window, strict=True)]
+    rows, columns = (starts(length, side, overlap) for length, side in zip(size, window, strict=True))
     image = torch.zeros(1, 3, *size, dtype=torch.uint8)
     predictor = Predictor(flip=flip, window=window, overlap=overlap)
-    at, elsewhere = _steps(predictor(_Positions(), image)[0, 0], *begins, window)
+    at, elsewhere = _steps(predictor(_Positions(), image)[0, 0], rows, columns, window)
     assert at <= 1.05 * elsewhere < 0.25
     # Without the weights there is one, so that this test would see it.
     monkeypatch.setattr("e2net.evaluation.inference._bump", lambda length, device: torch.ones(length))
-    at, elsewhere = _steps(predictor(_Positions(), image)[0, 0], *begins, window)
+    at, elsewhere = _steps(predictor(_Positions(), image)[0, 0], rows, columns, window)
     assert at > 1.3 * elsewhere
 
 
@@ -301,7 +300,9 @@ def test_memory_of_windows_grows_by_the_result_alone():
         image, most = torch.zeros(1, 3, height, 128, dtype=torch.uint8), 0
 
         class Watch(TorchDispatchMode):
-            alive: ClassVar = {}
+            def __init__(self):
+                super().__init__()
+                self.alive = {}
 
             def __torch_dispatch__(self, function, types, args=(), kwargs=None):
                 nonlocal most
