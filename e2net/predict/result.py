@@ -120,7 +120,7 @@ class Prediction:
         write_atomically(path, _encoded(path.suffix.lower(), picture))
 
 
-def _encoded(suffix: str, picture: NDArray[np.uint8]) -> bytes:
+def _encoded(suffix: str, picture: np.ndarray) -> bytes:
     done, data = cv2.imencode(suffix, picture)
     if not done:
         raise ValueError(f"OpenCV could not encode a picture of shape {picture.shape} as {suffix}")
