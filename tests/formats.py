@@ -176,7 +176,7 @@ def _typed(s, depth):
     return s.astype(np.uint16 if depth == 16 else np.uint8)
 
 
-WRITERS = {
+WRITERS: dict[str, tuple[tuple[int, ...], Callable[..., tuple[str, bytes]]]] = {
     "png grey": ((1, 2, 4, 8, 16), _png_grey),
     "png rgb": ((8, 16), lambda s, d, o, r: (".png", png(np.dstack([s] * 3), d, RGB, _flip(r), o))),
     "png grey alpha": ((8, 16), lambda s, d, o, r: (".png", png(_alpha(s, (1 << d) - 1, 1), d, 4, _flip(r), o))),
@@ -225,7 +225,7 @@ def _jpeg(levels, orientation, rng):
     """A JPEG and its levels, decoded by OpenCV without any turning, and turned here."""
     data = by_pillow(stored(levels, orientation), "JPEG", "RGB" if _flip(rng) else None, orientation, quality=95)
     flags = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION
-    decoded = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    decoded = np.asarray(cv2.imdecode(np.frombuffer(data, np.uint8), flags))
     return File(f"jpeg, turn {orientation}", ".jpg", data), TURNS[orientation](decoded)
 
 

@@ -106,7 +106,8 @@ def test_starts_small_and_without_biases():
 def test_half_precision():
     """Logits are near those of float32; the length of features that a float16 can hardly hold is right."""
     torch.manual_seed(0)
-    head, tokens = PrototypeHead(32, 64), torch.randn(16, 32)
+    head: Any = PrototypeHead(32, 64)
+    tokens = torch.randn(16, 32)
     with torch.autocast("cpu", torch.bfloat16):
         half = head(tokens)
     whole = head(tokens)

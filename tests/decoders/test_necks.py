@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 
@@ -43,7 +45,7 @@ def test_learned_pyramid_has_the_pyramids_exact_sizes(encoder):
 
 def test_learned_pyramid_resamples_by_learned_convolutions():
     def kinds(strides):
-        levels = LearnedPyramid((24,) * 4, strides).levels
+        levels: Any = LearnedPyramid((24,) * 4, strides).levels
         return [[type(m).__name__ for m in level if "Conv" in type(m).__name__][1:] for level in levels]
 
     vit = [["ConvTranspose2d"] * 2, ["ConvTranspose2d"], [], ["Conv2d"]]
