@@ -4,8 +4,9 @@ import json
 import pathlib
 import random
 import shutil
+from collections.abc import Callable
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import cv2
 import numpy as np
@@ -89,7 +90,7 @@ def _mask_mode(mode):
     return lambda root, name: Image.open(mask(root, name)).convert(mode).save(mask(root, name))
 
 
-FAULTS = {
+FAULTS: dict[str, tuple[Callable[[Path], Any], tuple[str, ...]]] = {
     "cut picture": (lambda r: cut(picture(r, "t1")), ("error", "unreadable picture", "t1")),
     "cut JPEG": (
         lambda r: put(picture(r, "x1"), jpeg(read(picture(r, "x1")))[:-300], ".jpg"),

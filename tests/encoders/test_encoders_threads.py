@@ -3,6 +3,7 @@
 import copy
 import pickle
 import weakref
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -11,11 +12,11 @@ import torch
 from conftest import encoder_config, hf_model
 from test_encoders_sources import CONVNEXT, OTHERS, VIT, _model
 
-from e2net.encoders import Adapters, ConvNeXtEncoder, Frozen, Full, LoRA, Partial, ViTEncoder
+from e2net.encoders import Adapters, ConvNeXtEncoder, Encoder, Frozen, Full, LoRA, Partial, Tuning, ViTEncoder
 from e2net.encoders.timm_hub import _interpolate_like_hugging_face
 from e2net.encoders.vit import _KEPT
 
-POLICIES = {
+POLICIES: dict[str, Callable[[], Tuning]] = {
     "frozen": Frozen,
     "adapter": Adapters,
     "lora": LoRA,
@@ -37,7 +38,7 @@ def _vit(make, of):
     return ViTEncoder(make(of))
 
 
-ENCODERS = {
+ENCODERS: dict[str, Callable[[], Encoder]] = {
     **{name: partial(_vit, hf_model, name) for name in ("dinov3", "dinov2", "dinov2_registers")},
     **{name: partial(_vit, _model, OTHERS[name]) for name in sorted(OTHERS)},
     "aimv2": lambda: ViTEncoder(_model({**VIT, "model_type": "aimv2_vision_model"})),

@@ -163,7 +163,7 @@ def test_track_says_what_is_wrong(encoder_folder, film, capsys):
     cv2.imwrite(str(film / "small.png"), np.ones((5, 7), np.uint8))
     (film / "few").mkdir()
     good = film / "truth" / "5.png"
-    cv2.imwrite(str(film / "few" / "5.png"), cv2.imread(str(good), 0))
+    cv2.imwrite(str(film / "few" / "5.png"), np.asarray(cv2.imread(str(good), 0)))
     start = (f"encoder={encoder_folder('dinov3')}", f"input={film / 'frames'}", f"output={film / 'o'}", "size=32")
     for words, message in (
         ([f"mask={film / 'soft.png'}"], "a soft mask?"),

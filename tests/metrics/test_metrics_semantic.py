@@ -95,7 +95,8 @@ def _check(prediction, labels, classes, ignore):
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 30), st.integers(1, 30), st.sampled_from([1, 2, 5, 20]))
 def test_counts_and_scores_equal_loops(seed, h, w, classes):
-    _check(*_pair(seed, h, w, classes), classes=classes, ignore=255)
+    prediction, labels = _pair(seed, h, w, classes)
+    _check(prediction, labels, classes, 255)
 
 
 def test_bands_wider_than_a_pixel_equal_the_published_code():
@@ -261,7 +262,8 @@ def test_bootstrap_equals_a_loop_over_draws():
 
 
 def test_bootstrap_of_equal_images_has_no_width():
-    one = image_counts(*_pair(5, 20, 31, 4), classes=4)
+    prediction, labels = _pair(5, 20, 31, 4)
+    one = image_counts(prediction, labels, 4)
     found = bootstrap_intervals(np.stack([one] * 7), resamples=50)
     for name, value in scores_from(one).items():
         assert found.scores[name] == (value, value)
