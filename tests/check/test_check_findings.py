@@ -90,7 +90,7 @@ def _mask_mode(mode):
     return lambda root, name: Image.open(mask(root, name)).convert(mode).save(mask(root, name))
 
 
-FAULTS: dict[str, tuple[Callable[[Path], Any], tuple[str, ...]]] = {
+FAULTS: dict[str, tuple[Callable[[pathlib.Path], Any], tuple[str, ...]]] = {
     "cut picture": (lambda r: cut(picture(r, "t1")), ("error", "unreadable picture", "t1")),
     "cut JPEG": (
         lambda r: put(picture(r, "x1"), jpeg(read(picture(r, "x1")))[:-300], ".jpg"),
