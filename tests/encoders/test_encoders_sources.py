@@ -45,7 +45,7 @@ def _hidden_states(model, pixels, patch):
             for y in range(height)
             for x in range(width)
         ]
-        inputs = {
+        inputs: dict[str, Any] = {
             "pixel_values": torch.stack(rows, 1),
             "pixel_attention_mask": torch.ones(len(pixels), height * width, dtype=torch.long),
             "spatial_shapes": torch.tensor([[height, width]] * len(pixels)),

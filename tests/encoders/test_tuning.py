@@ -344,6 +344,6 @@ def test_impossible_values(make, words):
 
 def test_adapter_needs_a_width():
     encoder = Encoder(nn.Sequential(nn.Linear(4, 4)), (0,) * 3, (1,) * 3, 1, True)
-    encoder.layers = lambda: list(encoder.backbone)
+    encoder.layers = lambda: list(encoder.backbone.children())
     with pytest.raises(ValueError, match="Linear has no norm layer to read the width from"):
         Adapters().apply(encoder)

@@ -1,5 +1,6 @@
 import weakref
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ class _Encoder:
     size_multiple = 8
 
 
-class _Model(nn.Module):
+class _Pixels(nn.Module):
     """Logits that depend on each pixel alone, or also on the mean of all that the model sees."""
 
     encoder = _Encoder()
@@ -35,6 +36,9 @@ class _Model(nn.Module):
         grey = image.mean(1, keepdim=True)
         position = torch.linspace(-1, 1, image.shape[-1])  # not symmetric: a mirror image gives other logits
         return Output(4 * grey + position + self.context * grey.mean((-2, -1), keepdim=True))
+
+
+_Model: Any = _Pixels  # in place of a DenseModel
 
 
 def _image(height=64, width=96, batch=2):
@@ -259,8 +263,8 @@ def _by_whole_images(model, image, flip, scales, window, overlap):
         size = scaled_size(image.shape[-2:], scale, 8)
         passes = []
         for mirror in (False, True)[: 1 + flip]:
-            scaled = np.stack([Resize(size).image(one.permute(1, 2, 0).numpy()) for one in image])
-            scaled = torch.from_numpy(scaled).permute(0, 3, 1, 2) / 255
+            resized = np.stack([Resize(size).image(one.permute(1, 2, 0).numpy()) for one in image])
+            scaled = torch.from_numpy(resized).permute(0, 3, 1, 2) / 255
             scaled = scaled.flip(-1) if mirror else scaled
             h, w = min(size[0], window[0]), min(size[1], window[1])
             bumps = [torch.sin(torch.pi * (torch.arange(n) + 0.5) / n) ** 2 for n in (h, w)]
@@ -271,7 +275,7 @@ def _by_whole_images(model, image, flip, scales, window, overlap):
                     place = (..., slice(y, y + h), slice(x, x + w))
                     total[place] += weight * model(scaled[place]).prediction.sigmoid()
                     weights[place] += weight
-            prob = total / weights
+            prob: Any = total / weights
             passes.append(prob.flip(-1) if mirror else prob)
         prob = sum(passes) / len(passes)
         found.append(prob if size == tuple(image.shape[-2:]) else resize(prob, image.shape[-2:]))

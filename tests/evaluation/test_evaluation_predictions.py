@@ -471,7 +471,8 @@ def test_further_scores_of_a_checkpoint_and_its_maps_agree(run, tmp_path):
     again = MapScores(scores=ALL_SCORES)
     for i in range(5):
         image, mask = pairs.read(i)
-        written = cv2.imread(str(tmp_path / "a" / "maps" / "procedural" / f"{pairs.name(i)}.png"), cv2.IMREAD_GRAYSCALE)
+        file = tmp_path / "a" / "maps" / "procedural" / f"{pairs.name(i)}.png"
+        written = np.asarray(cv2.imread(str(file), cv2.IMREAD_GRAYSCALE))
         again.update(written, mask, i, image=image)
     assert scores == {k: float(v) for k, v in again.compute().items()}
 

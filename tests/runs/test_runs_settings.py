@@ -253,7 +253,7 @@ class Buggy(LinearDecoder):
         if kind == "type":
             len(5)  # type: ignore[arg-type]  # fails, as is meant
         elif kind == "attribute":
-            self.no_such_thing()
+            self.no_such_thing()  # type: ignore[operator]  # fails, as is meant
         elif kind == "key":
             dict[str, int]()["x"]
         elif kind == "memory":

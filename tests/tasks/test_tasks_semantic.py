@@ -4,6 +4,7 @@ import csv
 import json
 import struct
 import zlib
+from typing import Any, cast
 
 import cv2
 import lightning as L
@@ -153,7 +154,7 @@ class Stop(L.Callback):
 
 def test_resumed_run_equals_one_that_was_not_interrupted(run, tmp_path):
     same = ("task.class_weights=auto", "loss.smoothing=0.1")
-    job = prepare_training(tiny_config(tmp_path / "half", "task=semantic", *same))
+    job: Any = prepare_training(tiny_config(tmp_path / "half", "task=semantic", *same))
     job.trainer.callbacks.append(Stop())
     with pytest.raises(KeyboardInterrupt):
         train(job)
@@ -282,7 +283,7 @@ def test_weights_are_those_of_the_training_part(run):
     counts = np.zeros(9, int)
     for target in job.data.train_targets():
         counts += np.bincount(target.ravel(), minlength=9)
-    assert torch.equal(job.module.criterion.class_weights, class_weights(torch.from_numpy(counts)))
+    assert torch.equal(cast(Any, job.module.criterion).class_weights, class_weights(torch.from_numpy(counts)))
 
 
 def _images(count, classes=3):
