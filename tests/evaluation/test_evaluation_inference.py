@@ -210,7 +210,7 @@ def test_training_batches_are_resized():
         RandomScale((-1.0,))
 
 
-class _Positions(nn.Module):
+class _Places(nn.Module):
     """Logits that depend on the place within a window alone, the worst case; alike in no two corners."""
 
     encoder, task = _Encoder(), Camouflage()
@@ -219,6 +219,9 @@ class _Positions(nn.Module):
         height, width = image.shape[-2:]
         y = torch.linspace(-3, 2, height)[:, None]
         return Output((y + torch.linspace(-2, 4, width)).expand(len(image), 1, height, width))
+
+
+_Positions: Any = _Places  # in place of a DenseModel
 
 
 def _steps(prob, starts_of_rows, starts_of_columns, window):
