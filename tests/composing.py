@@ -26,7 +26,7 @@ def install():
     Plugins.instance()  # has found the sources
     for scheme in ("file", "pkg"):
         source = SourcesRegistry.instance().types[scheme]
-        source.load_config = _once(source.load_config)  # type: ignore[method-assign]  # patched on purpose
+        source.load_config = _once(source.load_config)
 
 
 def compose(config_name=None, overrides=(), return_hydra_config=False):
