@@ -306,9 +306,9 @@ def check_batch_size(at: Context) -> str:
     module, plugin = job.module, job.trainer.precision_plugin
     parts = (module.model, module.criterion, module.optim, (at.side, at.side))
     rest = (at.device, plugin, job.trainer.gradient_clip_val)
-    found = choose_batch_size(*parts, 4096, *rest)  # type: ignore[arg-type]
+    found = choose_batch_size(*parts, 4096, *rest)
     free = available_bytes(at.device)
-    expect(Trial(*parts, *rest).fits(found), f"{found} images were chosen, and do not fit")  # type: ignore[arg-type]
+    expect(Trial(*parts, *rest).fits(found), f"{found} images were chosen, and do not fit")
     return f"{found} images of {at.side}x{at.side} in {(free or 0) / 2**30:.1f} GiB"
 
 
@@ -322,7 +322,7 @@ def check_advice(at: Context) -> str:
         limit = (torch.cuda.memory_reserved(at.device) + (256 << 20)) / total
         torch.cuda.set_per_process_memory_fraction(limit, at.device)
     else:
-        job.module.training_step = _out_of_memory  # type: ignore[method-assign]
+        job.module.training_step = _out_of_memory  # type: ignore[assignment]  # raises instead
     try:
         train(job)
     except OutOfMemoryError as error:
@@ -390,7 +390,7 @@ def check_random_state(at: Context) -> str:
     fill_cache(job)
     states = [torch.get_rng_state(), torch.cuda.get_rng_state(at.device) if at.cuda else torch.get_rng_state()]
     module = job.module
-    choose_batch_size(module.model, module.criterion, module.optim, (64, 64), 8, at.device)  # type: ignore[arg-type]
+    choose_batch_size(module.model, module.criterion, module.optim, (64, 64), 8, at.device)
     after = [torch.get_rng_state(), torch.cuda.get_rng_state(at.device) if at.cuda else torch.get_rng_state()]
     expect(all(torch.equal(a, b) for a, b in zip(states, after, strict=True)), "random numbers were drawn")
     return "left alone"

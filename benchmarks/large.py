@@ -92,10 +92,11 @@ def table(rows: list[dict], programs: list[str]) -> str:
     for before, row in zip([None, *rows], rows, strict=False):
         cells = []
         for p in programs:
-            more = None if before is None else row["Mpx"] - before["Mpx"]
-            seconds, mib = row[f"{p} s"], row[f"{p} MiB"]
-            each = "" if more is None else f"{(seconds - before[f'{p} s']) / more:.2f}"
-            held = "" if more is None else f"{(mib - before[f'{p} MiB']) * 2**20 / 1e6 / more:.1f}"
+            seconds, mib, each, held = row[f"{p} s"], row[f"{p} MiB"], "", ""
+            if before is not None:
+                more = row["Mpx"] - before["Mpx"]
+                each = f"{(seconds - before[f'{p} s']) / more:.2f}"
+                held = f"{(mib - before[f'{p} MiB']) * 2**20 / 1e6 / more:.1f}"
             cells += [f"{seconds:.0f}", each, f"{mib:.0f}", held]
         lines.append(f"| {row['side']} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -134,7 +134,7 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     eighth = max(24, arguments.pictures // 8)
     runs = [main(count, arguments.workers) for count in (eighth, arguments.pictures)]
-    print(table(*runs, arguments.pictures - eighth))
+    print(table(runs[0], runs[1], arguments.pictures - eighth))
     if arguments.json:
         arguments.json.write_text(json.dumps(runs, indent=1) + "\n")
     limit = arguments.most * (arguments.pictures - eighth) / 1024

@@ -218,6 +218,10 @@ def in_turns(steps: Sequence[Callable[[], float]], repeats: int) -> list[float]:
     return [statistics.median(times) for times in zip(*rounds[1:], strict=True)]
 
 
+def _epoch(step: Step, count: int) -> float:
+    return sum(step() for _ in range(count))
+
+
 def measure_growth(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Step time and memory against the number of tokens, the batch size and the number of images.
 
@@ -243,7 +247,7 @@ def measure_growth(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
         growth[label] = {"x": x, "seconds": seconds, "peak_gib": [m / GIB for m in memory]}
     step = Step(base)
     counts = (4, 8, 16, 32)
-    epochs = in_turns([lambda count=count: sum(step() for _ in range(count)) for count in counts], options.repeats)
+    epochs = in_turns([partial(_epoch, step, count) for count in counts], options.repeats)
     growth["images (epoch)"] = {"x": list(counts), "seconds": epochs, "peak_gib": []}
     encoders = in_turns([Step(Case(**{**asdict(base), "size": size})).encode for size in sizes], options.repeats)
     tokens = [(size // PATCH) ** 2 for size in sizes]

@@ -17,7 +17,7 @@ from torch import Tensor
 from e2net.formats import read_image
 from e2net.trees import other_kind
 
-Picture = str | os.PathLike[str] | NDArray[np.uint8] | Tensor | Image.Image | bytes | bytearray | memoryview
+Picture = str | os.PathLike[str] | np.ndarray | Tensor | Image.Image | bytes | bytearray | memoryview
 # What a single picture may be at fault for.
 FAULTS = (ValueError, TypeError, OSError, SyntaxError, MemoryError, cv2.error)
 EXPECTED = (

@@ -32,7 +32,7 @@ def start(work):
     errors = tempfile.NamedTemporaryFile("r", encoding="utf-8")  # noqa: SIM115 - it goes with the process
     process = CONTEXT.Process(target=_run, args=(cloudpickle.dumps(work), errors.name))
     process.start()
-    process.errors = errors
+    process.errors = errors  # type: ignore[attr-defined]  # kept with the process
     return process
 
 

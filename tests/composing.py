@@ -22,7 +22,7 @@ _PLACE = re.compile(r"(\+{0,2}[a-z]\w*(?:\.\w+)*)=(/[\w./-]+)")
 
 def install():
     """Before anything takes compose() from Hydra."""
-    hydra.compose = compose
+    hydra.compose = compose  # type: ignore[assignment]  # ours asks for less
     Plugins.instance()  # has found the sources
     for scheme in ("file", "pkg"):
         source = SourcesRegistry.instance().types[scheme]

@@ -14,7 +14,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"  # workers share the cores, and what they start does
 
 # No test takes the power away, and to wait for the disk takes seconds.
-os.fsync = lambda descriptor: None
+os.fsync = lambda fd: None
 
 import composing
 
@@ -57,7 +57,7 @@ def pytest_collection_finish() -> None:
 
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "image_size": 64}
-ARCHITECTURES = {
+ARCHITECTURES: dict[str, dict[str, Any]] = {
     "dinov3": {"model_type": "dinov3_vit", "patch_size": 16, "intermediate_size": 64, "num_register_tokens": 4},
     "dinov2": {"model_type": "dinov2", "patch_size": 14, "mlp_ratio": 2},
     "dinov2_registers": {

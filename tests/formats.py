@@ -7,6 +7,7 @@ the others write holds such an array too. JPEG alone changes values, and is deco
 import io
 import struct
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import cv2
@@ -16,7 +17,7 @@ from PIL import Image
 
 ADAM7 = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
 GREY, RGB, PALETTE, GREY_ALPHA, RGB_ALPHA = 0, 2, 3, 4, 6  # colour types of PNG
-TURNS = {
+TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     1: lambda a: a,
     2: np.fliplr,
     3: lambda a: np.rot90(a, 2),
@@ -175,7 +176,7 @@ def _typed(s, depth):
     return s.astype(np.uint16 if depth == 16 else np.uint8)
 
 
-WRITERS = {
+WRITERS: dict[str, tuple[tuple[int, ...], Callable[..., tuple[str, bytes]]]] = {
     "png grey": ((1, 2, 4, 8, 16), _png_grey),
     "png rgb": ((8, 16), lambda s, d, o, r: (".png", png(np.dstack([s] * 3), d, RGB, _flip(r), o))),
     "png grey alpha": ((8, 16), lambda s, d, o, r: (".png", png(_alpha(s, (1 << d) - 1, 1), d, 4, _flip(r), o))),
@@ -224,7 +225,7 @@ def _jpeg(levels, orientation, rng):
     """A JPEG and its levels, decoded by OpenCV without any turning, and turned here."""
     data = by_pillow(stored(levels, orientation), "JPEG", "RGB" if _flip(rng) else None, orientation, quality=95)
     flags = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION
-    decoded = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    decoded = np.asarray(cv2.imdecode(np.frombuffer(data, np.uint8), flags))
     return File(f"jpeg, turn {orientation}", ".jpg", data), TURNS[orientation](decoded)
 
 

@@ -102,7 +102,7 @@ def test_encoder_chooses_its_default_tuning_and_the_user_overrides_it():
 
 
 def _run(script: str, *overrides: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
-    command = [sys.executable, ROOT / script, *overrides]
+    command = [sys.executable, str(ROOT / script), *overrides]
     return subprocess.run(command, check=False, capture_output=True, text=True, cwd=cwd)
 
 

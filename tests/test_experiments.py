@@ -4,7 +4,7 @@ import math
 
 import pytest
 from conftest import ROOT
-from recipes import RECIPES, recipe_config, small_recipe
+from small_recipes import RECIPES, recipe_config, small_recipe
 
 from e2net.evaluation.data import DataModule
 from e2net.training import prepare_training

@@ -1,6 +1,8 @@
 """The FLOPs of a piece of work are those of its arithmetic, whatever computes it."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,8 +46,12 @@ def _grouped(q, k, v):
 
 
 WAYS = {"fused": F.scaled_dot_product_attention, "products": _products, "einsum": _einsum, "baddbmm": _baddbmm}
-MODES = {"grad": torch.enable_grad, "no_grad": torch.no_grad, "inference": torch.inference_mode}
-MODES["autocast"] = lambda: torch.autocast("cpu", torch.bfloat16)
+MODES: dict[str, Callable[[], Any]] = {
+    "grad": torch.enable_grad,
+    "no_grad": torch.no_grad,
+    "inference": torch.inference_mode,
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+}
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])

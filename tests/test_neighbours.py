@@ -16,7 +16,8 @@ from e2net.neighbours import nearest
 def test_neighbours_are_those_of_a_plain_loop(seed, count):
     rng = np.random.default_rng(seed)
     bank, targets, rows = rng.normal(size=(9, 4)), rng.random((9, 3)), rng.normal(size=(6, 4))
-    found = nearest(*(torch.from_numpy(one).float() for one in (bank, targets)), count)(torch.from_numpy(rows).float())
+    known, labels, asked = (torch.from_numpy(one).float() for one in (bank, targets, rows))
+    found = nearest(known, labels, count)(asked)
     for row, one in zip(rows, found.numpy(), strict=True):
         cosine = [float(row @ b) / math.sqrt(float(row @ row) * float(b @ b)) for b in bank]
         chosen = sorted(range(9), key=lambda i: -cosine[i])[:count]

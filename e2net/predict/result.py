@@ -76,6 +76,10 @@ class Prediction:
         """The picture with the result drawn over it, (h, w, 3) uint8 RGB; ``colour`` is that of objects."""
         return tinted(self.image, self.mask, colour) if self.task.objects else self.task.overlay(self.image, self.map)
 
+    def _repr_png_(self) -> bytes:
+        """The overlay, as which a notebook shows a prediction."""
+        return _encoded(".png", self.overlay()[..., ::-1])
+
     def cutout(self) -> NDArray[np.uint8]:
         """The picture with the map as its alpha, (h, w, 4) uint8 RGBA; black where it is fully transparent.
 
@@ -113,7 +117,11 @@ class Prediction:
             self.task.write(path, self.map)
             return
         picture = self.overlay()[..., ::-1] if kind == "overlay" else cv2.cvtColor(self.cutout(), cv2.COLOR_RGBA2BGRA)
-        done, data = cv2.imencode(path.suffix.lower(), picture)
-        if not done:
-            raise ValueError(f"{path}: OpenCV could not encode a picture of shape {picture.shape} as {path.suffix}")
-        write_atomically(path, data.tobytes())
+        write_atomically(path, _encoded(path.suffix.lower(), picture))
+
+
+def _encoded(suffix: str, picture: np.ndarray) -> bytes:
+    done, data = cv2.imencode(suffix, picture)
+    if not done:
+        raise ValueError(f"OpenCV could not encode a picture of shape {picture.shape} as {suffix}")
+    return data.tobytes()

@@ -16,6 +16,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Union, cast, get_args, get_origin
@@ -124,14 +125,22 @@ _LARGEST = 2**32 - 1
 _MOST_WORKERS = 1024
 
 
-def compose_training(overrides: Sequence[str]) -> dict[str, Any]:
-    """A resolved ``conf/train.yaml``, for other programs than ``train.py``; ``run_dir`` must be among the overrides.
+def compose_training(overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """A resolved ``conf/train.yaml``, for notebooks and for other programs than ``train.py``.
+
+    Args:
+        overrides: in Hydra's syntax; without ``run_dir`` it is ``runs/TIME``, as that of ``train.py``.
 
     Raises:
         ValueError: an override is wrong; the message is one line.
         FileNotFoundError: see :func:`~e2net.installation.conf_folder`.
     """
-    return resolve(_compose("train", overrides))
+    from omegaconf import OmegaConf
+
+    config = _compose("train", overrides)
+    if "${hydra:" in str(cast(dict[str, Any], OmegaConf.to_container(config))["run_dir"]):  # which only train.py knows
+        config.run_dir = f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    return resolve(config)
 
 
 def compose_evaluation(overrides: Sequence[str]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -105,7 +106,8 @@ def test_starts_small_and_without_biases():
 def test_half_precision():
     """Logits are near those of float32; the length of features that a float16 can hardly hold is right."""
     torch.manual_seed(0)
-    head, tokens = PrototypeHead(32, 64), torch.randn(16, 32)
+    head: Any = PrototypeHead(32, 64)
+    tokens = torch.randn(16, 32)
     with torch.autocast("cpu", torch.bfloat16):
         half = head(tokens)
     whole = head(tokens)
@@ -123,5 +125,6 @@ def test_half_precision():
 
 @pytest.mark.parametrize("setting", ["width", "prototypes", "hidden", "bottleneck", "layers"])
 def test_sizes_are_checked(setting):
+    sizes: dict[str, Any] = {"width": 6, "prototypes": 7, setting: 0}
     with pytest.raises(ValueError, match=f"expected {setting} of at least . found 0".replace(". f", ".* f")):
-        PrototypeHead(**{"width": 6, "prototypes": 7, setting: 0})
+        PrototypeHead(**sizes)

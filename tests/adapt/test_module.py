@@ -2,6 +2,7 @@
 
 import copy
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -137,9 +138,9 @@ def test_what_does_not_train_is_there_once(name):
 
 
 def test_the_moving_average_is_its_formula():
-    student = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2)).double()
+    student: Any = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2)).double()
     student[1].requires_grad_(False)
-    teacher = copy_frozen(student)
+    teacher: Any = copy_frozen(student)
     with torch.no_grad():
         student[0].weight.add_(1.0)
     want = 0.9 * teacher[0].weight + 0.1 * student[0].weight
@@ -154,7 +155,7 @@ def test_drop_path_and_rope_are_the_students_in_training_only(name):
     split_original(encoder, TUNINGS[name](), masks=False)
     set_drop_path(encoder, 0.5)
     set_rope_rescale(encoder, 2.0)
-    teacher = copy_frozen(encoder)
+    teacher: Any = copy_frozen(encoder)
     images = torch.rand(4, 3, 32, 32)
     encoder.train()
     one, other = (encoder.tokens(images)[-1].patches for _ in range(2))

@@ -146,7 +146,7 @@ def test_the_folder_and_its_card(tmp_path):
 def test_foreign_files_stay(tmp_path):
     encoder = _encoder(VITS["dinov3"])
     (tmp_path / "config.json").write_text("mine")
-    for write in (check_output, lambda *where: save_encoder(*where, {})):
+    for write in (check_output, lambda one, folder: save_encoder(one, folder, {})):
         with pytest.raises(ValueError, match=r"output=.*: config.json is there and was not written by e2net; move it"):
             write(encoder, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]

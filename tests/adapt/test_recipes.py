@@ -1,5 +1,7 @@
 """Each recipe of ``conf/adapt/``: as its file says it was published, and stepped in small with all of its options."""
 
+from typing import Any
+
 import pytest
 from conftest import ROOT, encoder_config
 from hydra import compose, initialize_config_dir
@@ -10,7 +12,7 @@ from e2net.runs import resolve
 RECIPES = sorted(file.stem for file in (ROOT / "conf" / "adapt").glob("*.yaml"))
 DINOV3 = ["dinov3_pretrain", "dinov3_gram", "dinov3_high_resolution"]
 # From the papers and the reference, each figure that a recipe is known by: (keys, value).
-PUBLISHED = {
+PUBLISHED: dict[str, dict[str, Any]] = {
     "dinov1": {
         "heads.prototypes": 65536, "heads.hidden": 2048, "heads.bottleneck": 256, "heads.weight_norm": True,
         "targets._target_": "e2net.adapt.targets.Centre", "targets.momentum": 0.9, "adapt.ibot": 0.0,

@@ -1,6 +1,7 @@
 import copy
 import io
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -122,9 +123,9 @@ def test_settings_are_checked():
     for settings in ({"prototypes": 1}, {"prototypes": 5, "queue": -1}, {"prototypes": 5, "iterations": 0}):
         with pytest.raises(ValueError, match="Sinkhorn: expected prototypes of at least 2, a queue of at least 0"):
             Sinkhorn(**settings)
-    for settings in ({"prototypes": 1}, {"prototypes": 5, "momentum": 1}, {"prototypes": 5, "momentum": -0.1}):
+    for prototypes, momentum in ((1, 0.9), (5, 1), (5, -0.1)):
         with pytest.raises(ValueError, match="Centre: expected prototypes of at least 2 and a momentum in"):
-            Centre(**settings)
+            Centre(prototypes, momentum)
 
 
 # --- the watch
@@ -233,7 +234,7 @@ STEPS = [(6, 3), (5, 1), (4, 4), (7, 0), (6, 2)]
 
 def _steps(rank):
     """Each process with its part; None for all of it in one."""
-    all_targets = {"sinkhorn": Sinkhorn(5), "queue": Sinkhorn(5, queue=9), "centre": Centre(5)}
+    all_targets: dict[str, Any] = {"sinkhorn": Sinkhorn(5), "queue": Sinkhorn(5, queue=9), "centre": Centre(5)}
     found = []
     for seed, (samples, cut) in enumerate(STEPS):
         logits = _logits(seed, samples) + torch.arange(5)

@@ -4,7 +4,9 @@ import json
 import pathlib
 import random
 import shutil
-from typing import ClassVar
+from collections.abc import Callable
+from functools import partial
+from typing import Any, ClassVar
 
 import cv2
 import numpy as np
@@ -80,11 +82,15 @@ def _mode(mode):
     return change
 
 
+def _in_mode(mode, root):
+    return _mode(mode)(root, "x1")
+
+
 def _mask_mode(mode):
     return lambda root, name: Image.open(mask(root, name)).convert(mode).save(mask(root, name))
 
 
-FAULTS = {
+FAULTS: dict[str, tuple[Callable[[pathlib.Path], Any], tuple[str, ...]]] = {
     "cut picture": (lambda r: cut(picture(r, "t1")), ("error", "unreadable picture", "t1")),
     "cut JPEG": (
         lambda r: put(picture(r, "x1"), jpeg(read(picture(r, "x1")))[:-300], ".jpg"),
@@ -134,7 +140,7 @@ FAULTS = {
     "16 bit": (lambda r: _sixteen(r, "t7"), ("note", "16 bit", "t7")),
     "misnamed": (lambda r: picture(r, "t7").write_bytes(jpeg(read(picture(r, "t7")), 95)), ("note", "misnamed", "t7")),
     **{
-        kind: (lambda r, mode=mode: _mode(mode)(r, "x1"), ("note", kind, "x1"))
+        kind: (partial(_in_mode, mode), ("note", kind, "x1"))
         for mode, kind in {"CMYK": "CMYK", "RGBA": "alpha", "LA": "alpha", "P": "palette", "1": "1 bit"}.items()
     },
     "bytes across": (lambda r: _copy(r, "t1", "x1"), ("error", "same picture across sets", "t1", "x1")),

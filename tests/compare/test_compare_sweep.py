@@ -400,7 +400,7 @@ def test_broken_and_unreadable_checkpoints_lose_nothing(swept, tmp_path, capfd):
         patch.setattr(torch, "load", lambda file, **kw: _fail(file) if Path(file) == unreadable else load(file, **kw))
         run_sweep(plan, tmp_path / "out")
     faults = {job.config["decoder"]["_target_"].rpartition(".")[2]: job for job in plan.jobs if job.variant in (0, 2)}
-    assert "Input/output error" in faults["CAEMDecoder"].fault and faults["CAEMDecoder"].folder == caem
+    assert "Input/output error" in str(faults["CAEMDecoder"].fault) and faults["CAEMDecoder"].folder == caem
     again = faults["LinearDecoder"].folder
     assert again != linear and faults["LinearDecoder"].finished and "starts again in" in capfd.readouterr().out
     after = _snapshot(tmp_path)

@@ -1,5 +1,7 @@
 """Large JPEGs are decoded at a reduced size for training: the same crops and masks, nearly the same pixels."""
 
+import math
+
 import cv2
 import numpy as np
 import pytest
@@ -56,7 +58,7 @@ def test_a_mask_of_another_size_is_still_found(tmp_path):
 @pytest.mark.parametrize("rotate", [0, 15])
 @pytest.mark.parametrize("seed", range(5))
 def test_augmentation_sees_the_same_crop(tmp_path, seed, rotate):
-    pairs = _write(tmp_path, 1201, 1603)
+    pairs: FolderPairs = _write(tmp_path, 1201, 1603)
     augment = Augment(rotate=rotate, colour=0, noise=0)
     small = pairs.read(0, augment.needs(SIZE))
     assert small[0].shape[0] in (301, 601)
@@ -66,10 +68,9 @@ def test_augmentation_sees_the_same_crop(tmp_path, seed, rotate):
     assert np.array_equal(mask, expected_mask)
     # Filtered otherwise, but not displaced: the default noise alone adds as much.
     assert np.abs(image.astype(int) - expected).mean() < 3
-    shift, _ = cv2.phaseCorrelate(
-        *(np.float32(picture.mean(-1)) for picture in (expected, image)), cv2.createHanningWindow(SIZE, cv2.CV_32F)
-    )
-    assert np.hypot(*shift) < 0.2  # pixels
+    before, after = (picture.mean(-1).astype(np.float32) for picture in (expected, image))
+    shift, _ = cv2.phaseCorrelate(before, after, cv2.createHanningWindow(SIZE, cv2.CV_32F))
+    assert math.hypot(*shift) < 0.2  # pixels
 
 
 def test_what_a_crop_needs():

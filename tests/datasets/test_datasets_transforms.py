@@ -1,10 +1,13 @@
+from typing import Any
+
 import cv2
 import numpy as np
 import pytest
 
 from e2net.datasets import Augment, Resize
 
-OFF = {"flip": 0.0, "scale": (1.0, 1.0), "rotate": 0.0, "colour": 0.0, "noise": 0.0}
+Pair = tuple[np.ndarray, np.ndarray]
+OFF: dict[str, Any] = {"flip": 0.0, "scale": (1.0, 1.0), "rotate": 0.0, "colour": 0.0, "noise": 0.0}
 
 
 @pytest.fixture
@@ -47,7 +50,7 @@ def test_resize_does_not_alias():
     assert turned.std() < 16
 
 
-def test_everything_off_is_resize(pair):
+def test_everything_off_is_resize(pair: Pair):
     image, mask = Augment(**OFF)(*pair, (64, 48), rng())
     expected_image, expected_mask = Resize((64, 48))(*pair)
     np.testing.assert_array_equal(image, expected_image)
@@ -55,7 +58,7 @@ def test_everything_off_is_resize(pair):
 
 
 @pytest.mark.parametrize("size", [(64, 48), (33, 20), (180, 200)])
-def test_flip_is_the_mirror_image_of_resize(pair, size):
+def test_flip_is_the_mirror_image_of_resize(pair: Pair, size):
     image, mask = Augment(**{**OFF, "flip": 1.0})(*pair, size, rng())
     expected_image, expected_mask = Resize(size)(*pair)
     assert np.abs(image.astype(int) - expected_image[:, ::-1]).mean() < 1
@@ -72,7 +75,7 @@ def test_flip_is_the_mirror_image_of_resize(pair, size):
         ("noise", 0.1, False),
     ],
 )
-def test_every_knob_changes_something_and_zero_nothing(pair, knob, value, moves):
+def test_every_knob_changes_something_and_zero_nothing(pair: Pair, knob, value, moves):
     base_image, base_mask = Augment(**OFF)(*pair, (64, 64), rng())
     image, mask = Augment(**{**OFF, knob: value})(*pair, (64, 64), rng())
     assert np.abs(image.astype(int) - base_image).mean() > 2
@@ -82,7 +85,7 @@ def test_every_knob_changes_something_and_zero_nothing(pair, knob, value, moves)
 
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("size", [(40, 40), (96, 64), (200, 240)])
-def test_image_and_mask_move_together(pair, seed, size):
+def test_image_and_mask_move_together(pair: Pair, seed, size):
     augment = Augment(flip=0.5, scale=(0.3, 1.0), rotate=40, colour=0, noise=0)
     image, mask = augment(*pair, size, rng(seed))
     assert image.shape == (*size, 3)
@@ -90,7 +93,7 @@ def test_image_and_mask_move_together(pair, seed, size):
     assert ((image[..., 0] > 127) != mask).mean() < 0.004
 
 
-def test_same_generator_same_result(pair):
+def test_same_generator_same_result(pair: Pair):
     augment = Augment(scale=(0.3, 1.0), rotate=40, colour=0.5, noise=0.1)
     first, second, other = (augment(*pair, (50, 60), rng(seed)) for seed in (3, 3, 4))
     np.testing.assert_array_equal(first[0], second[0])
@@ -98,7 +101,7 @@ def test_same_generator_same_result(pair):
     assert (first[0] != other[0]).any()
 
 
-def test_input_is_left_alone(pair):
+def test_input_is_left_alone(pair: Pair):
     image, mask = pair[0].copy(), pair[1].copy()
     Augment()(*pair, (50, 60), rng())
     np.testing.assert_array_equal(pair[0], image)

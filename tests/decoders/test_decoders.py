@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -80,7 +82,7 @@ def test_trains_on_a_single_image(decoder):
 
 def test_linear_is_one_convolution_over_the_concatenation(patch_and_size):
     patch, size = patch_and_size
-    module = LinearDecoder((24,) * 4, (patch,) * 4).eval()
+    module: Any = LinearDecoder((24,) * 4, (patch,) * 4).eval()
     features = _features(patch, size)
     weight = torch.cat([p[1].weight for p in module.probes], dim=1)
     bias = sum(p[1].bias for p in module.probes)
@@ -90,7 +92,7 @@ def test_linear_is_one_convolution_over_the_concatenation(patch_and_size):
 
 
 def test_outputs_are_logits_not_probabilities():
-    module = E2NetDecoder((24,) * 4, (16,) * 4, width=16)
+    module: Any = E2NetDecoder((24,) * 4, (16,) * 4, width=16)
     torch.nn.init.constant_(module.lfsm.head[1].bias, -7.0)
     torch.nn.init.constant_(module.ccm.head[1].bias, -7.0)
     for head in module.cfzm.heads:
@@ -106,7 +108,7 @@ def test_standard_pyramid_strides_at_384():
     simple = Pyramid("simple", (16,) * 4)(features, (384, 384))
     assert all(a is b for a, b in zip(simple, features, strict=True))
     with pytest.raises(ValueError, match="pyramid must be 'standard' or 'simple', found 'fpn'"):
-        Pyramid("fpn", (16,) * 4)
+        Pyramid("fpn", (16,) * 4)  # type: ignore[arg-type]  # what is refused
 
 
 def test_reducing_channels_before_resampling_changes_nothing():
@@ -211,7 +213,7 @@ def test_unified_alignment_differs_in_the_levels_sizes(decoder):
 
 
 def test_unified_caem_is_upsampling_first_then_convolution_over_the_concatenation():
-    caem = CAEM((24,) * 4, (16,) * 4, 16, "standard", align="unified").eval()
+    caem: Any = CAEM((24,) * 4, (16,) * 4, 16, "standard", align="unified").eval()
     size, features = (96, 160), _features(16, (96, 160))
     maps = [resize(f, s) for f, s in zip(features, caem.pyramid.sizes(*size), strict=True)]
     f1, f2, f3, g4 = (resize(conv(m), (24, 40)) for conv, m in zip(caem.lateral, maps, strict=True))
@@ -225,7 +227,7 @@ def test_unified_caem_is_upsampling_first_then_convolution_over_the_concatenatio
 
 def test_dpt_is_its_definition_where_nothing_is_resampled():
     """Ranftl et al. 2021: level through a residual unit, plus what came from below, through another one."""
-    module = DPTDecoder((24,) * 4, (16,) * 4, width=16, pyramid="simple").eval()
+    module: Any = DPTDecoder((24,) * 4, (16,) * 4, width=16, pyramid="simple").eval()
     features = _features(16, (64, 96))
     f1, f2, f3, f4 = (conv(f) for conv, f in zip(module.project, features, strict=True))
     x = module.fuse[3](f4)
@@ -236,7 +238,7 @@ def test_dpt_is_its_definition_where_nothing_is_resampled():
 
 def test_upernet_is_its_definition_where_nothing_is_resampled():
     """Xiao et al. 2018: 3x3 convolutions of the top-down sums, then one over all levels concatenated."""
-    module = UPerNetDecoder((24,) * 4, (16,) * 4, width=16, pyramid="simple").eval()
+    module: Any = UPerNetDecoder((24,) * 4, (16,) * 4, width=16, pyramid="simple").eval()
     features = _features(16, (64, 96))
     l1, l2, l3, l4 = (conv(f) for conv, f in zip(module.lateral, features, strict=True))
     p4 = module.pool(l4)
@@ -248,7 +250,8 @@ def test_upernet_is_its_definition_where_nothing_is_resampled():
 
 
 def test_pyramid_pooling_is_a_convolution_over_the_upsampled_means():
-    pool, x = PyramidPooling(8).eval(), torch.randn(2, 8, 12, 6)
+    pool: Any = PyramidPooling(8).eval()
+    x = torch.randn(2, 8, 12, 6)
     means = [F.adaptive_avg_pool2d(x, bins) for bins in (1, 2, 3, 6)]
     maps = [resize(F.relu(branch[1](m)), (12, 6)) for branch, m in zip(pool.context, means, strict=True)]
     weight = torch.cat([branch[3].weight for branch in pool.context], dim=1)
@@ -267,7 +270,7 @@ def test_attention_equals_the_formula_with_fewer_keys_than_queries():
 
 
 def test_transformer_block_equals_torchs_own():
-    ours = TransformerBlock(16, heads=4)
+    ours: Any = TransformerBlock(16, heads=4)
     theirs = torch.nn.TransformerEncoderLayer(16, 4, 64, 0.0, "gelu", batch_first=True, norm_first=True)
     names = {
         "self_attn.in_proj_weight": ours.qkv.weight, "self_attn.in_proj_bias": ours.qkv.bias,

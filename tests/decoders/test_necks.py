@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 
@@ -43,7 +45,7 @@ def test_learned_pyramid_has_the_pyramids_exact_sizes(encoder):
 
 def test_learned_pyramid_resamples_by_learned_convolutions():
     def kinds(strides):
-        levels = LearnedPyramid((24,) * 4, strides).levels
+        levels: Any = LearnedPyramid((24,) * 4, strides).levels
         return [[type(m).__name__ for m in level if "Conv" in type(m).__name__][1:] for level in levels]
 
     vit = [["ConvTranspose2d"] * 2, ["ConvTranspose2d"], [], ["Conv2d"]]
@@ -53,12 +55,13 @@ def test_learned_pyramid_resamples_by_learned_convolutions():
 
 def test_norms_make_mean_0_and_deviation_1(encoder):
     channels, strides, size, features = encoder
-    for kind, dims in (("layer", (1,)), ("batch", (0, 2, 3))):
-        for m in Norm(channels, strides, kind)(features, size):
+    layer, batch = Norm(channels, strides, "layer"), Norm(channels, strides, "batch")
+    for norm, dims in ((layer, (1,)), (batch, (0, 2, 3))):
+        for m in norm(features, size):
             torch.testing.assert_close(m.mean(dims), torch.zeros_like(m.mean(dims)), rtol=0, atol=1e-4)
             torch.testing.assert_close(m.var(dims, correction=0), torch.ones_like(m.mean(dims)), rtol=0, atol=1e-3)
     with pytest.raises(ValueError, match=r"neck.kind must be 'layer' or 'batch', found 'group'"):
-        Norm(channels, strides, "group")
+        Norm(channels, strides, "group")  # type: ignore[arg-type]  # what is refused
 
 
 def test_learned_pyramid_needs_a_width():

@@ -1,5 +1,7 @@
 """Encoders other than DINO's ViT in Hugging Face, and what the files of an encoder have to agree with."""
 
+from typing import Any
+
 import pytest
 import torch
 import yaml
@@ -43,7 +45,7 @@ def _hidden_states(model, pixels, patch):
             for y in range(height)
             for x in range(width)
         ]
-        inputs = {
+        inputs: dict[str, Any] = {
             "pixel_values": torch.stack(rows, 1),
             "pixel_attention_mask": torch.ones(len(pixels), height * width, dtype=torch.long),
             "spatial_shapes": torch.tensor([[height, width]] * len(pixels)),
@@ -172,8 +174,8 @@ def test_image_half_of_a_model_of_images_and_texts_is_loaded(tmp_path):
 def test_vision_tower_is_taken_out_of_the_files_of_the_whole(tmp_path, name):
     """Written by transformers, as its authors' files are: a tower beside a text model, each with a name in front."""
     tower = "internvl_vision" if name == "internvl" else "clip_vision_model"
-    text = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 4}
-    text |= {"model_type": "qwen2", "intermediate_size": 32, "vocab_size": 16}
+    text: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+    text |= {"num_key_value_heads": 4, "model_type": "qwen2", "intermediate_size": 32, "vocab_size": 16}
     config = AutoConfig.for_model(name, vision_config={**VIT, "model_type": tower}, text_config=text)
     torch.manual_seed(0)
     whole = AutoModelForImageTextToText.from_config(config).half().eval()
@@ -279,7 +281,7 @@ def test_files_of_another_model_are_refused(encoder_folder):
 
 def test_random_weights_need_no_files(tmp_path, encoder_folder):
     config = encoder_config("dinov3")
-    settings = {"weights": "random", "checkpoint_dir": str(tmp_path / "none"), "config": config}
+    settings: dict[str, Any] = {"weights": "random", "checkpoint_dir": str(tmp_path / "none"), "config": config}
     encoder = ViTEncoder.from_pretrained("facebook/dinov3", **settings)
     assert not encoder.pretrained and encoder.channels == (32,) * 4
     # Files that are there decide about mean and standard deviation.

@@ -3,18 +3,20 @@
 import copy
 import pickle
 import weakref
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import torch
 from conftest import encoder_config, hf_model
 from test_encoders_sources import CONVNEXT, OTHERS, VIT, _model
 
-from e2net.encoders import Adapters, ConvNeXtEncoder, Frozen, Full, LoRA, Partial, ViTEncoder
+from e2net.encoders import Adapters, ConvNeXtEncoder, Encoder, Frozen, Full, LoRA, Partial, Tuning, ViTEncoder
 from e2net.encoders.timm_hub import _interpolate_like_hugging_face
 from e2net.encoders.vit import _KEPT
 
-POLICIES = {
+POLICIES: dict[str, Callable[[], Tuning]] = {
     "frozen": Frozen,
     "adapter": Adapters,
     "lora": LoRA,
@@ -32,9 +34,13 @@ def _timm(name):
     return ViTEncoder(model)
 
 
-ENCODERS = {
-    **{name: lambda name=name: ViTEncoder(hf_model(name)) for name in ("dinov3", "dinov2", "dinov2_registers")},
-    **{name: lambda name=name: ViTEncoder(_model(OTHERS[name])) for name in sorted(OTHERS)},
+def _vit(make, of):
+    return ViTEncoder(make(of))
+
+
+ENCODERS: dict[str, Callable[[], Encoder]] = {
+    **{name: partial(_vit, hf_model, name) for name in ("dinov3", "dinov2", "dinov2_registers")},
+    **{name: partial(_vit, _model, OTHERS[name]) for name in sorted(OTHERS)},
     "aimv2": lambda: ViTEncoder(_model({**VIT, "model_type": "aimv2_vision_model"})),
     "convnext": lambda: ConvNeXtEncoder(_model(CONVNEXT)),
     "timm": lambda: _timm("vit_tiny_patch16_224"),

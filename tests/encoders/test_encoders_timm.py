@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -122,7 +123,8 @@ def _folder(tmp_path: Path, name: str, model_args: dict, weights: dict) -> Path:
     """As ``timm.models.save_for_hf`` writes it."""
     folder = tmp_path / name
     folder.mkdir()
-    config = timm.create_model(name, **model_args).pretrained_cfg | {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
+    model: Any = timm.create_model(name, **model_args)
+    config = model.pretrained_cfg | {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
     settings = {"architecture": name, "num_classes": 0, "pretrained_cfg": config, "model_args": model_args}
     (folder / "config.json").write_text(json.dumps(settings))
     save_file(weights, folder / "model.safetensors")
@@ -192,7 +194,7 @@ def test_other_classes_of_timm_keep_their_own_tokens(name, stride, special):
     for parameter in encoder.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     size = timm.get_pretrained_cfg(name).input_size[-1]  # where no position is interpolated
-    reference = timm.create_model(name)
+    reference: Any = timm.create_model(name)
     reference.load_state_dict(encoder.backbone.state_dict(), strict=False)  # all but the classifier
     image = torch.rand(2, 3, size, size)
     with torch.no_grad():
@@ -208,7 +210,7 @@ def test_other_classes_of_timm_keep_their_own_tokens(name, stride, special):
 def test_name_with_a_file_of_weights(tmp_path):
     name = "vit_tiny_patch16_224"
     torch.manual_seed(0)
-    model = timm.create_model(name)
+    model: Any = timm.create_model(name)
     file = tmp_path / "weights.safetensors"
     save_file(model.state_dict(), file)
     encoder = ViTEncoder.from_timm(f"timm/{name}", file=str(file))

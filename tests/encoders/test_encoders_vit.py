@@ -100,7 +100,7 @@ def test_random_weights_keep_the_architecture_only(encoder_folder):
         Frozen().apply(encoder)
     assert loaded.fingerprint() != drawn.fingerprint()
     with pytest.raises(ValueError, match=r"encoder.weights must be 'pretrained' or 'random', found 'none'"):
-        ViTEncoder.from_pretrained(folder, weights="none")
+        ViTEncoder.from_pretrained(folder, weights="none")  # type: ignore[arg-type]  # what is refused
 
 
 def test_missing_folder_and_missing_file(tmp_path, encoder_folder):

@@ -1,6 +1,8 @@
 """What each tuning policy trains, what it leaves as it is, and what it costs."""
 
 import copy
+from functools import partial
+from typing import Any, cast
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from transformers import AutoConfig, AutoModel
 
 from e2net.encoders import Adapters, ConvNeXtEncoder, Encoder, Frozen, Full, LoRA, Partial, ViTEncoder, merge_lora
 
+WRONG: Any = 3
 POLICIES = {"frozen": Frozen, "adapter": Adapters, "lora": LoRA, "partial": Partial, "full": Full}
 TUNED = {name: make for name, make in POLICIES.items() if name != "frozen"}
 
@@ -229,7 +232,7 @@ def test_lora_by_default_takes_query_and_value_under_any_name():
 
     for names, expected in ((("query", "key", "value"), {"query", "value"}), (("qkv",), {"qkv"})):
         encoder = Encoder(nn.Sequential(Block(*names), nn.Linear(8, 8)), (0,) * 3, (1,) * 3, 1, True)
-        encoder.layers = lambda encoder=encoder: [encoder.backbone[0]]
+        encoder.layers = partial(list, [encoder.backbone[0]])
         _apply(LoRA(), encoder)
         assert {n.split(".")[2] for n in _trained(encoder)} == expected
 
@@ -263,7 +266,7 @@ def test_recomputation_gives_the_same_gradients_from_less_memory(any_architectur
     found = {}
     for recompute in (False, True):
         encoder = _encoder(any_architecture)
-        options = {}
+        options: dict[str, Any] = {}
         if mode == "partial":
             options["last"] = 3
         if mode == "lora":  # dropout, too, must be the same the second time
@@ -322,8 +325,8 @@ def test_recomputation_changes_no_feature(mode):
         (lambda: Adapters(scale=0.0), "scale positive, found 4 and 0.0"),
         (lambda: Adapters(blocks=[3, 6]).apply(_encoder("dinov3")), r"indices below 4, .* found \[3, 6\]"),
         (lambda: Adapters(blocks=[1, 1]).apply(_encoder("dinov3")), "must be a list of different"),
-        (lambda: Adapters(blocks=3).apply(_encoder("dinov3")), "must be a list of different .* found 3; null"),
-        (lambda: Adapters(blocks=[1.5]).apply(_encoder("dinov3")), r"found \[1.5\]"),
+        (lambda: Adapters(blocks=WRONG).apply(_encoder("dinov3")), "must be a list of different .* found 3; null"),
+        (lambda: Adapters(blocks=[cast(Any, 1.5)]).apply(_encoder("dinov3")), r"found \[1.5\]"),
         (lambda: Adapters(blocks=[]).apply(_encoder("dinov3")), r"found \[\]; null is all"),
         (lambda: Adapters(blocks=[-1]).apply(_encoder("dinov3")), r"found \[-1\]"),
         (lambda: Adapters(reduction=64).apply(_encoder("dinov3")), "at most the width 32, found 64"),
@@ -341,6 +344,6 @@ def test_impossible_values(make, words):
 
 def test_adapter_needs_a_width():
     encoder = Encoder(nn.Sequential(nn.Linear(4, 4)), (0,) * 3, (1,) * 3, 1, True)
-    encoder.layers = lambda: list(encoder.backbone)
+    encoder.layers = lambda: list(encoder.backbone.children())
     with pytest.raises(ValueError, match="Linear has no norm layer to read the width from"):
         Adapters().apply(encoder)

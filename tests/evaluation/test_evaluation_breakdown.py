@@ -9,6 +9,7 @@ import re
 import shutil
 from collections import Counter
 from html.parser import HTMLParser
+from typing import Any
 
 import cv2
 import numpy as np
@@ -173,7 +174,7 @@ def test_means_and_intervals_are_those_of_scipy(evaluated):
 
 
 def _check_mean(found, values):
-    ends = (None, None)
+    ends: Any = (None, None)
     if len(values) > 1:
         spread = scipy.stats.sem(values)
         ends = scipy.stats.t.interval(0.95, len(values) - 1, values.mean(), spread) if spread else [values[0]] * 2
@@ -203,7 +204,7 @@ def test_kinds_and_measures_are_those_of_the_files(folders, evaluated):
     for label, place in (("A", "A"), ("A (binarised)", "A"), ("B", "B")):
         for image in document["sets"][label]["images"]:
             name = f"{image['name']}.png"
-            mask = cv2.imread(str(folders / "data" / place / "GT" / name), cv2.IMREAD_GRAYSCALE) > 127
+            mask = np.asarray(cv2.imread(str(folders / "data" / place / "GT" / name), cv2.IMREAD_GRAYSCALE)) > 127
             levels = cv2.imread(str(folders / "maps" / place / name), cv2.IMREAD_GRAYSCALE).astype(float)
             low, high = levels.min(), levels.max()
             if label == "A (binarised)":

@@ -1,6 +1,6 @@
 import weakref
 from itertools import pairwise
-from typing import ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ class _Encoder:
     size_multiple = 8
 
 
-class _Model(nn.Module):
+class _Pixels(nn.Module):
     """Logits that depend on each pixel alone, or also on the mean of all that the model sees."""
 
     encoder = _Encoder()
@@ -36,6 +36,9 @@ class _Model(nn.Module):
         grey = image.mean(1, keepdim=True)
         position = torch.linspace(-1, 1, image.shape[-1])  # not symmetric: a mirror image gives other logits
         return Output(4 * grey + position + self.context * grey.mean((-2, -1), keepdim=True))
+
+
+_Model: Any = _Pixels  # in place of a DenseModel
 
 
 def _image(height=64, width=96, batch=2):
@@ -207,7 +210,7 @@ def test_training_batches_are_resized():
         RandomScale((-1.0,))
 
 
-class _Positions(nn.Module):
+class _Places(nn.Module):
     """Logits that depend on the place within a window alone, the worst case; alike in no two corners."""
 
     encoder, task = _Encoder(), Camouflage()
@@ -216,6 +219,9 @@ class _Positions(nn.Module):
         height, width = image.shape[-2:]
         y = torch.linspace(-3, 2, height)[:, None]
         return Output((y + torch.linspace(-2, 4, width)).expand(len(image), 1, height, width))
+
+
+_Positions: Any = _Places  # in place of a DenseModel
 
 
 def _steps(prob, starts_of_rows, starts_of_columns, window):
@@ -234,14 +240,14 @@ def _steps(prob, starts_of_rows, starts_of_columns, window):
 @pytest.mark.parametrize("size", [(200, 264), (128, 400), (96, 96)])
 def test_no_seam_where_windows_begin_and_end(monkeypatch, size, overlap, flip):
     window = (48, 64)
-    begins = [starts(length, side, overlap) for length, side in zip(size, window, strict=True)]
+    rows, columns = (starts(length, side, overlap) for length, side in zip(size, window, strict=True))
     image = torch.zeros(1, 3, *size, dtype=torch.uint8)
     predictor = Predictor(flip=flip, window=window, overlap=overlap)
-    at, elsewhere = _steps(predictor(_Positions(), image)[0, 0], *begins, window)
+    at, elsewhere = _steps(predictor(_Positions(), image)[0, 0], rows, columns, window)
     assert at <= 1.05 * elsewhere < 0.25
     # Without the weights there is one, so that this test would see it.
     monkeypatch.setattr("e2net.evaluation.inference._bump", lambda length, device: torch.ones(length))
-    at, elsewhere = _steps(predictor(_Positions(), image)[0, 0], *begins, window)
+    at, elsewhere = _steps(predictor(_Positions(), image)[0, 0], rows, columns, window)
     assert at > 1.3 * elsewhere
 
 
@@ -260,8 +266,8 @@ def _by_whole_images(model, image, flip, scales, window, overlap):
         size = scaled_size(image.shape[-2:], scale, 8)
         passes = []
         for mirror in (False, True)[: 1 + flip]:
-            scaled = np.stack([Resize(size).image(one.permute(1, 2, 0).numpy()) for one in image])
-            scaled = torch.from_numpy(scaled).permute(0, 3, 1, 2) / 255
+            resized = np.stack([Resize(size).image(one.permute(1, 2, 0).numpy()) for one in image])
+            scaled = torch.from_numpy(resized).permute(0, 3, 1, 2) / 255
             scaled = scaled.flip(-1) if mirror else scaled
             h, w = min(size[0], window[0]), min(size[1], window[1])
             bumps = [torch.sin(torch.pi * (torch.arange(n) + 0.5) / n) ** 2 for n in (h, w)]
@@ -272,7 +278,7 @@ def _by_whole_images(model, image, flip, scales, window, overlap):
                     place = (..., slice(y, y + h), slice(x, x + w))
                     total[place] += weight * model(scaled[place]).prediction.sigmoid()
                     weights[place] += weight
-            prob = total / weights
+            prob: Any = total / weights
             passes.append(prob.flip(-1) if mirror else prob)
         prob = sum(passes) / len(passes)
         found.append(prob if size == tuple(image.shape[-2:]) else resize(prob, image.shape[-2:]))
@@ -301,7 +307,9 @@ def test_memory_of_windows_grows_by_the_result_alone():
         image, most = torch.zeros(1, 3, height, 128, dtype=torch.uint8), 0
 
         class Watch(TorchDispatchMode):
-            alive: ClassVar = {}
+            def __init__(self):
+                super().__init__()
+                self.alive = {}
 
             def __torch_dispatch__(self, function, types, args=(), kwargs=None):
                 nonlocal most

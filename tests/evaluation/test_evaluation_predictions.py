@@ -71,7 +71,7 @@ def _report(root):
 
 
 def _read(root, i, name="CAMO"):
-    mask = cv2.imread(str(root / "data" / name / "GT" / f"m{i}.png"), cv2.IMREAD_GRAYSCALE) > 127
+    mask = np.asarray(cv2.imread(str(root / "data" / name / "GT" / f"m{i}.png"), cv2.IMREAD_GRAYSCALE)) > 127
     return cv2.imread(str(root / "maps" / name / f"m{i}.png"), cv2.IMREAD_GRAYSCALE), mask
 
 
@@ -153,7 +153,7 @@ def test_further_scores_are_in_every_output(folders, capsys):
     shown = capsys.readouterr().out
     expected = MapScores(scores=ALL_SCORES)
     for i in range(COUNT):
-        image = cv2.imread(str(folders / "data" / "CAMO" / "Imgs" / f"m{i}.png"))[..., ::-1]
+        image = np.asarray(cv2.imread(str(folders / "data" / "CAMO" / "Imgs" / f"m{i}.png")))[..., ::-1]
         expected.add(i, score_map(*_read(folders, i), scores=ALL_SCORES, image=image))
     assert scores["CAMO"] == {k: float(v) for k, v in expected.compute().items()}
     assert scores["CAMO"]["wC"] != scores["CAMO"]["C"] and "wC" in scores["CAMO (binarised)"]
@@ -248,7 +248,7 @@ def test_missing_maps_are_allowed_and_counted(folders, capsys):
 
 
 def _mask(root, i):
-    return cv2.imread(str(root / "data" / "CAMO" / "GT" / f"m{i}.png"), cv2.IMREAD_GRAYSCALE) > 127
+    return np.asarray(cv2.imread(str(root / "data" / "CAMO" / "GT" / f"m{i}.png"), cv2.IMREAD_GRAYSCALE)) > 127
 
 
 def test_extra_maps_are_reported_only(folders):
@@ -421,7 +421,9 @@ def test_masks_of_generated_pairs(folders):
     masks = targets_of(ProceduralData(size=32, n_test=3, difficulty=0.2), "procedural")
     pairs = ProceduralPairs(3, 0, 0.2, "test")
     assert [masks.name(i) for i in range(3)] == [pairs.name(i) for i in range(3)]
-    assert np.array_equal(masks.target(1), pairs.read(1)[1]) and np.array_equal(masks.image(1), pairs.read(1)[0])
+    image = masks.image(1)
+    assert image is not None and np.array_equal(image, pairs.read(1)[0])
+    assert np.array_equal(masks.target(1), pairs.read(1)[1])
     with pytest.raises(FileNotFoundError):
         find_maps(folders / "maps", "procedural", masks, Camouflage())
 
@@ -469,7 +471,8 @@ def test_further_scores_of_a_checkpoint_and_its_maps_agree(run, tmp_path):
     again = MapScores(scores=ALL_SCORES)
     for i in range(5):
         image, mask = pairs.read(i)
-        written = cv2.imread(str(tmp_path / "a" / "maps" / "procedural" / f"{pairs.name(i)}.png"), cv2.IMREAD_GRAYSCALE)
+        file = tmp_path / "a" / "maps" / "procedural" / f"{pairs.name(i)}.png"
+        written = np.asarray(cv2.imread(str(file), cv2.IMREAD_GRAYSCALE))
         again.update(written, mask, i, image=image)
     assert scores == {k: float(v) for k, v in again.compute().items()}
 

@@ -6,11 +6,13 @@ python tests/export/networks.py exports all of encoders x decoders; docs/export.
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from e2net.decoders import CAEMDecoder, DPTDecoder, E2NetDecoder, LinearDecoder, UPerNetDecoder
 from e2net.decoders.necks import Identity, LearnedPyramid, Norm
@@ -49,7 +51,7 @@ ENCODERS = {
         create_timm("convnext_tiny", {"dims": [8, 16, 24, 32], "depths": [1] * 4})
     ),
 }
-DECODERS = {
+DECODERS: dict[str, Callable[..., nn.Module]] = {
     "linear": LinearDecoder,
     "e2net": partial(E2NetDecoder, width=16, heads=2),
     "e2net_standard": partial(E2NetDecoder, width=16, heads=2, pyramid="standard"),
@@ -57,7 +59,11 @@ DECODERS = {
     "dpt": partial(DPTDecoder, width=16),
     "upernet": partial(UPerNetDecoder, width=16),
 }
-NECKS = {"none": Identity, "norm": Norm, "vitdet": partial(LearnedPyramid, width=16)}
+NECKS: dict[str, Callable[..., nn.Module]] = {
+    "none": Identity,
+    "norm": Norm,
+    "vitdet": partial(LearnedPyramid, width=16),
+}
 TUNINGS = {"frozen": Frozen, "lora": LoRA, "adapter": Adapters}
 TASKS = {"camouflage": lambda: None, "semantic": lambda: Semantic(classes=5), "depth": lambda: Depth(maximum=10.0)}
 

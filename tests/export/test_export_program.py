@@ -116,7 +116,7 @@ def test_the_example_predicts_as_the_model_does(run, exported, tmp_path):
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "numpy" in imported and imported.isdisjoint({"torch", "transformers", "e2net"})
     expected = load(run, device="cpu", flip=False, zoom=0, scales=[1.0]).predict(rgb).prob
-    found = cv2.imread(str(tmp_path / "m.png"), cv2.IMREAD_UNCHANGED)
+    found = np.asarray(cv2.imread(str(tmp_path / "m.png"), cv2.IMREAD_UNCHANGED))
     assert found.shape == rgb.shape[:2]
     np.testing.assert_allclose(found / 255, expected, atol=0.6 / 255)
 

@@ -15,11 +15,15 @@ def _cosine(a, b):
     return float(a @ b) / math.sqrt(float(a @ a) * float(b @ b))
 
 
+def _nearest(one, places, patches):
+    return max(places, key=lambda place: _cosine(one, patches[place]))
+
+
 def _mutual(first, second):
     ours = [(y, x) for y in range(first.shape[0]) for x in range(first.shape[1])]
     theirs = [(y, x) for y in range(second.shape[0]) for x in range(second.shape[1])]
-    there = {p: max(theirs, key=lambda q, p=p: _cosine(first[p], second[q])) for p in ours}
-    back = {q: max(ours, key=lambda p, q=q: _cosine(first[p], second[q])) for q in theirs}
+    there = {p: _nearest(first[p], theirs, second) for p in ours}
+    back = {q: _nearest(second[q], ours, first) for q in theirs}
     return {(p, there[p]): _cosine(first[p], second[there[p]]) for p in ours if back[there[p]] == p}
 
 

@@ -163,7 +163,7 @@ def test_track_says_what_is_wrong(encoder_folder, film, capsys):
     cv2.imwrite(str(film / "small.png"), np.ones((5, 7), np.uint8))
     (film / "few").mkdir()
     good = film / "truth" / "5.png"
-    cv2.imwrite(str(film / "few" / "5.png"), cv2.imread(str(good), 0))
+    cv2.imwrite(str(film / "few" / "5.png"), np.asarray(cv2.imread(str(good), 0)))
     start = (f"encoder={encoder_folder('dinov3')}", f"input={film / 'frames'}", f"output={film / 'o'}", "size=32")
     for words, message in (
         ([f"mask={film / 'soft.png'}"], "a soft mask?"),
@@ -253,7 +253,7 @@ def sets(tmp_path):
 
 def test_the_suite_runs_what_the_data_allows(encoder_folder, sets, capsys):
     names = [str(encoder_folder("dinov2")), f"{encoder_folder('dinov3')}:random"]
-    words = ("tokens=4", "draws=2", f"labelled={sets / 'films'}", f"films={sets / 'films'}")
+    words = ["tokens=4", "draws=2", f"labelled={sets / 'films'}", f"films={sets / 'films'}"]
     words += (f"examples={sets / 'masks' / 'test'}", f"masks={sets / 'masks'}", f"depth={sets / 'depth'}")
     classes = 1 + int(max(read_labels(p).max() for p in (sets / "semantic").rglob("GT/*.png")))
     words += (f"semantic={sets / 'semantic'}", f"classes={classes}", f"output={sets / 'o'}", "most=3")
@@ -285,6 +285,12 @@ def test_a_patch_that_says_what_it_is_is_probed_without_error(monkeypatch):
 
         def read(self, index, at_least=None):
             return pairs[index]
+
+        def identity(self):
+            return "white"
+
+        def check(self):
+            pass
 
     encoder = ViTEncoder(hf_model("dinov3"))
     monkeypatch.setattr("e2net.features.suite.load_encoder", lambda name: encoder)

@@ -86,7 +86,7 @@ def test_other_verbs_do_not_mingle_results_either(data, tmp_path, capsys):
     output = tmp_path / "out"
     (data / "points.json").write_text('{"first": [[5, 6]], "second": [[7, 8]]}')
     pair = (f"input={data}/few/a/0.png", f"to={data}/few/b/1.png")
-    runs = {
+    runs: dict[str, list[tuple[str, ...]]] = {
         "track": [(f"input={data}/frames_{one}", f"mask={data}/masks_{one}/0.png") for one in ("many", "few")],
         "match": [(*pair, f"points={data}/points.json"), pair],
         "probe": [("tokens=4", "most=2", f"examples={data}/pairs_few", "draws=1")] * 2,
@@ -131,7 +131,8 @@ def test_vectors_are_kept_of_pictures_beside_broken_ones(data, tmp_path, capsys)
 def test_the_lines_of_the_documentation_give_arrays(data):
     """Each as it stands, on one picture, with the shapes that it states."""
     text = (ROOT / "docs" / "features.md").read_text()
-    lines = re.search(r"The third line of every verb;.*?```python\n(.*?)```", text, re.DOTALL)[1].strip().splitlines()
+    found = re.search(r"The third line of every verb;.*?```python\n(.*?)```", text, re.DOTALL)
+    lines = found.group(1).strip().splitlines()
     image, mask = (cv2.resize(one.astype(np.uint8), (160, 96)) for one in ProceduralPairs(1, split="test").read(0))
     names = {name: getattr(features, name) for name in features.__all__}
     names |= {"x": features.Extractor("tiny", size=48, device="cpu"), "picture": image, "example": 255 - image}
@@ -141,9 +142,9 @@ def test_the_lines_of_the_documentation_give_arrays(data):
         code, comment = line.split("  # ")
         exec(code, names)
         seen |= {name for name in features.__all__ if f"{name}(" in code}
-        found = names[re.match(r"\(?(\w+)", code)[1]]
+        found = names[re.match(r"\(?(\w+)", code).group(1)]
         array = getattr(found, "rows", found)
-        shape = re.search(r"\(([^)]*)\)", comment)[1].rstrip(",").split(", ")
+        shape = re.search(r"\(([^)]*)\)", comment).group(1).rstrip(",").split(", ")
         assert isinstance(array, np.ndarray) and array.ndim == len(shape), line
         sides = {"h": 6, "w": 10, "H": 96, "W": 160, "3": 3}  # what the others are is the encoder's
         assert all(sides.get(name, side) == side for name, side in zip(shape, array.shape, strict=True)), line

@@ -13,12 +13,16 @@ import cv2
 import numpy as np
 from PIL import Image
 
-PILLOW_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
-PILLOW_MODES += ("I", "F", "I;16", "I;16B", "I;16L")
+PILLOW_MODES = (
+    *("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"),
+    *("I", "F", "I;16", "I;16B", "I;16L"),
+)
 COMMON = ("1", "L", "L", "LA", "P", "RGB", "RGBA", "I;16")
 USUAL = ("PNG", "PNG", "TIFF", "BMP", "JPEG", "WEBP")
-PILLOW_FORMATS = (*USUAL, *USUAL, *USUAL, "DIB", "GIF", "PPM", "TGA", "PCX", "SGI", "IM", "MPO", "JPEG2000", "ICO")
-PILLOW_FORMATS += ("DDS", "MSP", "XBM", "SPIDER", "AVIF", "QOI", "EPS", "PDF", "BLP", "ICNS")
+PILLOW_FORMATS = (
+    *(*USUAL, *USUAL, *USUAL, "DIB", "GIF", "PPM", "TGA", "PCX", "SGI", "IM", "MPO", "JPEG2000", "ICO"),
+    *("DDS", "MSP", "XBM", "SPIDER", "AVIF", "QOI", "EPS", "PDF", "BLP", "ICNS"),
+)
 FREQUENT = (".png", ".tiff", ".bmp", ".jpg", ".png")
 OPENCV_SUFFIXES = (*FREQUENT, *FREQUENT, ".webp", ".jp2", ".ppm", ".pgm", ".pbm", ".pam", ".sr", ".hdr", ".pfm", ".gif")
 OPENCV_TYPES = ("uint8", "uint16", "int16", "int32", "float32", "float64", "int8")
@@ -176,10 +180,12 @@ def png_is_damaged(data):
             break
     else:
         return "no end"
+    if head is None:
+        return "no size"
+    width, height, depth, colour, *_, interlaced = head
     try:
-        width, height, depth, colour, *_, interlaced = head
         found = len(zlib.decompressobj().decompress(pixels, 1 << 24))
-    except (zlib.error, TypeError) as error:
+    except zlib.error as error:
         return str(error)
     row = (width * depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(colour, 1) + 7) // 8 + 1
     return "too few pixels" if not interlaced and found < row * height else None

@@ -13,6 +13,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import bad_files
 import numpy as np
@@ -38,7 +39,8 @@ SECONDS = 20.0
 counted = collections.Counter()
 seeds = st.integers(0, 2**32 - 1)
 HUGE = (2**31, -(2**63), 10**30, 1e308, float("nan"), float("inf"))
-JUNK = (None, True, False, 0, -1, 3, 1.5, *HUGE, "", "text", "../../etc", "\x1b[31m\n<b>", "${oc.env:HOME}", "\ud800")
+JUNK: tuple[Any, ...] = (None, True, False, 0, -1, 3, 1.5, *HUGE, "", "text", "../../etc", "\x1b[31m\n<b>")
+JUNK += ("${oc.env:HOME}", "\ud800")
 JUNK += ([], {}, [[]], [{}], {"a": {}}, [None], {"_target_": "os.system"}, {"_target_": None}, [1, "a", None])
 JUNK += ({"_target_": "e2net.decoders.LinearDecoder"}, {"": 1}, {"_target_": "e2net.tasks.Camouflage", "x": [1]})
 

@@ -10,6 +10,7 @@ import collections
 import io
 import time
 import warnings
+from typing import Any
 
 import bad_files
 import cv2
@@ -240,7 +241,7 @@ def test_scores(folder, pair, seed, how):
     mask, levels = found
     if mask.shape != levels.shape:
         return
-    scores = Camouflage().set_scores(1 << 20)
+    scores: Any = Camouflage().set_scores(1 << 20)
     scores.update(torch.from_numpy(np.ascontiguousarray(levels)), mask, 0, "a")
     counted["scored"] += 1
     assert_equal(scores.per_image()[0], levels, mask, f"{pair[0][0].what}; {pair[1][0].what}; {how}")

@@ -13,7 +13,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 TOTAL = 80 << 30
-_IS_CUDA = torch.Tensor.is_cuda.__get__
+_IS_CUDA = vars(torch._C.TensorBase)["is_cuda"].__get__
 
 
 def _on_cpu(value: Any) -> Any:

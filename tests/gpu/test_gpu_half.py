@@ -110,6 +110,10 @@ def test_every_neck_in_half_is_nearly_that_in_float32(neck, name):
         torch.testing.assert_close(a.float(), b, rtol=0.05, atol=0.05)
 
 
+def _saying(logits, dtype):
+    return lambda features, size: Output(logits.to(dtype))
+
+
 @pytest.mark.parametrize("far", [60.0, 1e4])
 @pytest.mark.parametrize("name", HALVES)
 def test_scores_of_maps_from_half_logits(name, far):
@@ -120,7 +124,7 @@ def test_scores_of_maps_from_half_logits(name, far):
     image = torch.zeros(2, 3, 32, 48, dtype=torch.uint8)
     found = []
     for dtype in (HALVES[name], torch.float32):
-        model.decode = lambda features, size, d=dtype: Output(logits.to(HALVES[name]).to(d))
+        model.decode = _saying(logits.to(HALVES[name]), dtype)
         with precision_of(name, CPU).forward_context(), torch.no_grad():
             prob = Predictor(flip=True, scales=(1.0, 2.0))(model, image)
         assert prob.dtype == torch.float32 and prob.min() >= 0 and prob.max() <= 1

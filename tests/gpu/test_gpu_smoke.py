@@ -10,7 +10,8 @@ from pretend import install
 
 def _lines(capsys):
     printed = capsys.readouterr().out.splitlines()
-    return printed[0], dict(re.match(r"(pass|FAIL|skip)  (.{18})", line).group(2, 1) for line in printed[1:-1]), printed
+    found = [re.match(r"(pass|FAIL|skip)  (.{18})", line) for line in printed[1:-1]]
+    return printed[0], {one.group(2): one.group(1) for one in found}, printed
 
 
 @pytest.fixture(scope="module")

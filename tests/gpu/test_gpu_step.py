@@ -1,6 +1,7 @@
 """One update in each precision: clipped, scaled, skipped, accumulated; fused or not, in the Trainer or beside it."""
 
 from itertools import pairwise
+from typing import Any
 
 import lightning as L
 import pytest
@@ -73,7 +74,8 @@ def precision_is_scaled(precision):
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("name", PRECISIONS)
 def test_what_is_clipped_is_the_gradient_and_not_its_scaled_copy(name, fused):
-    parameters, precision = _parameters(), precision_of(name, CPU)
+    parameters = _parameters()
+    precision: Any = precision_of(name, CPU)
     optimizer = torch.optim.AdamW(parameters, fused=fused)
     _loss(parameters).backward()
     expected = [p.grad.clone() for p in parameters]
@@ -213,7 +215,7 @@ def test_a_skipped_step_leaves_weights_and_average_finite_and_the_schedule_on_it
     with install(monkeypatch, bf16=False):
         module = _module(_model())
         average, seen = WeightAverage(0.9), []
-        trainer = L.Trainer(
+        trainer: Any = L.Trainer(
             max_epochs=1, precision="16-mixed", gradient_clip_val=1.0, logger=False, devices=1,
             enable_checkpointing=False, enable_progress_bar=False, callbacks=[average, _Watch(seen)],
         )  # fmt: skip
@@ -243,8 +245,8 @@ class _Watch(L.Callback):
 
 
 def test_a_trial_does_not_move_the_scaler_of_the_run():
-    plugin = precision_of("16-mixed", CPU)
-    trial = Trial(_model(), Criterion(LOSS), AdamW(Cosine()), (32, 32), CPU, plugin, clip=1.0)
+    plugin: Any = precision_of("16-mixed", CPU)
+    trial: Any = Trial(_model(), Criterion(LOSS), AdamW(Cosine()), (32, 32), CPU, plugin, clip=1.0)
     before = [p.detach().clone() for p in trial.model.parameters()]
     trial.step(*trial.batch(2))
     assert trial.precision.scaler is not plugin.scaler and plugin.scaler._scale is None

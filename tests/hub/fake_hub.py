@@ -106,10 +106,10 @@ class _Handler(BaseHTTPRequestHandler):
         _, _, _, owner, name, action, *_ = self.path.split("?")[0].split("/")
         name = f"{owner}/{name}"
         if action == "preupload":
-            files = [
+            wanted = [
                 {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in json.loads(body)["files"]
             ]
-            return self._answer(200, {"files": files})
+            return self._answer(200, {"files": wanted})
         lines = [json.loads(line) for line in body.splitlines()]
         assert action == "commit", self.path
         files = {

@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -194,8 +195,8 @@ def _output():
 @pytest.mark.parametrize("term", TERMS)
 def test_every_weight_changes_the_total_by_what_is_logged(part, term):
     output, mask = _output()
-    base = {"final": {"bce": 1.0, "dice": 1.0}, "coarse": {}, "refined": {}}
-    changed = {**base, part: {**base[part], term: base[part].get(term, 0.0) + 0.7}}
+    base: dict[str, Any] = {"final": {"bce": 1.0, "dice": 1.0}, "coarse": {}, "refined": {}}
+    changed: dict[str, Any] = {**base, part: {**base[part], term: base[part].get(term, 0.0) + 0.7}}
     before, after = Criterion(**base)(output, mask), Criterion(**changed)(output, mask)
     assert f"{part}/{term}" in after
     expected = before["loss"] + 0.7 * after[f"{part}/{term}"]
@@ -206,7 +207,7 @@ def test_every_weight_changes_the_total_by_what_is_logged(part, term):
 def test_published_v1_weights():
     output, mask = _output()
     weights = {"final": {"dice": 2.0, "bce": 1.0, "iou": 0.5, "edge": 0.5}, "coarse": {"dice": 0.3, "bce": 0.3}}
-    values = Criterion(**weights)(output, mask)
+    values = Criterion(final=weights["final"], coarse=weights["coarse"])(output, mask)
     coarse = F.interpolate(output.auxiliary["coarse"][0], size=(16, 16), mode="bilinear")
     expected = sum(w * TERMS[t](output.prediction, mask).mean() for t, w in weights["final"].items())
     expected = expected + 0.3 * (TERMS["dice"](coarse, mask) + TERMS["bce"](coarse, mask)).mean()

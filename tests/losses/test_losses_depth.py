@@ -16,7 +16,7 @@ TERMS = {
 SHAPES = [(2, 5, 7), (1, 19, 17), (3, 1, 6), (2, 9, 1), (1, 1, 1)]
 
 
-def _pair(batch, h, w, dtype=torch.float64, seed=0):
+def _pair(batch, h, w, *, dtype=torch.float64, seed=0):
     """Depths of 0.1 to 9.1 m, targets of which a quarter is unknown."""
     generator = torch.Generator().manual_seed(seed)
     depth = 0.1 + 9 * torch.rand(batch, 1, h, w, generator=generator, dtype=dtype)

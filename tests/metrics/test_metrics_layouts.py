@@ -1,6 +1,8 @@
 """Maps, masks and images in whatever memory users have them: scores as of plain arrays, or an error."""
 
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +25,7 @@ from e2net.metrics import (
 )
 from e2net.metrics.geometry import as_mask
 
-ARRANGEMENTS = {
+ARRANGEMENTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "plain": lambda a: a.copy(),
     "by columns": np.asfortranarray,
     "upside down": lambda a: a[::-1].copy()[::-1],
@@ -147,7 +149,7 @@ BAD_MASKS = {
     "sparse": torch.from_numpy(MASK).to_sparse(),
     "float tensor": torch.from_numpy(MASK).float(),
 }
-PUBLIC = {
+PUBLIC: dict[str, Callable[..., Any]] = {
     "s_measure": s_measure,
     "mae": mae,
     "weighted_f_measure": weighted_f_measure,

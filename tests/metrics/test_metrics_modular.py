@@ -1,6 +1,7 @@
 import pickle
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from typing import Any
 
 import numpy as np
 import py_sod_metrics
@@ -158,7 +159,7 @@ class TestMapScores:
             kept.reset()
             kept.update(maps, masks, index=range(5))
         assert kept.per_image() == plain.per_image()
-        assert len(kept._geometries) == 5
+        assert kept._geometries is not None and len(kept._geometries) == 5
 
     def test_reset(self):
         maps, masks = images(2)
@@ -268,13 +269,13 @@ def test_context_measure_is_told_whether_images_come():
 
 def test_reduction_is_checked():
     with pytest.raises(ValueError, match="'max', 'mean' or 'adaptive', got 'best'"):
-        FMeasure("best")
+        FMeasure("best")  # type: ignore[arg-type]  # what is refused
 
 
 def _in_parts(rank):
     """What one of two processes computes of five images."""
     maps, masks = images()
-    out = {}
+    out: dict[str, Any] = {}
     # A distributed sampler pads five images to six: the second process gets image 0 again.
     mine = [0, 2, 4] if rank == 0 else [1, 3, 0]
     metric = MapScores()

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from typing import Any
 
 import cv2
 import numpy as np
@@ -128,7 +129,7 @@ def test_every_kind_of_output(run, model, photos, tmp_path, capsys):
         result = model.predict(photos / picture["file_name"])
         stem = picture["file_name"].removesuffix(".png")
         assert (picture["height"], picture["width"]) == result.prob.shape
-        near = dict(rtol=0, atol=1)  # batches of another size may round differently
+        near: dict[str, Any] = dict(rtol=0, atol=1)  # batches of another size may round differently
         assert np.allclose(_read(out / "maps" / f"{stem}.png").astype(int), result.map, **near)
         cutout = _read(out / "cutouts" / f"{stem}.png")
         assert cutout.shape[2] == 4 and np.allclose(cutout[..., 3].astype(int), result.map, **near)

@@ -214,9 +214,9 @@ def test_names_mean_files_and_nothing_else(run, tmp_path, monkeypatch, place, ca
     monkeypatch.chdir(tmp_path)  # relative paths, where the danger lies
     output = os.fsdecode(place) + "/out"
     assert _predict(run, os.fsdecode(place), output, "rle=true", "cutouts=true", "batch_size=3") == 0
-    for name in map(os.fsdecode, NAMES):
-        assert all((folder / "out" / kind / name).stat().st_size > 100 for kind in ("maps", "overlays")), name
-        assert len(list((folder / "out" / "cutouts" / name).iterdir())) == 3
+    for film in map(os.fsdecode, NAMES):
+        assert all((folder / "out" / kind / film).stat().st_size > 100 for kind in ("maps", "overlays")), film
+        assert len(list((folder / "out" / "cutouts" / film).iterdir())) == 3
     text = (tmp_path / output / "objects.json").read_bytes().decode()  # strict UTF-8
     shown = {i["file_name"] for i in json.loads(text)["images"]}
     assert len(shown) == len(NAMES) and {"caf\\xe9.mp4", "line\\nbreak.mp4", "ünïcödé 雪.mp4"} <= shown

@@ -5,6 +5,7 @@ import io
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import cv2
 import numpy as np
@@ -179,7 +180,7 @@ def test_a_buffer_that_is_used_again_is_no_trap(model):
 
 
 NUMBERS = [float("nan"), float("inf"), -1, 0, True, "1", 10**30, [], [1, 2, 3], {}, b"1", 1j]
-WRONG = {
+WRONG: dict[str, list[Any]] = {
     "flip": ["yes", 1, 0, 0.5, "true", [], np.float32(1)],
     "threshold": [*NUMBERS, None, 1, 0.0, "0.5"],
     "sharpen": [*NUMBERS, 0.0, 101, "2"],
@@ -216,8 +217,11 @@ def test_predict_refuses_what_is_no_value_of_an_option(model, key):
 
 
 def test_numbers_of_numpy_are_numbers(run, model):
-    same = load(run, "cpu", size=np.array([64, 64]).tolist(), threshold=np.float32(0.5), scales=(np.float64(1.0),))
-    again = load(run, "cpu", size=(np.int64(64), 64), threshold=np.float64(0.5), window=np.int32(64))
+    half: Any = np.float32(0.5)  # none of Python's floats, as np.float64 is
+    window: Any = np.int32(64)
+    size: Any = (np.int64(64), 64)
+    same = load(run, "cpu", size=np.array([64, 64]).tolist(), threshold=half, scales=(np.float64(1.0),))
+    again = load(run, "cpu", size=size, threshold=np.float64(0.5), window=window)
     for one in (same, again):
         assert np.array_equal(one.predict(IMAGES[0]).prob, model.predict(IMAGES[0]).prob)
 

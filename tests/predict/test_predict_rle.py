@@ -16,7 +16,7 @@ def _uncompress(text):
         while more:
             bits = ord(text[i]) - 48
             value |= (bits & 31) << shift
-            more = bits & 32
+            more = bool(bits & 32)
             i, shift = i + 1, shift + 5
         if bits & 16:
             value -= 1 << shift

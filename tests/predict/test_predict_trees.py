@@ -195,7 +195,7 @@ def film(tmp_path_factory):
 
 
 def _make(root, files, film):
-    image = cv2.imdecode(np.frombuffer(PICTURE, np.uint8), cv2.IMREAD_COLOR)
+    image = np.asarray(cv2.imdecode(np.frombuffer(PICTURE, np.uint8), cv2.IMREAD_COLOR))
     data = {
         "picture": PICTURE,
         "jpeg": cv2.imencode(".jpg", image)[1].tobytes(),
@@ -330,8 +330,8 @@ def test_every_setting_changes_something(run, photos, tmp_path, monkeypatch, cap
         assert _predict(run, photos, tmp_path / "out", "batch_size=2") == 0 and seen == [2, 1]
     else:
         assert key == "threads"
-        seen, real = [], segmenter.ThreadPoolExecutor
-        monkeypatch.setattr(segmenter, "ThreadPoolExecutor", lambda n, name: seen.append(n) or real(n, name))
+        seen, pool = [], segmenter.ThreadPoolExecutor
+        monkeypatch.setattr(segmenter, "ThreadPoolExecutor", lambda n, name: seen.append(n) or pool(n, name))
         assert _predict(run, photos, tmp_path / "out", "threads=3") == 0 and seen == [3]
 
 
@@ -373,6 +373,7 @@ def test_hostile_values_are_answered_on_one_line(run, photos, tmp_path, monkeypa
         if value in ALLOWED.get(key, ()):
             continue
         given = {"ckpt": run, "input": photos, "output": tmp_path / "out", "device": "cpu"} | {key: value}
+        status: object
         try:
             status = main([f"{k}={v}" for k, v in given.items()])
         except SystemExit as stop:

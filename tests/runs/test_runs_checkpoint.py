@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+from typing import Any
 
 import pytest
 import timm
@@ -146,7 +147,7 @@ def test_moved_encoder_is_given_by_path_and_another_one_is_refused(encoder_folde
     with pytest.raises(FileNotFoundError, match="does not exist"):
         load_model(tmp_path / "run")
     load_model(tmp_path / "run", encoder_path=str(tmp_path / "moved"))
-    other = build_model(_config(_local(tmp_path / "moved", weights="random"))).encoder.backbone
+    other: Any = build_model(_config(_local(tmp_path / "moved", weights="random"))).encoder.backbone
     other.save_pretrained(tmp_path / "moved")
     with pytest.raises(ValueError, match="are not those of this checkpoint"):
         load_model(tmp_path / "run", encoder_path=str(tmp_path / "moved"))
@@ -371,8 +372,8 @@ def test_malformed_entries_are_one_line(encoder_folder, tmp_path):
             _rewrite(tmp_path, lambda old, entry=entry: old.update(entry))
             with pytest.raises(ValueError):
                 load_model(tmp_path)
-    for junk in (3, "text", [], {"library": "timm"}, {"library": "timm", "name": "local-dir:/x"}, {"config": {}}, {}):
-        _rewrite(tmp_path, lambda old, junk=junk: old.update({**good, "backbone": junk}))
+    for other in (3, "text", [], {"library": "timm"}, {"library": "timm", "name": "local-dir:/x"}, {"config": {}}, {}):
+        _rewrite(tmp_path, lambda old, other=other: old.update({**good, "backbone": other}))
         with pytest.raises(ValueError):
             load_model(tmp_path)
 

@@ -186,9 +186,9 @@ def test_every_setting_of_a_resumed_run_is_the_same_or_may_differ():
             needed = ["encoder.path=p"] if chosen["encoder"] in ("local", "timm", "timm_convnext") else []
             options = [f"{name}={option}" for name, option in chosen.items()]
             configs.append(compose("train", ["run_dir=x", "resume=y", *options, *needed]))
-        configs = [resolve(config) for config in configs]
+        resolved = [resolve(config) for config in configs]
     seen = set()
-    for config in configs:
+    for config in resolved:
         check_same_run(config, config)
         for key, value in flatten(config).items():
             if key in seen:

@@ -251,11 +251,11 @@ class Buggy(LinearDecoder):
     ):
         super().__init__(channels, strides, out_channels, last_only, dropout)
         if kind == "type":
-            len(5)
+            len(5)  # type: ignore[arg-type]  # fails, as is meant
         elif kind == "attribute":
-            self.no_such_thing()
+            self.no_such_thing()  # type: ignore[operator]  # fails, as is meant
         elif kind == "key":
-            {}["x"]
+            dict[str, int]()["x"]
         elif kind == "memory":
             raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: not enough memory: you tried ...")
 

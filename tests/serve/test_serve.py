@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import cv2
 import httpx
@@ -149,7 +150,7 @@ class Slow:
 
 
 def test_what_waits_becomes_one_batch_and_more_than_that_is_refused():
-    slow = Slow()
+    slow: Any = Slow()
     batcher = Batcher(slow, batch_size=4, limit=6)
     first = batcher.submit(b"0")
     while batcher.waiting:
@@ -171,7 +172,8 @@ def test_an_error_of_the_model_is_told_and_the_next_batch_goes_on():
                 raise RuntimeError("out of memory")
             return iter(images)
 
-    batcher = Batcher(Failing())
+    failing: Any = Failing()
+    batcher = Batcher(failing)
     with pytest.raises(RuntimeError, match="out of memory"):
         batcher.submit(b"bad").result(10)
     assert batcher.submit(b"good").result(10) == b"good"

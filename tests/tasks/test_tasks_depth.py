@@ -294,11 +294,11 @@ def test_sets_and_files_that_mean_nothing_are_refused_with_names(tmp_path):
     cv2.imwrite(str(files[0]), np.ones((5, 7), np.uint16) * 1000)
     with pytest.raises(ValueError, match=f"1 of 2 pairs cannot be used.*{names[0]}.png: the depth map has 7x5 pixels"):
         FolderPairs(tmp_path, task).check()
-    for values, found in (
+    for picture, found in (
         (np.ones((5, 7), np.uint8), "16 bits, found 8 bits: a picture of depth"),
         (np.ones((5, 7, 3), np.uint16), "found colours"),
     ):
-        cv2.imwrite(str(files[0]), values)
+        cv2.imwrite(str(files[0]), picture)
         with pytest.raises(ValueError, match=f"{names[0]}.*{found}"):
             task.read_target(files[0])
     for values, found in (

@@ -4,6 +4,7 @@ import csv
 import json
 import struct
 import zlib
+from typing import Any, cast
 
 import cv2
 import lightning as L
@@ -153,7 +154,7 @@ class Stop(L.Callback):
 
 def test_resumed_run_equals_one_that_was_not_interrupted(run, tmp_path):
     same = ("task.class_weights=auto", "loss.smoothing=0.1")
-    job = prepare_training(tiny_config(tmp_path / "half", "task=semantic", *same))
+    job: Any = prepare_training(tiny_config(tmp_path / "half", "task=semantic", *same))
     job.trainer.callbacks.append(Stop())
     with pytest.raises(KeyboardInterrupt):
         train(job)
@@ -282,7 +283,7 @@ def test_weights_are_those_of_the_training_part(run):
     counts = np.zeros(9, int)
     for target in job.data.train_targets():
         counts += np.bincount(target.ravel(), minlength=9)
-    assert torch.equal(job.module.criterion.class_weights, class_weights(torch.from_numpy(counts)))
+    assert torch.equal(cast(Any, job.module.criterion).class_weights, class_weights(torch.from_numpy(counts)))
 
 
 def _images(count, classes=3):
@@ -299,7 +300,8 @@ def test_collector_and_table_agree_with_plain_sums():
         collected.update(prediction, target, index, f"im{index}")
         scored.append((index, f"im{index}", score_labels(prediction, target, 3, collected.protocol)))
     table = LabelTable.of(3, reversed(scored))
-    assert collected.table().values() == table.values() == scores_from(sum(one.counts for _, _, one in scored))
+    counts = np.sum([one.counts for _, _, one in scored], axis=0)
+    assert collected.table().values() == table.values() == scores_from(counts)
     assert np.array_equal(collected.table().matrix, table.matrix) and table.matrix.sum() == 5 * (99 - 3)
     assert np.array_equal(table.matrix.diagonal(), table.counts.sum(0)[0])
     assert collected.table().per_image() == table.per_image()

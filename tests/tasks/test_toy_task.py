@@ -42,7 +42,8 @@ def _write_pairs(folder, count, rng):
         slope_y, slope_x = np.gradient(hills)
         normals = np.dstack([-slope_x, -slope_y, np.ones_like(hills)])
         normals = (normals / np.linalg.norm(normals, axis=2, keepdims=True)).astype(np.float32)
-        image = np.clip(255 * np.stack([normals @ np.float32([-0.6, y, 0.5]) for y in (-0.6, 0, 0.6)], axis=2), 0, 255)
+        lights = np.array([[-0.6, y, 0.5] for y in (-0.6, 0, 0.6)], np.float32)
+        image = np.clip(255 * np.stack([normals @ light for light in lights], axis=2), 0, 255)
         cv2.imwrite(str(folder / "Image" / f"{i}.png"), image.astype(np.uint8)[..., ::-1])
         task.write(folder / "Normals" / f"{i}.png", task.to_file(normals))
 
@@ -100,7 +101,7 @@ def test_a_run_has_its_scores_and_pictures(run, other):
 
 def test_a_mirror_image_changes_directions():
     task, rng = Normals(), np.random.default_rng(0)
-    target = np.tile(np.float32([0.6, 0, 0.8]), (32, 32, 1))
+    target = np.tile(np.array([0.6, 0, 0.8], np.float32), (32, 32, 1))
     image = np.zeros((32, 32, 3), np.uint8)
     _, flipped = Augment(1, (1, 1), 0, 0, 0)(image, target, (32, 32), rng, task)
     assert np.allclose(flipped, [-0.6, 0, 0.8], atol=1e-6)
@@ -112,7 +113,7 @@ def test_a_turn_turns_directions():
     """A slope has the normals of its own picture, however the two are turned: brightness falls along the normal."""
     task, rng = Normals(), np.random.default_rng(0)
     ramp = np.repeat(np.linspace(250, 5, 64).astype(np.uint8)[None, :, None], 64, 0).repeat(3, 2)
-    target = np.tile(np.float32([0.6, 0, 0.8]), (64, 64, 1))
+    target = np.tile(np.array([0.6, 0, 0.8], np.float32), (64, 64, 1))
     for _ in range(20):
         image, moved = Augment(0.5, (0.5, 1), 60, 0, 0)(ramp, target, (64, 64), rng, task)
         rows, columns = np.gradient(image[24:40, 24:40, 0].astype(float))

@@ -137,7 +137,7 @@ class Normals(Task):
         return torch.from_numpy(np.ascontiguousarray(target.transpose(2, 0, 1)))
 
     def blank(self, size):
-        return np.tile(np.float32([0, 0, 1]), (*size, 1))
+        return np.tile(np.array([0, 0, 1], np.float32), (*size, 1))
 
     def activate(self, prediction):
         return F.normalize(prediction.float(), dim=1)

@@ -8,6 +8,7 @@ import random
 import shutil
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -101,7 +102,7 @@ def test_records_are_the_features_of_view_and_mirror_image(tmp_path):
     job = _prepare(tmp_path, "data.test={}", views=2)
     train(job)
     store, source = job.data._cache.store, job.data.source("train")
-    views = ViewSet(source, job.data.split()[0], job.data.size, job.data.augment, 2, job.data.seed)
+    views: Any = ViewSet(source, job.data.split()[0], job.data.size, job.data.augment, 2, job.data.seed)
     encoder = job.module.model.encoder
     for entry in (0, 1, 5):
         sample = views[entry]

@@ -1,3 +1,5 @@
+from typing import Any, cast
+
 import lightning as L
 import pytest
 import torch
@@ -216,13 +218,13 @@ def test_plateau_without_validation_says_what_to_do():
         (lambda: Step(at=[0.9, 0.6]), r"ascending fractions .* found \[0.9, 0.6\]"),
         (lambda: Step(at=[]), r"found \[\]"),
         (lambda: Step(at=[30, 60]), r"to below 1, found \[30, 60\]"),
-        (lambda: Step(at=0.5), "must be a list of ascending fractions .* found 0.5"),
+        (lambda: Step(at=cast(Any, 0.5)), "must be a list of ascending fractions .* found 0.5"),
         (lambda: Step(factor=1.0), "factor must be between 0 and 1"),
         (lambda: Plateau(monitor="val/Q").check(True, Camouflage()), "monitor must be one of .*val/S.* found val/Q"),
         (lambda: Plateau(factor=1.0), "factor must be between"),
         (lambda: Plateau(patience=-1), "patience at least 0"),
-        (lambda: AdamW(None, lr=0.0), "lr must be positive"),
-        (lambda: AdamW(None, weight_decay=-1.0), "weight_decay at least 0"),
+        (lambda: AdamW(cast(Any, None), lr=0.0), "lr must be positive"),
+        (lambda: AdamW(cast(Any, None), weight_decay=-1.0), "weight_decay at least 0"),
     ],
 )
 def test_impossible_values(make, words):

@@ -6,12 +6,13 @@ All of them are started once, and again to go on; what they found lies in JSON f
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from apart import start
 from conftest import hf_model
-from recipes import one_of_each
+from small_recipes import one_of_each
 from tiny import tiny_config, tiny_job
 from torch import nn
 from two_processes import all_cases
@@ -205,8 +206,10 @@ def test_what_does_not_fit_is_refused_in_one_line(tmp_path, overrides, said):
 
 def test_scaled_losses_do_not_go_with_a_split_model():
     """On a CPU Lightning has no such precision, so that only a stand-in can have it."""
+    trainer: Any = SimpleNamespace(precision="16-mixed", world_size=2)
+    model: Any = nn.Linear(1, 1)
     with pytest.raises(ValueError, match=r"expected trainer.precision=bf16-mixed or 32-true, found 16-mixed"):
-        FSDP().check(SimpleNamespace(precision="16-mixed", world_size=2), nn.Linear(1, 1), cached=False)
+        FSDP().check(trainer, model, cached=False)
 
 
 @pytest.mark.parametrize(

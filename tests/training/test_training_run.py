@@ -130,7 +130,8 @@ def test_printed_scores_are_those_of_the_written_maps(run, tmp_path):
     again = MapScores()
     for i in range(len(pairs)):
         mask = pairs.read(i)[1]
-        written = cv2.imread(str(tmp_path / "maps" / "procedural" / f"{pairs.name(i)}.png"), cv2.IMREAD_UNCHANGED)
+        file = tmp_path / "maps" / "procedural" / f"{pairs.name(i)}.png"
+        written = np.asarray(cv2.imread(str(file), cv2.IMREAD_UNCHANGED))
         assert written.dtype == np.uint8 and written.shape == mask.shape
         again.add(i, score_map(written, mask, protocol=MaskProtocol()))
     assert {k: float(v) for k, v in again.compute().items()} == scores

@@ -84,7 +84,7 @@ def test_prediction_takes_it(run, tmp_path, capsys):
     result = model.predict(image)
     assert np.array_equal(result.mask, result.prob > threshold)
     with pytest.raises(ValueError, match="threshold=auto: only load"):
-        Segmenter(model.model, 32, "cpu", threshold="auto")
+        Segmenter(model.model, 32, "cpu", threshold="auto")  # type: ignore[arg-type]  # what is refused
     (tmp_path / "photos").mkdir()
     load(folder, device="cpu").predict(image).save(tmp_path / "photos" / "a.png", "overlay")
     arguments = [f"ckpt={folder}", f"input={tmp_path}/photos", f"output={tmp_path}/out", "device=cpu", "rle=true"]

@@ -11,12 +11,13 @@ import os
 import signal
 import socket
 import sys
+from typing import Any
 
 import lightning as L
 import pytest
 import torch
 from conftest import hf_model
-from recipes import one_of_each, small_recipe
+from small_recipes import one_of_each, small_recipe
 from torch import nn
 
 from e2net import processes
@@ -215,7 +216,8 @@ def layers(name, out):
     images = torch.randn(4, 3, 6, 6, dtype=torch.float64) * 3 + 100
     differences = {}
     for _ in range(2):
-        whole_images, own = images.clone().requires_grad_(), images[RANK::2].clone().requires_grad_()
+        whole_images: Any = images.clone().requires_grad_()
+        own: Any = images[RANK::2].clone().requires_grad_()
         torch.manual_seed(1)
         expected = plain(whole_images)
         expected.square().mean().backward()
@@ -225,9 +227,10 @@ def layers(name, out):
         differences["output"] = _difference(found, expected[RANK::2])
         differences["image"] = _difference(own.grad / 2, whole_images.grad[RANK::2])
     for (key, mine), theirs in zip(shared.named_parameters(), plain.parameters(), strict=True):
+        assert mine.grad is not None
         differences[key] = _difference(processes.total(mine.grad) / 2, theirs.grad)
-    for (key, mine), theirs in zip(shared.named_buffers(), plain.buffers(), strict=True):
-        differences[key] = _difference(mine, theirs)
+    for (key, ours), all_of_them in zip(shared.named_buffers(), plain.buffers(), strict=True):
+        differences[key] = _difference(ours, all_of_them)
     plugin.revert(shared.eval())
     differences["eval"] = _difference(shared(images), plain.eval()(images))
     return {"exchanged": exchanged, "back": [type(layer) for layer in shared] == kinds, "differences": differences}
@@ -251,7 +254,8 @@ def losses(name, out):
     }
     differences = {}
     for key, (term, prediction, target) in terms.items():
-        whole_prediction, own = prediction.clone().requires_grad_(), prediction[RANK::2].clone().requires_grad_()
+        whole_prediction: Any = prediction.clone().requires_grad_()
+        own: Any = prediction[RANK::2].clone().requires_grad_()
         expected = term(whole_prediction, target)
         expected.backward()
         with processes.one_batch():
