@@ -262,7 +262,7 @@ class FolderPairs:
         with ThreadPoolExecutor() as pool:
             results = pool.map(partial(_fault, self.task), self._pairs)
             files = 2 * len(self)
-            bar = tqdm(results, total=len(self), desc=f"checking {self.root}", disable=files <= _BAR_FROM)
+            bar = tqdm(results, total=len(self), desc=f"checking {self.root}", disable=files <= _BAR_FROM or None)
             found = list(bar)
         faults = [fault for fault, _, _ in found if fault]
         if faults:
