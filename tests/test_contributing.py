@@ -22,7 +22,7 @@ FILE = re.compile(r"^`([\w./]+)`:\n\n```(\w+)\n(.*?)^```$", re.MULTILINE | re.DO
 # What makes the command's run a matter of a second; the page says none of it.
 SHORT = [
     "size=64", "encoder.width=8", "decoder.width=8", "trainer.max_epochs=1", "trainer.accelerator=cpu",
-    "num_samples=1", "logger=csv", "optim.lr=0.01",
+    "num_samples=1", "logger=csv", "optim.lr=0.01", "trainer.log_every_n_steps=1",
 ]  # fmt: skip
 
 

@@ -219,9 +219,9 @@ def find_format(name: str) -> Format:
         return FORMATS[name]
     if "." not in name:
         raise ValueError(f"format={name}: expected {' or '.join(FORMATS)}, or MODULE.CLASS of one of your own")
-    from e2net.runs.config import find_class
+    from e2net.runs.config import find_target
 
-    found = find_class(name, "format")
+    found = find_target(name, "format")
     if not isinstance(found, type) or not issubclass(found, Format):
         raise ValueError(f"format={name}: expected a subclass of {Format.__module__}.Format, found {found}")
     return found()

@@ -183,7 +183,8 @@ class EpochLines(L.Callback):
 
 
 def _epoch(trainer: L.Trainer) -> str:
-    return f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+    whole = trainer.max_epochs or 0
+    return f"epoch {trainer.current_epoch + 1}" + (f"/{whole}" if whole > 0 else "")
 
 
 class LearningRate(LearningRateMonitor):
