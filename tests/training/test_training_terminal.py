@@ -13,6 +13,7 @@ from e2net.evaluation.callbacks import Bars
 from e2net.runs.console import Console, quieten_lightning
 from e2net.training import prepare_training, train
 from e2net.training.callbacks import EpochLines
+from e2net.training.schedules import TRAIN_LOSS
 from e2net.training.terminal import next_command, opening
 
 
@@ -59,7 +60,7 @@ def test_a_line_an_epoch_has_its_mean_loss_and_its_own_validation(told):
     folder, logged, printed = told
     lines = [line for line in logged if line.startswith("epoch ")]
     assert [line.partition(":")[0] for line in lines] == ["epoch 1/3", "epoch 2/3", "epoch 3/3"]
-    losses = [float(row["train/loss_epoch"]) for row in rows_of(folder) if "train/loss_epoch" in row]
+    losses = [float(row[TRAIN_LOSS]) for row in rows_of(folder) if TRAIN_LOSS in row]
     for line, loss in zip(lines, losses, strict=True):
         assert float(re.search(r"loss ([^,]+),", line)[1]) == pytest.approx(loss, rel=1e-3)
     (scores,) = (row for row in rows_of(folder) if "val/S" in row)
