@@ -160,7 +160,13 @@ class EpochLines(L.Callback):
         self._begun = 0.0
         self._validated = False
 
+    def on_train_start(self, *_: Any) -> None:
+        self._begin()  # the rest of an epoch within which a run goes on is not begun anew
+
     def on_train_epoch_start(self, *_: Any) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
         self._begun, self._validated = time.monotonic(), False
 
     def on_validation_end(self, *_: Any) -> None:
@@ -179,7 +185,9 @@ class EpochLines(L.Callback):
                 words.append("the best so far")
         done, whole = trainer.fit_loop.epoch_loop.batch_progress.current.ready, int(trainer.num_training_batches)
         part = f", {done} of {whole} batches" if done < whole else ""
-        log.info("%s%s: %s, %.3g s", _epoch(trainer), part, ", ".join(words), time.monotonic() - self._begun)
+        seconds = time.monotonic() - self._begun
+        words.append(f"{seconds:.1f} s" if seconds < 60 else f"{seconds / 60:.1f} min")
+        log.info("%s%s: %s", _epoch(trainer), part, ", ".join(words))
 
 
 def _epoch(trainer: L.Trainer) -> str:

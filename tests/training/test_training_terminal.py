@@ -66,6 +66,7 @@ def test_a_line_an_epoch_has_its_mean_loss_and_its_own_validation(told):
     (scores,) = (row for row in rows_of(folder) if "val/S" in row)
     assert f"val/S {float(scores['val/S']):.3f}".replace(" 0.", " .") in lines[1] and "the best so far" in lines[1]
     assert "val/S" not in lines[0] + lines[2]
+    assert all(float(re.search(r", ([\d.]+) s$", line)[1]) < 60 for line in lines)
     assert "\r" not in printed and "\x1b" not in printed
 
 
