@@ -84,8 +84,8 @@ class _Sum(torch.autograd.Function):
         return values
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        gradient = grads[0].clone(memory_format=torch.contiguous_format)
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        gradient = gradients[0].clone(memory_format=torch.contiguous_format)
         dist.all_reduce(gradient)
         return gradient
 
@@ -98,8 +98,8 @@ class _Gather(torch.autograd.Function):
         return gather(values).flatten(0, 1)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        gradient = grads[0].clone(memory_format=torch.contiguous_format)
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        gradient = gradients[0].clone(memory_format=torch.contiguous_format)
         dist.all_reduce(gradient)
         return gradient.chunk(count())[rank()]
 

@@ -73,6 +73,9 @@ def test_a_program_ends_well_in_a_terminal_that_is_not_utf_8(tmp_path, program):
             f"hydra.run.dir={tmp_path}/a run",
         )
         assert (tmp_path / "a run" / "test_scores.json").is_file()
+        said = found.stdout + found.stderr
+        assert b"\r" not in said and b"\x1b" not in said  # neither bars nor colours
+        assert b"GPU available" not in said and b"epoch 1/1: loss " in found.stdout
     elif program == "e2net.check":
         few = ["data.n_train=12", "data.n_test=2", "data.val_fraction=0.3", f"output={tmp_path}/a check"]
         found = _start(tmp_path, "-m", program, "size=64", *few)

@@ -182,7 +182,8 @@ class Pictures:
         files = list(self._pictures())
         with ThreadPoolExecutor() as pool:
             looked = pool.map(_look, [path for path, _ in files])
-            bar = tqdm(looked, total=len(files), desc=f"checking {self._where}", disable=len(files) <= _BAR_FROM)
+            few = len(files) <= _BAR_FROM
+            bar = tqdm(looked, total=len(files), desc=f"checking {self._where}", disable=few or None)
             found = list(bar)
         whole = [
             (path, name, size) for (path, name), size in zip(files, found, strict=True) if not isinstance(size, str)

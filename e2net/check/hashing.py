@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
-Thumb = NDArray[np.uint8]
+Thumbnail = NDArray[np.uint8]
 How = Literal["bytes", "pixels", "similar"]
 
 # Of a thumbnail, pixels; of the frequencies that are hashed, the lowest along either side.
@@ -55,14 +55,14 @@ class Print:
         data: digest of the file, None without one.
         pixels: digest of the decoded picture.
         hash: (63,) float32 of length 1, or 0 where the picture shows too little.
-        thumb: (48, 48) uint8 grey.
+        thumbnail: (48, 48) uint8 grey.
         target: digest of its target, None where that cannot be read.
     """
 
     data: bytes | None
     pixels: bytes
     hash: Floats
-    thumb: Thumb
+    thumbnail: Thumbnail
     target: str | None
 
 
@@ -87,22 +87,22 @@ class Link:
 def fingerprint(image: NDArray[np.uint8], data: bytes | None, target: str | None) -> Print:
     """The print of a picture (h, w, 3) uint8 RGB, of its file's bytes and its target's digest."""
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    thumb = cv2.resize(grey, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA).astype(np.uint8)
+    thumbnail = cv2.resize(grey, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA).astype(np.uint8)
     pixels = hashlib.blake2b(repr(image.shape).encode(), digest_size=16)
     pixels.update(np.ascontiguousarray(image).data)
     known = None if data is None else hashlib.blake2b(data, digest_size=16).digest()
-    return Print(known, pixels.digest(), perceptual_hash(thumb), thumb, target)
+    return Print(known, pixels.digest(), perceptual_hash(thumbnail), thumbnail, target)
 
 
-def perceptual_hash(thumb: Thumb) -> Floats:
+def perceptual_hash(thumbnail: Thumbnail) -> Floats:
     """The low frequencies of a thumbnail (48, 48), weighted to count alike: (63,) float32, see :class:`Print`."""
-    if thumb.std() < _FLAT:
+    if thumbnail.std() < _FLAT:
         return np.zeros(_LOW * _LOW - 1, np.float32)
-    low = cv2.dct(thumb.astype(np.float32))[:_LOW, :_LOW].ravel()[1:] * _WEIGHTS
+    low = cv2.dct(thumbnail.astype(np.float32))[:_LOW, :_LOW].ravel()[1:] * _WEIGHTS
     return (low / max(float(np.linalg.norm(low)), 1e-6)).astype(np.float32)
 
 
-def similarity(first: Thumb, second: Thumb) -> float:
+def similarity(first: Thumbnail, second: Thumbnail) -> float:
     """Correlation of the details of two thumbnails, the second moved onto the first where that is better; -1 to 1."""
     details = _details(first.astype(np.float32))
     as_it_lies = _agreement(details, _details(second.astype(np.float32)), np.ones(first.shape, np.bool_))
@@ -122,22 +122,22 @@ def _agreement(first: Floats, second: Floats, there: NDArray[np.bool_]) -> float
     return min(_correlation(first[where], second[where]) for where in (there, inside))
 
 
-def _details(thumb: Floats) -> Floats:
+def _details(thumbnail: Floats) -> Floats:
     """What a blur takes away, at equal contrast everywhere: else a frame around both pictures would decide."""
-    fine, contrast = _fine(thumb)
+    fine, contrast = _fine(thumbnail)
     return (fine / (contrast + _CONTRAST)).astype(np.float32)
 
 
-def _fine(thumb: Floats) -> tuple[Floats, Floats]:
+def _fine(thumbnail: Floats) -> tuple[Floats, Floats]:
     """What a blur takes away, and how strong it is around each pixel; grey levels."""
-    fine = thumb - cv2.GaussianBlur(thumb, (0, 0), _BLUR, borderType=cv2.BORDER_REFLECT_101)
+    fine = thumbnail - cv2.GaussianBlur(thumbnail, (0, 0), _BLUR, borderType=cv2.BORDER_REFLECT_101)
     power = cv2.GaussianBlur(fine * fine, (0, 0), 2 * _BLUR, borderType=cv2.BORDER_REFLECT_101)
     return fine, np.sqrt(power)
 
 
-def _needed(thumb: Thumb) -> float:
+def _needed(thumbnail: Thumbnail) -> float:
     """The similarity from which on another picture is similar to one."""
-    detailed = float((_fine(thumb.astype(np.float32))[1] > _CONTRAST).mean())
+    detailed = float((_fine(thumbnail.astype(np.float32))[1] > _CONTRAST).mean())
     return _SIMILAR + _PLAIN * max(0.0, 1 - detailed / _DETAILED)
 
 
@@ -146,7 +146,7 @@ def _correlation(first: Floats, second: Floats) -> float:
     return float((first * second).sum() / np.sqrt((first * first).sum() * (second * second).sum() + 1e-6))
 
 
-def _moved(first: Thumb, second: Thumb) -> tuple[Floats, NDArray[np.bool_]] | None:
+def _moved(first: Thumbnail, second: Thumbnail) -> tuple[Floats, NDArray[np.bool_]] | None:
     """The second on the first by the affine map that fits best, and where it is; None if none fits half of it."""
     onto, picture, size = first.astype(np.float32), second.astype(np.float32), (_SIDE, _SIDE)
     stop = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 40, 1e-4)
@@ -196,8 +196,8 @@ def find_repeats(prints: Sequence[Print], roles: Sequence[str], pool: Executor) 
             for a, b, mirrored in pairs
             if prints[a].pixels != prints[b].pixels and (roles[a] != roles[b] or not within.joined(a, b))
         ]
-        thumbs = [(prints[a].thumb, prints[b].thumb, mirrored) for a, b, mirrored in pairs]
-        for (a, b, mirrored), value in zip(pairs, pool.map(_compare, thumbs), strict=True):
+        thumbnails = [(prints[a].thumbnail, prints[b].thumbnail, mirrored) for a, b, mirrored in pairs]
+        for (a, b, mirrored), value in zip(pairs, pool.map(_compare, thumbnails), strict=True):
             if value is not None and (roles[a] != roles[b] or within.join(a, b)):
                 links.append(Link(a, b, "similar", round(min(value, 1.0), 3), mirrored))
     across = [link for link in links if roles[link.first] != roles[link.second]]
@@ -242,7 +242,7 @@ def _grouped(links: Sequence[Link]) -> list[Repeat]:
     return [Repeat(tuple(members[top]), tuple(of[top])) for top in members]
 
 
-def _compare(pair: tuple[Thumb, Thumb, bool]) -> float | None:
+def _compare(pair: tuple[Thumbnail, Thumbnail, bool]) -> float | None:
     """The similarity of a candidate, None where it is none."""
     first, second, mirrored = pair
     value = similarity(first, np.ascontiguousarray(second[:, ::-1]) if mirrored else second)

@@ -16,7 +16,7 @@ from e2net.compare.gallery import choose, draw
 from e2net.compare.markdown import markdown
 from e2net.compare.page import page
 from e2net.compare.result import Comparison
-from e2net.compare.runs import Run, Variant, check_comparable, common_seeds, diff, group, read_run
+from e2net.compare.runs import Run, Variant, check_comparable, common_seeds, differing_keys, group, read_run
 from e2net.compare.settings import CompareSettings
 from e2net.compare.statistics import LEVEL, Difference, mean_and_deviation, paired_bootstrap
 from e2net.evaluation.report import write_atomically
@@ -101,7 +101,7 @@ def compare_variants(
         scores=scores,
         score=score,
         task=first.task,
-        differing=diff([variant.config for variant in variants]),
+        differing=differing_keys([variant.config for variant in variants]),
         differences=_differences(variants, settings.resamples, settings.bootstrap_seed),
         resamples=settings.resamples,
         seed=settings.bootstrap_seed,
@@ -155,7 +155,7 @@ def _unequal(variants: Sequence[Variant]) -> list[str]:
         ("data.batch_size", "images a step"),
         ("data.root", "data folders"),
     ):
-        rows = diff([v.config for v in variants])
+        rows = differing_keys([v.config for v in variants])
         if key in rows:
             values = "; ".join(f"{v.name}: {value}" for v, value in zip(variants, rows[key], strict=True))
             said.append(f"The variants differ in {what} ({values}).")

@@ -1,4 +1,4 @@
-"""Finished runs on disk: read, grouped into variants over seeds, checked for being comparable, and their diff."""
+"""Finished runs on disk: read, grouped into variants over seeds, checked for being comparable, and how they differ."""
 
 import contextlib
 import csv
@@ -200,7 +200,7 @@ def config_key(config: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def diff(configs: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
+def differing_keys(configs: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
     """What differs between configs, seeds and places apart: flattened key to each one's value, or ABSENT."""
     flat = [identity(config) for config in configs]
     keys = list(dict.fromkeys(key for one in flat for key in one))
@@ -274,7 +274,7 @@ def unique(names: Sequence[str]) -> list[str]:
 
 def _names(configs: Sequence[dict[str, Any]]) -> list[str]:
     """A short name for each config, from what differs."""
-    rows = diff(configs)
+    rows = differing_keys(configs)
     order = {word: i for i, word in enumerate(_TELLING)}
     keys = sorted(rows, key=lambda key: (order.get(key.split(".")[0], len(order)), not key.endswith("_target_")))
     used: list[str] = []

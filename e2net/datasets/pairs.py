@@ -247,8 +247,8 @@ class FolderPairs:
 
     def identity(self) -> list[Any]:
         """Name, size and time of change of every file."""
-        stats = [(path, path.stat()) for pair in self._pairs for path in pair]
-        return [[path.name, stat.st_size, stat.st_mtime_ns] for path, stat in stats]
+        files = [(path, path.stat()) for pair in self._pairs for path in pair]
+        return [[path.name, state.st_size, state.st_mtime_ns] for path, state in files]
 
     def check(self) -> None:
         """Decode every file once, in threads, and compare the sizes.
@@ -262,7 +262,7 @@ class FolderPairs:
         with ThreadPoolExecutor() as pool:
             results = pool.map(partial(_fault, self.task), self._pairs)
             files = 2 * len(self)
-            bar = tqdm(results, total=len(self), desc=f"checking {self.root}", disable=files <= _BAR_FROM)
+            bar = tqdm(results, total=len(self), desc=f"checking {self.root}", disable=files <= _BAR_FROM or None)
             found = list(bar)
         faults = [fault for fault, _, _ in found if fault]
         if faults:

@@ -1,4 +1,14 @@
-"""Encoders: an image in, feature maps F1..F4 out, and the policies that say what of them trains."""
+"""Encoders: an image in, feature maps F1..F4 out, and the policies that say what of them trains.
+
+- ``base``: what every encoder has in common
+- ``vit``: vision transformers, of Hugging Face and timm
+- ``convnext``: DINOv3's ConvNeXt, of both
+- ``hub``: Hugging Face backbones, built or loaded
+- ``timm_hub``: timm's backbones, built or loaded
+- ``tuning``: what of an encoder trains
+- ``listing``: the encoders of ``conf/encoder``, and what fits
+- ``options``: of the program that lists them
+"""
 
 import lazy_loader
 

@@ -1,5 +1,6 @@
-"""Lightning callbacks of validation and test: pictures to look at, results as files, digests of targets."""
+"""Lightning callbacks of validation and test: bars, pictures to look at, results as files, digests of targets."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import cv2
 import lightning as L
 import numpy as np
+from lightning.pytorch.callbacks import TQDMProgressBar
 
 from e2net.drawing import contact_sheet
 from e2net.evaluation.report import masks_hash
@@ -14,6 +16,18 @@ from e2net.files import write_atomically
 from e2net.processes import gather_objects
 from e2net.structures import Batch, Encoded
 from e2net.tasks.base import Task
+
+
+class Bars(TQDMProgressBar):
+    """Lightning's bars in a terminal; none in a log, which would keep each of their states."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if not sys.stdout.isatty():
+            self.disable()
 
 
 class SamplePictures(L.Callback):

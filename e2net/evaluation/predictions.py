@@ -342,7 +342,7 @@ def score_maps(
     digests: dict[str, str] = {}
     stems = found.stems
     with _results(_Work(found, tasks, breakdown), workers, start_method) as results:
-        bar = tqdm(results, total=len(stems), desc=found.name, unit=" images", dynamic_ncols=True)
+        bar = tqdm(results, total=len(stems), desc=found.name, unit=" images", dynamic_ncols=True, disable=None)
         for position, (stem, scored) in enumerate(zip(stems, bar, strict=True)):
             if scored.fault is not None:
                 faults.append(scored.fault)

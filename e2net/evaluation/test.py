@@ -9,10 +9,9 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import TQDMProgressBar
 
 from e2net.datasets import DenseData
-from e2net.evaluation.callbacks import MapWriter, SamplePictures, TargetDigests
+from e2net.evaluation.callbacks import Bars, MapWriter, SamplePictures, TargetDigests
 from e2net.evaluation.corruptions import Corrupted, report_corruptions, score_corrupted
 from e2net.evaluation.data import DataModule
 from e2net.evaluation.inference import Predictor
@@ -90,7 +89,7 @@ def prepare_test(config: dict[str, Any], task: Task) -> EvaluationJob:
         callbacks=[
             MapWriter(output / "maps"),
             SamplePictures(output / SAMPLES, config["num_samples"]),
-            TQDMProgressBar(),
+            Bars(),
         ],
         enable_checkpointing=False,
         enable_model_summary=False,
@@ -115,8 +114,8 @@ def test(job: EvaluationJob, name: str = TEST_SCORES) -> Scores:
     Returns:
         {test set: {score: value}}, fractions; also "<test set> (binarised)" where that was asked for.
     """
-    log.info("testing %s", job.checkpoint)
     if job.trainer.is_global_zero:
+        log.info("testing %s", job.checkpoint)
         clear_report(job.output, name, job.module.task.extra_files)
     results = _results(job)
     if not job.trainer.is_global_zero:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from e2net.export.runtimes import Run
+from e2net.export.formats import Run
 
 # Turns of one picture, and of a batch; the first ones are not timed.
 _TURNS, _BATCHES, _BATCH, _WARM = 40, 3, 8, 3
@@ -63,20 +63,23 @@ def _time(run: Run, image: NDArray[np.uint8]) -> float:
     return time.perf_counter() - start
 
 
-def peak_memory(file: Path, size: tuple[int, int], threads: int, encoder_path: str | None = None) -> int | None:
+def peak_memory(
+    file: Path, size: tuple[int, int], threads: int, kind: str = "-", encoder_path: str | None = None
+) -> int | None:
     """The most bytes of a process that loads a file or a checkpoint and predicts one picture; None on Windows.
 
     Args:
         file: of a format, or a checkpoint.
         size: (H, W) of the picture.
         threads: to compute with.
+        kind: the file's format; ``-``: it is a checkpoint.
         encoder_path: where a checkpoint's encoder lies now.
     """
     if sys.platform == "win32":
         return None
     numbers = [str(value) for value in (*size, threads)]
     moved = [] if encoder_path is None else [encoder_path]
-    command = [sys.executable, "-m", "e2net.export.alone", str(file), *numbers, *moved]
+    command = [sys.executable, "-m", "e2net.export.alone", kind, str(file), *numbers, *moved]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return int(done.stdout.split()[-1])
 

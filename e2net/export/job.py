@@ -15,24 +15,18 @@ from e2net.arguments import output_folder
 from e2net.datasets import DenseData
 from e2net.export.calibration import find_pictures, read_pictures, training_pictures
 from e2net.export.cost import Cost, peak_memory, processor_instructions, time_in_turns
+from e2net.export.formats import Asked, Run, run_of
 from e2net.export.metadata import metadata_of
-from e2net.export.network import OnePass, trace
-from e2net.export.onnx_file import quantise, write_onnx
+from e2net.export.network import OnePass
 from e2net.export.parity import Parity, compare_runs
-from e2net.export.runtimes import SUFFIXES, Run, open_file
 from e2net.export.settings import ExportSettings
 from e2net.export.table import document, markdown
 from e2net.files import part_of, write_atomically
-from e2net.hub import save_pretrained
 from e2net.runs import build_data, compose_evaluation, load_model
 from e2net.runs.checkpoint import find_checkpoint, trained_with
 from e2net.runs.outputs import check_free, claim
-from e2net.runs.pretrained import FILES
 from e2net.runs.provenance import file_hash
 from e2net.structures import NotFiniteError
-
-# Of the format's own files, those that lie beside it: the weights.
-_BESIDE = {".onnx": ".onnx.data", ".xml": ".bin"}
 
 
 class DifferentError(Exception):
@@ -62,10 +56,7 @@ class ExportJob:
     def patterns(self) -> list[str]:
         """Names of what is written."""
         file = Path(self.settings.file_name())
-        if self.settings.format == "safetensors":
-            return [*FILES, f"{file.name}.json"]
-        beside = [file.stem + _BESIDE[file.suffix]] if file.suffix in _BESIDE else []
-        return [file.name, *beside, f"{file.name}.json"]
+        return [*self.settings.kind().files(file.stem), f"{file.name}.json"]
 
 
 def prepare_export(settings: ExportSettings) -> ExportJob:
@@ -127,69 +118,35 @@ def export(job: ExportJob) -> Path:
 
 def _compared(job: ExportJob, run: Run) -> list[Parity]:
     try:
-        return compare_runs(_eager(job.network), run, job.data, job.network.model.task, job.settings.pictures)
+        return compare_runs(run_of(job.network), run, job.data, job.network.model.task, job.settings.pictures)
     except NotFiniteError as error:
         raise DifferentError(f"{error}. Nothing was kept") from error
 
 
 def _open(job: ExportJob, file: Path, threads: int) -> Run:
-    if file.suffix in SUFFIXES:
-        return open_file(file, threads)
-    return _eager(OnePass(load_model(file)[0], job.network.sharpen).eval())
-
-
-def _eager(network: OnePass) -> Run:
-    def run(image: NDArray[np.uint8]) -> NDArray[np.float32]:
-        with torch.inference_mode():
-            return network(torch.from_numpy(image)).numpy()
-
-    return run
+    return job.settings.kind().open(file, threads)
 
 
 def _write(job: ExportJob, folder: Path) -> Path:
     """The file of the format asked for, in a folder."""
-    settings, network = job.settings, job.network
-    if settings.format == "safetensors":
-        saved = folder / job.output.resolve().name  # the card has the folder's name
-        save_pretrained(job.checkpoint, saved, encoder_path=settings.encoder_path)
-        for name in FILES:
-            (saved / name).replace(folder / name)
-        shutil.rmtree(saved)
-        return folder / settings.file_name()
-    if settings.precision == "fp16":
-        network = OnePass(network.model, network.sharpen, torch.float16).eval()
-    sides = settings.sides()
-    program = trace(network, job.data.size, sides)
+    settings, network, sides = job.settings, job.network, job.settings.sides()
     about = metadata_of(network, job.config, file_hash(job.checkpoint), sides)
     about["precision"] = settings.precision
+    if settings.precision == "fp16":
+        network = OnePass(network.model, network.sharpen, torch.float16).eval()
+    asked = Asked(
+        network,
+        sides,
+        job.data.size,
+        settings.precision,
+        lambda: _calibration(job),
+        job.checkpoint,
+        settings.encoder_path,
+        job.output.resolve().name,
+    )
     file = folder / settings.file_name()
-    if settings.format == "torch":
-        torch.export.save(program, file, extra_files={"metadata.json": json.dumps(about)})
-        return file
-    target = file.with_suffix(".onnx")
-    if settings.precision == "int8":
-        plain = folder / "plain.onnx"
-        write_onnx(program, plain, about)
-        quantise(plain, target, _calibration(job), folder)
-        for one in folder.glob("plain.onnx*"):
-            one.unlink()
-    else:
-        write_onnx(program, target, about)
-    if settings.format == "openvino":
-        _to_openvino(target, file, about, settings.precision)
+    settings.kind().write(asked, file, about)
     return file
-
-
-def _to_openvino(source: Path, target: Path, about: dict[str, str], precision: str) -> None:
-    """An ONNX file as OpenVINO's own, in the place of the first."""
-    import openvino  # noqa: PLC0415 - an extra
-
-    model = openvino.convert_model(source)
-    for key, value in about.items():
-        model.set_rt_info(value, ["e2net", key])
-    openvino.save_model(model, target, compress_to_fp16=precision == "fp16")
-    for one in source.parent.glob(f"{source.name}*"):
-        one.unlink()
 
 
 def _calibration(job: ExportJob) -> Iterator[NDArray[np.uint8]]:
@@ -205,9 +162,12 @@ def _costs(job: ExportJob, file: Path, run: Run, threads: int) -> list[Cost]:
         return []
     samples: Any = job.data.test_dataloader()[0].dataset
     images = [np.ascontiguousarray(samples[i].image[None].numpy()) for i in range(min(4, len(samples)))]
-    times = time_in_turns([_eager(job.network), run], images)
+    times = time_in_turns([run_of(job.network), run], images)
     size, moved = job.data.size, job.settings.encoder_path
-    memory = (peak_memory(job.checkpoint, size, threads, moved), peak_memory(file, size, threads))
+    memory = (
+        peak_memory(job.checkpoint, size, threads, encoder_path=moved),
+        peak_memory(file, size, threads, job.settings.format),
+    )
     return [Cost(*time, one) for time, one in zip(times, memory, strict=True)]
 
 
@@ -219,7 +179,8 @@ def _report(job: ExportJob, file: Path, results: Sequence[Parity], costs: Sequen
     """
     task, settings = job.network.model.task, job.settings
     weights = sum(t.nbytes for t in (*job.network.parameters(), *job.network.buffers()))
-    beside = [file.with_name(file.stem + _BESIDE[file.suffix])] if file.suffix in _BESIDE else []
+    ending = settings.kind().beside
+    beside = [] if ending is None else [file.with_name(file.stem + ending)]
     sizes = [weights, sum(one.stat().st_size for one in (file, *beside) if one.is_file())]
     print(markdown(file.name, results, sizes, costs, task))
     if costs:

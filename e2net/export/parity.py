@@ -9,7 +9,7 @@ import torch
 
 from e2net.datasets import DenseData
 from e2net.evaluation.inference import check_finite
-from e2net.export.runtimes import Run
+from e2net.export.formats import Run
 from e2net.tasks.base import Task
 
 

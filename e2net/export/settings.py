@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from e2net.arguments import is_a, nearest_key
+from e2net.export.formats import FORMATS, Format, find_format
 
 USAGE = """\
 Writes a trained model as a file that runs without e2net, and shows on the test pictures that it scores the same.
@@ -31,13 +32,6 @@ Exit status: 0 written, 1 the file differed and was not kept, 2 a setting, a fil
 
 # With 2.6 ONNX of a size left open fails, and torch.export fixes the number of pictures.
 OLDEST_TORCH = (2, 14)
-# What each needs beside e2net's own packages.
-_NEEDS = {
-    "onnx": ("onnx", "onnxscript", "onnxruntime"),
-    "torch": (),
-    "openvino": ("onnx", "onnxscript", "openvino"),
-    "safetensors": (),
-}
 # By precision: the largest difference of a map, of the map's range or of 1, and the largest loss of the task's score.
 TOLERANCES: dict[str, tuple[float | None, float]] = {"fp32": (1e-3, 1e-3), "fp16": (0.05, 2e-3), "int8": (None, 5e-3)}
 
@@ -54,9 +48,7 @@ class ExportSettings:
     """
 
     ckpt: Annotated[str, "a run folder (its best checkpoint) or a checkpoint file"]
-    format: Annotated[Literal["onnx", "torch", "openvino", "safetensors"], "onnx, torch, openvino or safetensors"] = (
-        "onnx"
-    )
+    format: Annotated[str, f"{', '.join(FORMATS)}, or MODULE.CLASS of your own (E2NET_TRUST=MODULE)"] = "onnx"
     precision: Annotated[Literal["fp32", "fp16", "int8"], "fp32, fp16, or int8 by static quantisation"] = "fp32"
     output: Annotated[str | None, "folder for the file; null: runs/export_<time>"] = None
     size: Annotated[
@@ -84,13 +76,17 @@ class ExportSettings:
             if key != "data" and not key.startswith(("data.", "hydra.searchpath")):
                 near = nearest_key(type(self), key)
                 raise ValueError(f"unknown setting {key!r}; " + (f"did you mean {near}?" if near else "see --help"))
-        if self.format == "torch" and self.precision == "int8":
-            raise ValueError("format=torch has no precision=int8; expected fp32 or fp16, or another format")
+        kind = self.kind()
         fixed = self.precision != "fp32" or self.size is not None or self.sharpen is not None
-        if self.format == "safetensors" and fixed:
+        if kind.whole and fixed:
             raise ValueError(
-                "format=safetensors is the trained model itself, in fp32, at any size, with its run's sharpen; leave "
-                "precision, size and sharpen out"
+                f"format={self.format} is the trained model itself, in fp32, at any size, with its run's sharpen; "
+                "leave precision, size and sharpen out"
+            )
+        if self.precision not in kind.precisions:
+            raise ValueError(
+                f"format={self.format} has no precision={self.precision}; expected {' or '.join(kind.precisions)}, or "
+                "another format"
             )
         for key, low, high in (
             ("calibration_pictures", 1, 65536),
@@ -107,6 +103,10 @@ class ExportSettings:
         if self.calibration is not None and self.precision != "int8":
             raise ValueError("calibration=... is for precision=int8; leave it out")
         _check_size(self.size)
+
+    def kind(self) -> Format:
+        """What is written."""
+        return find_format(self.format)
 
     def sides(self) -> tuple[int, int] | None:
         """Height and width of the one size, pixels; None: any."""
@@ -126,11 +126,12 @@ class ExportSettings:
     def file_name(self) -> str:
         """Of what is written, with its ending."""
         stem = "model" if self.precision == "fp32" else f"model_{self.precision}"
-        return stem + {"onnx": ".onnx", "torch": ".pt2", "openvino": ".xml", "safetensors": ".safetensors"}[self.format]
+        return stem + self.kind().suffix
 
     def check_packages(self) -> None:
         """Raises ValueError, with what to do, where a package is missing or torch is too old."""
-        needed = (*_NEEDS[self.format], *(["onnxruntime"] if self.precision == "int8" else []))
+        kind = self.kind()
+        needed = (*kind.needs, *(["onnxruntime"] if self.precision == "int8" else []))
         missing = [name for name in needed if importlib.util.find_spec(name) is None]
         if missing:
             raise ValueError(
@@ -138,7 +139,7 @@ class ExportSettings:
                 "install them by: pip install 'e2net[export]'"
             )
         found = importlib.metadata.version("torch")
-        if self.format != "safetensors" and not torch_suffices(found):
+        if kind.traced and not torch_suffices(found):
             oldest = ".".join(map(str, OLDEST_TORCH))
             raise ValueError(
                 f"format={self.format}: expected torch {oldest} or newer, as older ones do not follow models of any "

@@ -1,4 +1,8 @@
-"""Trained models for others: as a folder of three files, and on the Hugging Face Hub."""
+"""Trained models for others: as a folder of three files, and on the Hugging Face Hub.
+
+- ``save``: writes the folder, or pushes it
+- ``card``: the model card
+"""
 
 import lazy_loader
 

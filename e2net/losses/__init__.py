@@ -1,4 +1,14 @@
-"""Losses: terms as pure functions, and the criterion that weighs and adds them."""
+"""Losses: terms as pure functions, and the criterion that weighs and adds them.
+
+- ``base``: what every loss is called with, and the weighted sum of terms
+- ``criterion``: that sum over a model's final, coarse and refined maps
+- ``functional``: terms for masks
+- ``semantic``: terms for classes
+- ``semantic_loss``: their sum, with weights of the classes
+- ``depth``: terms for depth
+- ``self_supervised``: losses without labels
+- ``schedule``: weights that change in the course of training
+"""
 
 import lazy_loader
 

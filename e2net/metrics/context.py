@@ -260,9 +260,9 @@ def _ciede2000(lab1: Float64, lab2: Float64) -> Float64:
         - 0.20 * np.cos(4 * hue - degrees(63))
     )
     off = (lightness - 50) ** 2
-    dl = (l2 - l1) / (1 + 0.015 * off / np.sqrt(20 + off))
-    dc = (c2 - c1) / (1 + 0.045 * chroma)
-    dh = 2 * np.sqrt(c1 * c2) * np.sin(difference / 2) / (1 + 0.015 * chroma * t)
+    lighter = (l2 - l1) / (1 + 0.015 * off / np.sqrt(20 + off))
+    stronger = (c2 - c1) / (1 + 0.045 * chroma)
+    turned = 2 * np.sqrt(c1 * c2) * np.sin(difference / 2) / (1 + 0.015 * chroma * t)
     rotation = degrees(30) * np.exp(-(((np.rad2deg(hue) - 275) / 25) ** 2))
-    cross = -np.sin(2 * rotation) * 2 * saturation(chroma) * dc * dh
-    return np.sqrt(np.maximum(dl * dl + dc * dc + dh * dh + cross, 0))
+    cross = -np.sin(2 * rotation) * 2 * saturation(chroma) * stronger * turned
+    return np.sqrt(np.maximum(lighter * lighter + stronger * stronger + turned * turned + cross, 0))

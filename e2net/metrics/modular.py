@@ -24,7 +24,15 @@ from e2net.metrics.functional import (
 )
 from e2net.metrics.geometry import GeometryCache, MaskGeometry
 from e2net.metrics.protocol import MaskProtocol
-from e2net.metrics.scoring import CURVES, DEFAULT_SCORES, IMAGE_SCORES, ImageScores, check_scores, score_map
+from e2net.metrics.scoring import (
+    CURVES,
+    DEFAULT_SCORES,
+    IMAGE_SCORES,
+    ImageScores,
+    OwnScores,
+    check_scores,
+    score_map,
+)
 from e2net.metrics.table import ScoreTable
 
 Array = NDArray[Any]
@@ -370,9 +378,10 @@ class MapScores(Collector):
 
     Args:
         protocol: by default 8-bit and stretched, as published tables.
-        scores: which of ``ALL_SCORES`` to report.
+        scores: which of ``ALL_SCORES`` and ``own`` to report.
         cache_bytes: memory for the geometry of masks met before, in bytes; pays off from the second epoch
             on, at about 3 bytes per pixel and mask. 0 keeps none. Geometries outlive ``reset``, not ``forget``.
+        own: further scores, by name.
 
     Raises:
         ValueError: if a score is unknown.
@@ -383,15 +392,17 @@ class MapScores(Collector):
         protocol: MaskProtocol | None = None,
         scores: Sequence[str] = DEFAULT_SCORES,
         cache_bytes: int = 0,
+        own: OwnScores | None = None,
         **kwargs: Any,
     ) -> None:
-        names = check_scores(scores)
+        names = check_scores(scores, own or ())
         # Index, then scores. Curves one after the other.
         widths = {"rows": (1 + len(names), torch.float64), "curves": (len(CURVES) * 256, torch.float64)}
         widths["levels"] = (2 * 256, torch.int32)
         super().__init__(widths, **kwargs)
         self.protocol = protocol or MaskProtocol()
         self.scores = names
+        self._own = dict(own or {})
         self._geometries = GeometryCache(cache_bytes) if cache_bytes else None
 
     def update(
@@ -455,7 +466,9 @@ class MapScores(Collector):
             geometry = self._geometries.get(index, mask)
         if callable(image):
             image = image() if set(self.scores) & set(IMAGE_SCORES) else None
-        return score_map(pred, mask, protocol=self.protocol, geometry=geometry, scores=self.scores, image=image)
+        return score_map(
+            pred, mask, protocol=self.protocol, geometry=geometry, scores=self.scores, image=image, own=self._own
+        )
 
     def forget(self) -> None:
         """Drop the kept geometries: the indices will mean other masks from here on."""

@@ -1,6 +1,6 @@
 """All scores of one image at once: the unit of work to hand to a pool of threads or processes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -42,6 +42,9 @@ time than all others together.
 IMAGE_SCORES = ("wC",)
 """Those that cannot do without the image."""
 
+OwnScores = Mapping[str, Callable[[NDArray[np.float64], NDArray[np.bool_]], float]]
+"""Further scores of a task of one's own, by name: of a prepared map (h, w) float64 in [0, 1] and a mask (h, w) bool."""
+
 CURVES = ("F", "E", "precision", "recall")
 """Names of the 256-point curves, in the order in which they are stored."""
 
@@ -61,17 +64,22 @@ class ImageScores:
     levels: NDArray[np.int32] = field(repr=False)
 
 
-def check_scores(scores: Sequence[str]) -> tuple[str, ...]:
+def check_scores(scores: Sequence[str], own: Iterable[str] = ()) -> tuple[str, ...]:
     """Reject unknown and repeated score names.
+
+    Args:
+        scores: the names.
+        own: which are known beside ``ALL_SCORES``.
 
     Raises:
         ValueError: naming the culprits and what is known.
     """
     if isinstance(scores, str):
         raise ValueError(f"scores: expected a sequence of names, got {scores!r}")
-    unknown = [s for s in scores if s not in ALL_SCORES]
+    known = tuple(dict.fromkeys((*ALL_SCORES, *own)))
+    unknown = [s for s in scores if s not in known]
     if unknown or not scores or len(set(scores)) != len(scores):
-        raise ValueError(f"scores: expected distinct names out of {ALL_SCORES}, got {tuple(scores)}")
+        raise ValueError(f"scores: expected distinct names out of {known}, got {tuple(scores)}")
     return tuple(scores)
 
 
@@ -83,6 +91,7 @@ def score_map(
     geometry: MaskGeometry | None = None,
     scores: Sequence[str] = DEFAULT_SCORES,
     image: Tensor | NDArray[np.uint8] | None = None,
+    own: OwnScores | None = None,
 ) -> ImageScores:
     """Score one map under a protocol. Holds no state and can run in any thread or process.
 
@@ -91,15 +100,17 @@ def score_map(
         mask: (h, w) bool.
         protocol: by default 8-bit and stretched, as published tables.
         geometry: of this mask; saves the distance transform when the same mask comes again.
-        scores: which of ``ALL_SCORES`` to compute.
+        scores: which of ``ALL_SCORES`` and ``own`` to compute.
         image: (h, w, 3) uint8, RGB, at the mask's size; only the ``IMAGE_SCORES`` look at it.
+        own: further scores, by name.
 
     Raises:
         TypeError: if map, mask or image have the wrong type.
         ValueError: if they don't fit each other, the map leaves [0, 1], a score is unknown, or one needs the image and
             there is none.
     """
-    return score_maps_of([(map, protocol or MaskProtocol())], mask, geometry=geometry, scores=scores, image=image)[0]
+    pairs = [(map, protocol or MaskProtocol())]
+    return score_maps_of(pairs, mask, geometry=geometry, scores=scores, image=image, own=own)[0]
 
 
 def score_maps_of(
@@ -109,9 +120,11 @@ def score_maps_of(
     geometry: MaskGeometry | None = None,
     scores: Sequence[str] = DEFAULT_SCORES,
     image: Tensor | NDArray[np.uint8] | None = None,
+    own: OwnScores | None = None,
 ) -> list[ImageScores]:
     """As ``score_map``, for several maps of one mask, each with its protocol: what they share is found once."""
-    scores = check_scores(scores)
+    own = own or {}
+    scores = check_scores(scores, own)
     degree = None
     if set(scores) & set(IMAGE_SCORES):
         if image is None:
@@ -120,11 +133,15 @@ def score_maps_of(
     if geometry is None:
         geometry = MaskGeometry(mask)
         mask = geometry.mask  # is checked, and need not be again
-    return [_score(*pair(map, mask, protocol, geometry), scores, degree) for map, protocol in maps]
+    return [_score(*pair(map, mask, protocol, geometry), scores, degree, own) for map, protocol in maps]
 
 
 def _score(
-    prepared: Prepared, geometry: MaskGeometry, scores: tuple[str, ...], degree: NDArray[np.float64] | None
+    prepared: Prepared,
+    geometry: MaskGeometry,
+    scores: tuple[str, ...],
+    degree: NDArray[np.float64] | None,
+    own: OwnScores,
 ) -> ImageScores:
     s = statistics_of(prepared, geometry)
     f, precision, recall, f_adaptive = f_from(s)
@@ -154,5 +171,7 @@ def _score(
         found["C"] = context_of(prepared, geometry)
     if "wC" in scores:
         found["wC"] = context_of(prepared, geometry, degree)
+    for name in own.keys() & set(scores):
+        found[name] = float(own[name](prepared.values(), geometry.mask))
     curves = np.stack((f, e, precision, recall))
     return ImageScores({name: found[name] for name in scores}, curves, s.levels.astype(np.int32))

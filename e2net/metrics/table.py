@@ -56,7 +56,7 @@ class ScoreTable:
     """Scores and curves of the images of one set, ordered by index.
 
     Attributes:
-        scores: names of the columns, out of ``ALL_SCORES``.
+        scores: names of the columns, out of ``ALL_SCORES`` and a task's own.
         indices: (n,) of the images in their set, ascending, each once.
         names: of the images, or None.
         rows: (n, len(scores)) float64, fractions; NaN where a score is undefined.
@@ -79,8 +79,8 @@ class ScoreTable:
             scores: which to keep; every image has them.
             images: index, name and scores of each, in any order.
         """
-        names = check_scores(scores)
         ordered = sorted(images, key=lambda image: image[0])
+        names = check_scores(scores, ordered[0][2].values if ordered else ())
         rows = np.array([[scored.values[s] for s in names] for _, _, scored in ordered], np.float64)
         curves = np.array([scored.curves for _, _, scored in ordered], np.float64)
         levels = np.array([scored.levels for _, _, scored in ordered], np.int32)

@@ -2,4 +2,11 @@
 
 Settings and inputs are checked by modules that import neither torch nor OpenCV's data sets, so that a wrong argument
 is answered at once.
+
+- ``settings``: of the program
+- ``inputs``: which files, and under which names their results are written
+- ``job``: from files to results on disk
+- ``segmenter``: a trained model for people who have pictures
+- ``result``: what it says about one of them
+- ``rle``: objects in COCO's run-length encoding
 """

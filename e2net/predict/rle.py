@@ -19,13 +19,13 @@ def find_objects(mask: NDArray[np.bool_], prob: NDArray[np.float32], min_area: i
         For each the keys of a COCO annotation: ``segmentation`` (``size`` [h, w] and ``counts``, compressed),
         ``bbox`` [x, y, width, height] and ``area`` in pixels, and ``score``, the mean probability inside.
     """
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8, ltype=cv2.CV_32S)
-    areas = stats[:, cv2.CC_STAT_AREA]
+    _, labels, measures, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8, ltype=cv2.CV_32S)
+    areas = measures[:, cv2.CC_STAT_AREA]
     sums = np.bincount(labels.ravel(), weights=prob.ravel(), minlength=len(areas))
     order = [int(i) for i in np.argsort(-areas[1:], kind="stable") + 1 if areas[i] >= min_area]
     found = []
     for label in order:
-        x, y, width, height = (int(v) for v in stats[label, :4])
+        x, y, width, height = (int(v) for v in measures[label, :4])
         counts = run_lengths(labels[y : y + height, x : x + width] == label, (x, y), mask.shape)
         found.append(
             {

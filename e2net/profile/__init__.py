@@ -1,4 +1,8 @@
-"""Where a training step's time goes, and how near to the device's limit it is."""
+"""Where a training step's time goes, and how near to the device's limit it is.
+
+- ``measure``: times of whole steps, part by part
+- ``table``: the table and its verdict
+"""
 
 import lazy_loader
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Union, cast, get_args, get_origin
 
 from e2net.installation import conf_folder
+from e2net.runs.console import quieten_lightning
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -349,7 +350,7 @@ def _check_kind(part: Any, place: str, key: str) -> None:
         raise ValueError(f"{place}={part}: expected settings with a _target_; choose one of conf/{key} by {key}=NAME")
     module, _, name = _KINDS[key].rpartition(".")
     kind = getattr(importlib.import_module(module), name)
-    target = _find(part["_target_"], f"{place}._target_", key == "trainer")
+    target = find_target(part["_target_"], f"{place}._target_", key == "trainer")
     if not issubclass(_built(target), kind):
         raise ValueError(f"{place}._target_={part['_target_']}: expected a kind of {name}, which this is not")
     _check_node(part, place, trainer=key == "trainer")
@@ -459,6 +460,7 @@ def build_trainer(config: dict[str, Any], **more: Any) -> Any:
     both = sorted(config.keys() & more.keys())
     if both:
         raise ValueError(f"trainer.{both[0]}: the program sets it itself; leave it out")
+    quieten_lightning()
     target = _check_node(config, "trainer", trainer=True)
     try:
         return target(**_settings(config), **more)
@@ -498,7 +500,7 @@ def _check_node(
     Raises:
         ValueError: see :func:`build`.
     """
-    target = _find(node.get("_target_"), f"{path}._target_" if named else "_target_", trainer)
+    target = find_target(node.get("_target_"), f"{path}._target_" if named else "_target_", trainer)
 
     def name(key: str) -> str:
         return f"{path}.{key}" if named else f"{path}: {key}"
@@ -525,7 +527,7 @@ def _check_value(name: str, value: Any, hint: Any) -> None:
     """Checks what is nested in a value, then its type."""
     if isinstance(value, Mapping):
         if "_target_" in value:
-            if not _takes(hint, _built(_find(value["_target_"], f"{name}._target_"))):
+            if not _takes(hint, _built(find_target(value["_target_"], f"{name}._target_"))):
                 raise ValueError(f"{name}._target_={value['_target_']}: expected {_words(hint)}")
             _check_node(value, name, whole=not value.get("_partial_"))
             return
@@ -544,7 +546,7 @@ def _check_value(name: str, value: Any, hint: Any) -> None:
         raise ValueError(f"{name}={shown}: expected {_words(hint)}{hint_path}")
 
 
-def _find(path: Any, name: str, trainer: bool = False) -> Callable[..., Any]:
+def find_target(path: Any, name: str, trainer: bool = False) -> Callable[..., Any]:
     """The class or class method of a dotted path, which ``name`` has as its value.
 
     Raises:
@@ -672,7 +674,7 @@ def build_task(config: dict[str, Any]) -> "Task":
     if "protocol" not in config:
         return cast("Task", build(config["task"]))
     check_part(config, "protocol")
-    made = _find(config["task"]["_target_"], "task._target_")
+    made = find_target(config["task"]["_target_"], "task._target_")
     protocol = build(config["protocol"])
     hint = _hints(made).get("protocol", Any)
     if not _fits(protocol, hint):
@@ -691,7 +693,7 @@ def resolve_task(config: dict[str, Any]) -> dict[str, Any]:
         ValueError: the data say nothing that can be used, or ``task`` names no task.
     """
     check_part(config, "task")
-    kinds: list[Any] = [_built(_find(config[key]["_target_"], f"{key}._target_")) for key in ("task", "data")]
+    kinds: list[Any] = [_built(find_target(config[key]["_target_"], f"{key}._target_")) for key in ("task", "data")]
     return {**config, "task": kinds[0].resolve(config["task"], partial(kinds[1].about, config["data"]))}
 
 

@@ -1,4 +1,9 @@
-"""A trained model over HTTP: a picture in, its map or its objects out."""
+"""A trained model over HTTP: a picture in, its map or its objects out.
+
+- ``settings``: of the program
+- ``app``: the web application
+- ``batching``: pictures of many requests through one network
+"""
 
 import lazy_loader
 

@@ -1,4 +1,11 @@
-"""Tasks: what a map means, one file each."""
+"""Tasks: what a map means, one file each.
+
+- ``base``: the contract
+- ``camouflage``: one soft mask of objects
+- ``semantic``: one of K classes at every pixel
+- ``depth``: metres at every pixel
+- ``objects``: how pictures of objects are told apart
+"""
 
 import lazy_loader
 

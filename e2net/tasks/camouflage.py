@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import cv2
 import numpy as np
@@ -25,6 +25,7 @@ from e2net.metrics.scoring import (
     EXTRA_SCORES,
     IMAGE_SCORES,
     ImageScores,
+    OwnScores,
     check_scores,
     score_map,
 )
@@ -48,7 +49,7 @@ class Camouflage(Task):
 
     Args:
         protocol: how a map is prepared before it is scored; by default as published tables.
-        scores: out of ``e2net.metrics.ALL_SCORES``.
+        scores: out of ``e2net.metrics.ALL_SCORES`` and ``own_scores``.
     """
 
     protocol: MaskProtocol = dataclasses.field(default_factory=MaskProtocol)
@@ -86,6 +87,8 @@ class Camouflage(Task):
         "dark": "no value above 1 of 255: saved as 0/1 instead of 0 to 255?",
     }
     image_scores = IMAGE_SCORES
+    # Further ones of a subclass, whose ``directions`` have them too.
+    own_scores: ClassVar[OwnScores] = {}
     # Maxima over mean curves.
     set_scores_only = ("Fmax", "Emax", "FmaxPR")
     objects = True
@@ -215,7 +218,7 @@ class Camouflage(Task):
         return tinted(image, target)
 
     def score(self, result: Any, target: Array, image: Array | None = None) -> ImageScores:
-        return score_map(result, target, protocol=self.protocol, scores=self.scores, image=image)
+        return score_map(result, target, protocol=self.protocol, scores=self.scores, image=image, own=self.own_scores)
 
     def place(self, result: Any, target: Array, image: Array | None = None) -> Placed:
         prepared, geometry = pair(result, target, self.protocol, None)
@@ -227,7 +230,7 @@ class Camouflage(Task):
     def set_scores(self, cache_bytes: int = 0) -> SetScores:
         from e2net.metrics.modular import MapScores  # noqa: PLC0415 - scoring files needs no torchmetrics
 
-        return MapScores(self.protocol, self.scores, cache_bytes)
+        return MapScores(self.protocol, self.scores, cache_bytes, self.own_scores)
 
     def calibration(self, table: SetTable) -> Calibration | None:
         assert isinstance(table, ScoreTable)
@@ -240,7 +243,8 @@ class Camouflage(Task):
                 f"expected scores as a list of further scores, each once, out of {', '.join(EXTRA_SCORES)}, found"
                 f" {extra!r}; {', '.join(DEFAULT_SCORES)} are always there"
             )
-        return dataclasses.replace(self, scores=check_scores((*DEFAULT_SCORES, *extra)))
+        own = [score for score in self.own_scores if score in self.scores]
+        return dataclasses.replace(self, scores=check_scores((*DEFAULT_SCORES, *own, *extra), own))
 
     def binarised(self) -> Self | None:
         if self.protocol.binarise:

@@ -1,5 +1,6 @@
 """The feature cache: a frozen encoder looks at every view of every image once, not once an epoch."""
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -12,6 +13,8 @@ from tqdm import tqdm
 from e2net.datasets import DenseData
 from e2net.datasets.cached import DTYPES, FeatureStore
 from e2net.encoders import Encoder
+
+log = logging.getLogger(__name__)
 
 # Settings that say where an encoder lies, not what it is.
 _PLACES = ("path", "checkpoint_dir")
@@ -100,7 +103,9 @@ class FeatureCache:
         shapes = [f.shape[1:] for f in probe]
         store = FeatureStore(self.folder, key, entries, shapes, data.size, self.dtype, self.max_gb, data.task)
         missing = set(store.missing())
-        with tqdm(total=len(missing), desc="encoding", unit="view", disable=not missing) as bar:
+        if missing:
+            log.info("encoding %d views once, into %s", len(missing), self.folder)
+        with tqdm(total=len(missing), desc="encoding", unit="view", disable=not missing or None) as bar:
             for loader, first, twice in parts:
                 for entry, batch in _absent(loader, first, 1 + twice, missing):
                     image = batch.image.to(device).float() / 255

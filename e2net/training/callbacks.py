@@ -3,6 +3,7 @@
 import logging
 import signal
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ from lightning.pytorch.callbacks import (
     Checkpoint,
     LearningRateMonitor,
     ModelCheckpoint,
-    TQDMProgressBar,
     early_stopping,
 )
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
+from e2net.evaluation.breakdown import fraction
+from e2net.evaluation.callbacks import Bars
 from e2net.runs.checkpoint import read_checkpoint
 from e2net.training.schedules import TRAIN_LOSS
 
@@ -143,11 +145,54 @@ class LastCheckpoint(Checkpoint):
         trainer.save_checkpoint(self.file, weights_only=False)
 
 
-class Progress(TQDMProgressBar):
-    """A bar for each epoch and validation."""
+class Progress(Bars):
+    """A bar for each epoch and validation, in a terminal; the line of each epoch is there without it."""
+
+    def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        super().on_train_epoch_start(trainer, *_)
+        self.train_progress_bar.set_description(_epoch(trainer))
+
+
+class EpochLines(L.Callback):
+    """Says a line after each epoch: its mean loss, the scores of its validation, how long it took."""
 
     def __init__(self) -> None:
-        super().__init__()
+        self._begun = 0.0
+        self._validated = False
+
+    def on_train_start(self, *_: Any) -> None:
+        self._begin()  # the rest of an epoch within which a run goes on is not begun anew
+
+    def on_train_epoch_start(self, *_: Any) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
+        self._begun, self._validated = time.monotonic(), False
+
+    def on_validation_end(self, *_: Any) -> None:
+        self._validated = True
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        total, images = pl_module.gathered_mean().sum(0).tolist()  # all processes take part
+        if not trainer.is_global_zero:
+            return
+        words = [f"loss {total / images:.4g}" if images else "no finite loss"]
+        if self._validated:
+            task, found = pl_module.task, trainer.callback_metrics
+            words += [f"{name} {fraction(float(found[name]))}" for name in (f"val/{k}" for k in task.headline)]
+            chosen = next((c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)), None)
+            if chosen is not None and chosen.best_model_score == found[str(chosen.monitor)]:
+                words.append("the best so far")
+        done, whole = trainer.fit_loop.epoch_loop.batch_progress.current.ready, int(trainer.num_training_batches)
+        part = f", {done} of {whole} batches" if done < whole else ""
+        seconds = time.monotonic() - self._begun
+        words.append(f"{seconds:.1f} s" if seconds < 60 else f"{seconds / 60:.1f} min")
+        log.info("%s%s: %s", _epoch(trainer), part, ", ".join(words))
+
+
+def _epoch(trainer: L.Trainer) -> str:
+    whole = trainer.max_epochs or 0
+    return f"epoch {trainer.current_epoch + 1}" + (f"/{whole}" if whole > 0 else "")
 
 
 class LearningRate(LearningRateMonitor):

@@ -55,12 +55,13 @@ from e2net.structures import NotFiniteError
 from e2net.tasks.base import Task
 from e2net.training.averaging import WeightAverage
 from e2net.training.cache import FeatureCache
-from e2net.training.callbacks import BestCheckpoint, LastCheckpoint, ResumeState
+from e2net.training.callbacks import BestCheckpoint, EpochLines, LastCheckpoint, ResumeState
 from e2net.training.memory import OutOfMemoryError, Trial, advise, choose_batch_size, is_out_of_memory, without_auto
 from e2net.training.module import DenseModule
 from e2net.training.records import MetricsFile, WholeCheckpoints
 from e2net.training.shared_layers import SharedLayers
 from e2net.training.strategies import Strategy, has_values
+from e2net.training.terminal import next_command, opening
 
 log = logging.getLogger(__name__)
 
@@ -192,6 +193,7 @@ def _trainer(config: dict[str, Any], output: Path, data: DenseData, step: int, s
             ),
             LastCheckpoint(checkpoints / LAST, config["checkpoint_every_n_steps"]),
             SamplePictures(output / SAMPLES, config["num_samples"]),
+            EpochLines(),
             *(build(one) for one in config["callbacks"].values()),
         ],
         plugins=[WholeCheckpoints(), SharedLayers()],
@@ -213,9 +215,8 @@ def train(job: TrainingJob) -> Scores:
     """
     if job.trainer.is_global_zero:
         _begin(job)
-    log.info("%d training and %d validation images", len(job.data.train_names()), len(job.data.val_names()))
-    log.info("%s", parameter_counts(job.module.model))
-    log.info("precision %s on %s", job.trainer.precision, job.trainer.strategy.root_device)
+        for line in opening(job):
+            log.info("%s", line)
     fill_cache(job)
     data = DataModule(job.data)
     fit = partial(job.trainer.fit, job.module, datamodule=data, ckpt_path=job.checkpoint, weights_only=True)
@@ -225,7 +226,8 @@ def train(job: TrainingJob) -> Scores:
     job.checkpoint_sha256 = file_hash(job.checkpoint)
     load_state(job.module.model, read_checkpoint(job.checkpoint)["state_dict"])
     scores = test(job) if job.module.test_names else {}
-    print(f"run folder: {job.output}")
+    if job.trainer.is_global_zero:
+        print(f"next: {next_command(job.output)}\nrun folder: {job.output}")
     return scores
 
 
@@ -294,18 +296,6 @@ def with_memory_advice(job: TrainingJob, work: Callable[[], T]) -> T:
 def _largest_size(model: DenseModel, data: DenseData, rescale: RandomScale) -> Size:
     """(H, W) of the largest training batches, pixels."""
     return scaled_size(data.size, max(rescale.scales), model.encoder.size_multiple)
-
-
-def parameter_counts(model: DenseModel) -> str:
-    """One line: how many parameters there are, and how many of them train."""
-    parts = []
-    for name in ("encoder", "neck", "decoder"):
-        parameters = list(getattr(model, name).parameters())
-        trained = sum(p.numel() for p in parameters if p.requires_grad)
-        parts.append(
-            f"{name} {sum(p.numel() for p in parameters) / 1e6:.2f} M parameters ({trained / 1e6:.2f} M trained)"
-        )
-    return ", ".join(parts)
 
 
 def _begin(job: TrainingJob) -> None:

@@ -107,11 +107,11 @@ class _Norm(torch.autograd.Function):
         return results
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, scale, pixels = ctx.saved_tensors
         shape = [1, -1] + [1] * (x.ndim - 2)
         centred = (x - mean.view(shape)) * scale.view(shape)
-        gradient = grads[0].to(centred.dtype)
+        gradient = gradients[0].to(centred.dtype)
         of_bias, of_weight = gradient.sum(ctx.axes), (gradient * centred).sum(ctx.axes)
         plain, along = (processes.total(torch.stack([of_bias, of_weight])) / pixels).view(2, *shape).unbind(0)
         change = (gradient - plain - centred * along) * (scale if weight is None else scale * weight).view(shape)

@@ -74,13 +74,13 @@ def test_recall(decoded, change, least):
 def test_the_hash_of_a_mirror_image_is_known_without_it():
     """What candidates are found by: the odd frequencies along the rows change their signs, and nothing else does."""
     for known in PRINTS[:20]:
-        there = perceptual_hash(np.ascontiguousarray(known.thumb[:, ::-1]))
+        there = perceptual_hash(np.ascontiguousarray(known.thumbnail[:, ::-1]))
         signs = np.array([(-1) ** (k % 8) for k in range(1, 64)])
         assert np.allclose(there, known.hash * signs, atol=1e-4)
 
 
 def test_similarity_is_one_of_a_picture_and_itself():
-    first, second = PRINTS[0].thumb, PRINTS[1].thumb
+    first, second = PRINTS[0].thumbnail, PRINTS[1].thumbnail
     assert similarity(first, first) > 0.999
     assert similarity(first, second) < 0.5
 
@@ -136,4 +136,6 @@ def test_frames_of_a_still_camera_are_one_group_and_take_no_square_time():
 
 def test_prints_are_small():
     known = PRINTS[0]
-    assert known.thumb.nbytes + known.hash.nbytes < 3000 and known.thumb.base is None and known.hash.base is None
+    assert (
+        known.thumbnail.nbytes + known.hash.nbytes < 3000 and known.thumbnail.base is None and known.hash.base is None
+    )

@@ -13,7 +13,7 @@ from e2net.compare.runs import (
     check_comparable,
     common_seeds,
     config_key,
-    diff,
+    differing_keys,
     group,
     read_run,
 )
@@ -32,7 +32,7 @@ def test_runs_that_differ_in_the_seed_alone_are_one_variant(tmp_path):
     )
     assert (wide.name, wide.seeds) == ("width=64", [0, 1])
     assert (narrow.name, narrow.seeds) == ("width=16", [0, 1])
-    assert diff([wide.config, narrow.config]) == {"decoder.width": [64, 16]}
+    assert differing_keys([wide.config, narrow.config]) == {"decoder.width": [64, 16]}
 
 
 def test_images_are_averaged_over_seeds(tmp_path):
@@ -75,13 +75,13 @@ def test_a_run_of_before_classes_moved_is_the_same_variant(tmp_path):
     scores = folders[0] / "test_scores.json"
     scores.write_text(json.dumps({**json.loads(scores.read_text()), "config_sha256": config_hash(config)}))
     runs = [read_run(folder) for folder in folders]
-    assert diff([run.config for run in runs]) == {}
+    assert differing_keys([run.config for run in runs]) == {}
     assert [type(run.task) for run in runs] == [Camouflage] * 2
 
 
 def test_diff_shows_what_is_not_there():
     assert flatten({"a": {"b": [1, 2], "c": {}}}) == {"a.b": [1, 2], "a.c": {}}
-    assert diff([{"a": {"b": 1}}, {"a": {"b": 1, "c": None}}]) == {"a.c": [ABSENT, None]}
+    assert differing_keys([{"a": {"b": 1}}, {"a": {"b": 1, "c": None}}]) == {"a.c": [ABSENT, None]}
 
 
 def test_key_depends_on_what_the_result_does():

@@ -18,9 +18,9 @@ from e2net.decoders import CAEMDecoder, DPTDecoder, E2NetDecoder, LinearDecoder,
 from e2net.decoders.necks import Identity, LearnedPyramid, Norm
 from e2net.encoders import Adapters, ConvNeXtEncoder, Frozen, LoRA, ViTEncoder
 from e2net.encoders.timm_hub import create_timm
+from e2net.export.formats import FORMATS
 from e2net.export.network import OnePass, trace
 from e2net.export.onnx_file import write_onnx
-from e2net.export.runtimes import open_file
 from e2net.model import DenseModel
 from e2net.tasks import Depth, Semantic
 
@@ -84,7 +84,7 @@ def largest_difference(one, folder):
     """Of a map, between the model and its ONNX file, at four sizes, square or not, one and two pictures at once."""
     p = one.model.encoder.size_multiple
     write_onnx(trace(one, (4 * p, 4 * p)), folder / "model.onnx", {})
-    run = open_file(folder / "model.onnx", 1)
+    run = FORMATS["onnx"].open(folder / "model.onnx", 1)
     found = 0.0
     # The encoder's own size among them, at which transformers leaves its positions alone, and the least side.
     for size in ((1, 3, 4 * p, 4 * p), (2, 3, 3 * p, 7 * p), (1, 3, 8 * p, 5 * p), (1, 3, 2 * p, 2 * p)):

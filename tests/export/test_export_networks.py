@@ -13,9 +13,9 @@ from networks import largest_difference, network
 
 from e2net import symbolic
 from e2net.decoders import layers, upernet
+from e2net.export.formats import FORMATS
 from e2net.export.network import OnePass, trace
 from e2net.export.onnx_file import write_onnx
-from e2net.export.runtimes import open_file
 from e2net.export.settings import torch_suffices
 
 pytest.importorskip("onnxruntime", reason="an extra: pip install 'e2net[export]'")
@@ -62,7 +62,7 @@ def rounded(tmp_path_factory):
     assert [node for node in program.graph.nodes if node.target is operator.floordiv]
     file = tmp_path_factory.mktemp("rounded") / "model.onnx"
     write_onnx(program, file, {})
-    return open_file(file, 1)
+    return FORMATS["onnx"].open(file, 1)
 
 
 @settings(max_examples=50, deadline=None)

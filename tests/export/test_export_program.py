@@ -42,24 +42,25 @@ def run(tmp_path_factory):
 def traced_once(tmp_path_factory):
     """All tests export one model; to trace it, and to make ONNX of that, takes longest."""
     known, written = {}, {}
+    plain_trace, plain_write = network.trace, onnx_file.write_onnx
 
     def trace(one, like, size):
         key = (one.dtype, one.sharpen, like, size)
         if key not in known:
-            known[key] = network.trace(one, like, size)
+            known[key] = plain_trace(one, like, size)
         return known[key]
 
     def write(program, file, about):
         if id(program) not in written:
-            onnx_file.write_onnx(program, file, about)
+            plain_write(program, file, about)
             written[id(program)] = tmp_path_factory.mktemp("onnx") / "model.onnx"
             shutil.copyfile(file, written[id(program)])
         else:
             shutil.copyfile(written[id(program)], file)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(job, "trace", trace)
-        patch.setattr(job, "write_onnx", write)
+        patch.setattr(network, "trace", trace)
+        patch.setattr(onnx_file, "write_onnx", write)
         yield
 
 
@@ -156,14 +157,14 @@ def test_a_saved_model_is_compared_too(run, tmp_path, monkeypatch):
     picture = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
     np.testing.assert_array_equal(*(load(one, device="cpu").predict(picture).prob for one in (run, folder)))
 
-    def load_wrong(path):
-        model, config = load_model(path)
+    def load_wrong(path, encoder_path):
+        model, config = load_model(path, encoder_path)
         next(model.decoder.parameters()).data.add_(1)
         return model, config
 
     before = (folder / "model.safetensors").read_bytes()
     prepared = job.prepare_export(read_settings(ExportSettings, given))
-    monkeypatch.setattr(job, "load_model", load_wrong)
+    monkeypatch.setattr("e2net.runs.load_model", load_wrong)
     with pytest.raises(job.DifferentError, match="a map differs"):
         job.export(prepared)
     assert (folder / "model.safetensors").read_bytes() == before

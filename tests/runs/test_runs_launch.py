@@ -146,7 +146,9 @@ def test_two_devices_are_one_run(tmp_path):
     """The process that the first one starts gets its folder, and is not refused it."""
     options = ["trainer.devices=2"]
     began = time.time()
-    status, _, error = start("train.py", *QUICK, *options, cwd=tmp_path).finish()
+    status, out, error = start("train.py", *QUICK, *options, cwd=tmp_path).finish()
     assert status == 0, error[-2000:]
+    for said in ("task ", "device   cpu x 2,", "epoch 1/1: loss ", "next: python -m e2net.predict "):  # once
+        assert sum(line.startswith(said) for line in out.splitlines()) == 1, out
     (folder,) = (tmp_path / "runs").iterdir()
     assert (folder / "test_scores.json").stat().st_mtime > began

@@ -2,6 +2,19 @@
 
 A verb is a module of its name here with ``USAGE``, a dataclass ``Settings``, and ``run(settings)``, which returns the
 exit status and imports what takes time.
+
+- ``common``: what verbs that look at pictures share
+- ``pca``: principal components as colours
+- ``similarity``: of every patch to one
+- ``norms``: of patches
+- ``attention``: of class and register tokens
+- ``foreground``: masks from each picture alone
+- ``segment``: masks from a few pictures with masks
+- ``search``: the pictures most like one
+- ``classify``: classes of whole pictures
+- ``match``: patches of two pictures
+- ``track``: masks that follow a film
+- ``probe``: encoders in one table
 """
 
 # With what --help says of it.

@@ -141,7 +141,8 @@ def _track(
     start = time.perf_counter()
     count = 0
     with FrameFolder(output / "masks") as folder, FilmWriter(output / "overlay.mp4", frames.rate) as film:
-        for labels, picture in zip(tqdm(found, total=frames.count or None, unit="frame"), shown, strict=False):
+        bar = tqdm(found, total=frames.count or None, unit="frame", disable=None)
+        for labels, picture in zip(bar, shown, strict=False):
             film.write(overlay(picture, labels, scoring.objects))
             _write(folder.file(frames.name(count)), labels, scoring.objects)
             if truth:
