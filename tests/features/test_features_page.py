@@ -5,7 +5,7 @@ import re
 import cv2
 import numpy as np
 import pytest
-from compare.chromium import PROGRAM, Browser
+from chromium import PROGRAM, Browser
 
 from e2net.features.__main__ import main
 from e2net.features.gallery import quantised

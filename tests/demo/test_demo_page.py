@@ -1,0 +1,292 @@
+"""The page in a real browser: drop, wait, slider, download, what is broken, on a desk and on a telephone."""
+
+import io
+import re
+import signal
+import socket
+import sys
+import tempfile
+import time
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import httpx
+import numpy as np
+import pytest
+from apart import Program
+from chromium import PROGRAM, Browser
+from conftest import ROOT
+
+from e2net import load
+from e2net.demo.__main__ import main, silence_gradio
+from e2net.demo.settings import DemoSettings
+from e2net.film import FilmWriter
+from e2net.predict.segmenter import Segmenter
+
+RUN = ROOT / "tests" / "runs" / "old" / "format_1.ckpt"
+pytest.importorskip("gradio")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Pictures with objects of their own, a film, and what is none."""
+    folder = tmp_path_factory.mktemp("files")
+    rng = np.random.default_rng(0)
+    for name, shape in (("frog.png", (60, 90)), ("toad.png", (50, 40))):
+        cv2.imwrite(str(folder / name), cv2.resize(rng.integers(0, 256, (6, 9, 3), np.uint8), shape[::-1]))
+    with FilmWriter(folder / "walk.webm", 10) as film:
+        for _ in range(4):
+            film.write(cv2.resize(rng.integers(0, 256, (6, 8, 3), np.uint8), (160, 120)))
+    (folder / "broken.png").write_bytes((folder / "frog.png").read_bytes()[:40])
+    (folder / "large.png").write_bytes(bytes(1_200_000))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load(RUN, "cpu")
+
+
+@pytest.fixture(scope="module")
+def page(model, tmp_path_factory):
+    """Served with two checkpoints, as the program does it, and the folder of its files."""
+    place = tmp_path_factory.mktemp("place")
+    with pytest.MonkeyPatch.context() as patch:
+        for key in ("GRADIO_TEMP_DIR", "NO_PROXY", "no_proxy", "GRADIO_RUN_HISTORY", "GRADIO_ANALYTICS_ENABLED"):
+            patch.setenv(key, "")
+        silence_gradio(place, "127.0.0.1")
+        from e2net.demo.examples import find_examples  # noqa: PLC0415
+        from e2net.demo.look import Model  # noqa: PLC0415
+        from e2net.demo.page import launch_options, make_page  # noqa: PLC0415
+
+        settings = DemoSettings(ckpt=str(RUN), port=free_port(), max_mb=1, max_frames=3, max_files=3)
+        models = [Model("one", model), Model("two<b>", model, features=False)]
+        (place / "made").mkdir()
+        page = make_page(models, settings, find_examples(None, place / "made"))
+        page.launch(**launch_options(settings))
+        yield page, f"http://127.0.0.1:{settings.port}/"
+        page.close(verbose=False)
+
+
+def free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+class Visitor(Browser):
+    """Someone at the page."""
+
+    def until(self, script, seconds=30):
+        """Waits until an expression is true."""
+        end = time.monotonic() + seconds
+        while not self.run(f"!!({script})"):
+            assert time.monotonic() < end, f"{script}: {self.text('body')}"
+            time.sleep(0.05)
+
+    def drop(self, *files):
+        """Gives files to the page."""
+        self.until("document.querySelector('#drop input[type=file]')")
+        root = self.call("DOM.getDocument")["root"]["nodeId"]
+        node = self.call("DOM.querySelector", nodeId=root, selector="#drop input[type=file]")["nodeId"]
+        self.call("DOM.setFileInputFiles", nodeId=node, files=[str(file) for file in files])
+
+    def text(self, selector):
+        """What stands in an element; nothing if there is none."""
+        return self.run(f"document.querySelector({selector!r})?.innerText ?? ''")
+
+    def picture(self, view, number=0):
+        """The picture of a view, (h, w, 4) uint8 RGBA, as the browser has it."""
+        self.until(f"document.querySelectorAll('.view-{view} img')[{number}]?.complete")
+        data = self.run(
+            f"fetch(document.querySelectorAll('.view-{view} img')[{number}].src).then((r) => r.arrayBuffer())"
+            ".then((b) => Array.from(new Uint8Array(b)))"
+        )
+        found = cv2.imdecode(np.array(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        return cv2.cvtColor(found, cv2.COLOR_BGR2RGBA if found.shape[2] == 3 else cv2.COLOR_BGRA2RGBA)
+
+
+@pytest.fixture(scope="module")
+def visitor(page, tmp_path_factory):
+    if PROGRAM is None:
+        pytest.skip("no Chromium here")
+    visitor = Visitor(tmp_path_factory.mktemp("profile"))
+    visitor.resize(1280)
+    visitor.open(page[1])
+    yield visitor
+    visitor.close()
+
+
+def objects(text):
+    """Area in percent of each object in a list on the page."""
+    return [float(one) for one in re.findall(r"([\d.]+) %", text)]
+
+
+def expected(model, file, threshold):
+    found = replace(model.predict(file), threshold=threshold)
+    return [round(100 * one["area"] / found.pixels, 1) for one in found.objects(2)]
+
+
+def test_a_picture_that_is_dropped_is_seen(visitor, model, files):
+    visitor.until("document.querySelector('#hint')?.innerText.includes('choose an example')")
+    visitor.drop(files / "frog.png")
+    visitor.until("document.querySelector('#title h2')")
+    assert visitor.text("#title") == "frog.png 90 × 60" and visitor.text("#said").strip() == ""
+    found = model.predict(files / "frog.png")
+    shown = visitor.picture("map")
+    assert shown.shape == (60, 90, 4) and np.abs(shown[..., 0].astype(int) - found.map).mean() < 3
+    assert np.abs(visitor.picture("overlay", 1)[..., :3].astype(int) - found.overlay()).mean() < 20
+    assert np.abs(visitor.picture("cutout")[..., 3].astype(int) - found.cutout()[..., 3]).mean() < 3
+    assert visitor.picture("features").shape == (60, 90, 4)
+    assert visitor.run("document.querySelectorAll('.view-features').length") == 1  # of the first model alone
+    assert objects(visitor.text(".objects")) == expected(model, files / "frog.png", 0.5)
+    assert "two<b>" in visitor.text("header") and visitor.run("document.querySelectorAll('header b').length") == 0
+
+
+def test_the_slider_does_without_the_network(visitor, model, files, monkeypatch):
+    found = replace(model.predict(files / "frog.png"), threshold=0.4)
+    wanted = expected(model, files / "frog.png", 0.4)
+    assert wanted != expected(model, files / "frog.png", 0.5)
+    runs = []
+    monkeypatch.setattr(Segmenter, "activated", lambda *_: runs.append(1))
+    before = visitor.picture("overlay")
+    move(visitor, 0.4)
+    end = time.monotonic() + 30
+    while objects(visitor.text(".objects")) != wanted:  # what was on the way may come first
+        assert time.monotonic() < end
+    assert visitor.run("document.querySelector('#threshold input[type=number]').value") == "0.4"
+    assert np.abs(visitor.picture("cutout")[..., 3].astype(int) - found.cutout()[..., 3]).mean() < 3
+    assert not np.array_equal(visitor.picture("overlay"), before) and not runs
+
+
+def move(visitor, value):
+    """Draws the slider to a value, as a hand does: with values on the way."""
+    for one in (0.9, 0.8, value):
+        visitor.run(
+            "(() => { const one = document.querySelector('#threshold input[type=range]');"
+            f"one.value = {one}; one.dispatchEvent(new Event('input', {{bubbles: true}})); }})()"
+        )
+
+
+def test_everything_can_be_downloaded(visitor, model, files, tmp_path):
+    visitor.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
+    visitor.run("document.querySelector('#save').click()")
+    end = time.monotonic() + 30
+    while not list(tmp_path.glob("*.zip")):
+        assert time.monotonic() < end
+        visitor.run("1")
+        time.sleep(0.05)
+    with zipfile.ZipFile(io.BytesIO((tmp_path / "e2net.zip").read_bytes())) as archive:
+        data = archive.read("one/maps/frog.png")
+        assert len(archive.namelist()) == 2 * 4 + 1
+    found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    assert np.array_equal(found, model.predict(files / "frog.png").map)
+
+
+def test_what_is_broken_is_a_line_and_the_rest_goes_on(visitor, files):
+    visitor.drop(files / "broken.png", files / "toad.png", files / "walk.webm", files / "frog.png")
+    visitor.until("document.querySelector('#title')?.innerText.startsWith('toad')")
+    lines = visitor.text("#said").splitlines()
+    assert lines[0] == "4 files are too many at once: the first 3 were taken"
+    assert any(line.startswith("broken.png: ") for line in lines) and str(files) not in "".join(lines)
+    assert "walk.webm: the first 3 of 4 frames (0.3 s) are shown" in lines and "Traceback" not in visitor.text("body")
+    visitor.drop(files / "broken.png")
+    visitor.until("document.querySelectorAll('#said .said').length === 1")
+    assert visitor.text("#title").startswith("toad")  # and stays
+    assert visitor.run("document.querySelectorAll('#yours button img').length") == 3  # frog, toad, walk
+
+
+def test_one_can_go_back_and_a_film_plays(visitor):
+    visitor.run("document.querySelectorAll('#yours button')[2].click()")
+    visitor.until("document.querySelector('#title').innerText === 'walk.webm 160 × 120, 3 frames'")
+    visitor.until("document.querySelectorAll('#results video').length === 4")
+    visitor.until(
+        "[...document.querySelectorAll('#results video')].every((v) => v.readyState > 1 && v.videoWidth === 160)"
+    )
+    assert visitor.run("document.querySelectorAll('.view img').length") == 0 and visitor.text(".objects").strip() == ""
+    visitor.run("document.querySelectorAll('#yours button')[0].click()")
+    visitor.until("document.querySelector('#title').innerText.startsWith('frog.png')")
+    visitor.until("document.querySelectorAll('.view img').length === 7")
+
+
+def test_a_file_that_is_too_large_is_refused(visitor, files):
+    visitor.drop(files / "large.png")
+    visitor.until("document.querySelector('.toast-wrap').innerText.includes('maximum')")
+
+
+def test_a_telephone_shows_all_and_scrolls_to_results(visitor, page):
+    visitor.resize(390, 844)
+    visitor.open(page[1])
+    visitor.until("document.querySelectorAll('#examples button').length >= 6")
+    visitor.run("document.querySelectorAll('#examples button')[1].click()")
+    visitor.until("document.querySelector('#title h2')?.innerText.startsWith('generated_2.png')")
+    visitor.until("document.querySelector('#results').getBoundingClientRect().top < 100")
+    assert visitor.run("[innerWidth, document.documentElement.scrollWidth]") == [390, 390]
+    widths = visitor.run("[...document.querySelectorAll('.view img')].map((one) => one.getBoundingClientRect().width)")
+    assert len(widths) == 7 and min(widths) > 250
+
+
+def test_nothing_is_asked_of_anybody_else(visitor, page):
+    """Neither by the page, whose requests the browser has told, nor by what it was made with."""
+    asked = {e["params"]["request"]["url"] for e in visitor.events if e.get("method") == "Network.requestWillBeSent"}
+    assert len(asked) > 10
+    assert {url for url in asked if not url.startswith((page[1], "data:", "blob:"))} == set()
+    said = [e["params"] for e in visitor.events if e.get("method") == "Runtime.exceptionThrown"]
+    assert said == []
+
+
+def test_no_other_file_of_this_machine_is_read(page, files, tmp_path):
+    """Not even a picture, by a request that names its path as if it had been uploaded."""
+    blocks, url = page
+    number = next(one["id"] for one in blocks.config["dependencies"] if one["targets"][0][1] == "upload")
+    file = {"path": str(files / "frog.png"), "meta": {"_type": "gradio.FileData"}}
+    body = {"data": [[file], None, None, 0.5], "fn_index": number, "session_hash": "x"}
+    with httpx.Client(base_url=url, timeout=30) as client:
+        assert client.post("gradio_api/queue/join", json=body).status_code == 200
+        with client.stream("GET", "gradio_api/queue/data", params={"session_hash": "x"}) as answer:
+            told = next(line for line in answer.iter_lines() if "process_completed" in line)
+        assert '"success":false' in told.replace(" ", "")
+        assert client.get(f"gradio_api/file={files / 'frog.png'}").status_code == 403
+    assert (files / "frog.png").exists()
+
+
+def test_the_program_ends_well_and_leaves_nothing(tmp_path):
+    port, temporary = free_port(), Path(tempfile.gettempdir())
+    before = set(temporary.glob("e2net-demo-*"))
+    program = Program("e2net.demo", f"ckpt={RUN}", f"port={port}", "device=cpu", cwd=tmp_path)
+    while not program.output:
+        assert program.status is None, program.finish()
+        time.sleep(0.1)
+    assert httpx.get(f"http://127.0.0.1:{port}/", timeout=30).status_code == 200
+    (place,) = set(temporary.glob("e2net-demo-*")) - before
+    assert len(list(place.glob("generated_*.png"))) == 6
+    program.send(signal.SIGTERM)
+    status, out, err = program.finish()
+    assert (status, err) == (0, "") and out == f"open http://127.0.0.1:{port} in a browser; Ctrl-C ends it\n"
+    assert not place.exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["ckpt=nowhere", "port=PORT"], "host=127.0.0.1 port=PORT: cannot listen there"),
+        (["ckpt=nowhere", "prt=1"], "unknown setting 'prt'; did you mean port?"),
+        (["port=1"], "ckpt has no value"),
+    ],
+)
+def test_what_is_wrong_is_one_line(capsys, arguments, said):
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        port = str(one.getsockname()[1])
+        assert main([argument.replace("PORT", port) for argument in arguments]) == 2
+    assert said.replace("PORT", port) in capsys.readouterr().err
+
+
+def test_without_gradio_it_says_what_to_install(capsys, monkeypatch):
+    for key in ("GRADIO_TEMP_DIR", "NO_PROXY", "no_proxy", "GRADIO_RUN_HISTORY", "GRADIO_ANALYTICS_ENABLED"):
+        monkeypatch.setenv(key, "")
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert main(["ckpt=nowhere", f"port={free_port()}"]) == 2
+    told = capsys.readouterr().err
+    assert told == 'error: expected the packages of an extra, found none; pip install "e2net[demo]"\n'
