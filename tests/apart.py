@@ -72,11 +72,6 @@ class Program:
         """Of its end; None before it."""
         return self._process.exitcode
 
-    @property
-    def output(self):
-        """What it has printed so far."""
-        return Path(self._streams[0].name).read_text(encoding="utf-8")
-
     def send(self, signal):
         """Has it meet a signal."""
         os.kill(self._process.pid, signal)

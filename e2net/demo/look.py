@@ -348,7 +348,8 @@ def archive(looks: Sequence[Look], models: Sequence[Model], threshold: float, fo
 
 def _document(model: Model, entries: Sequence[tuple[str, Prediction]], threshold: float) -> str:
     """COCO's format, as ``e2net.predict`` writes it."""
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for number, (name, found) in enumerate(entries, 1):
         height, width = found.image.shape[:2]
         images.append({"id": number, "file_name": name, "height": height, "width": width})

@@ -73,9 +73,8 @@ class Panel:
             label=label, interactive=False, buttons=["fullscreen"], elem_classes=["view", f"view-{view}"]
         )
         if view in _FILMED:
-            self.films[view] = gr.Video(
-                label=label, interactive=False, buttons=[], visible=False, loop=True, autoplay=True
-            )
+            film: dict[str, Any] = {"interactive": False, "visible": False, "loop": True, "autoplay": True}
+            self.films[view] = gr.Video(label=label, buttons=[], elem_classes=["view"], **film)
 
     def list_objects(self) -> None:
         """Makes the list of objects here; empty where the task has none."""
@@ -158,16 +157,20 @@ def make_page(models: Sequence[Model], settings: DemoSettings, examples: Sequenc
         visit = _Visit(models, panels, settings, kept, [one.file for one in examples])
 
         state, outputs = [keys, shown, threshold], [drop, keys, shown, said, yours, hint, results, *parts]
-        network = {"concurrency_id": "network", "concurrency_limit": 1, "show_progress_on": [drop, hint]}
-        drawing = {"concurrency_id": "drawing", "concurrency_limit": 4, "show_progress": "hidden"}
-        private = {"api_visibility": "private"}
+        network: dict[str, Any] = {
+            "concurrency_id": "network",
+            "concurrency_limit": 1,
+            "show_progress_on": [drop, hint],
+        }
+        drawing: dict[str, Any] = {"concurrency_id": "drawing", "concurrency_limit": 4, "show_progress": "hidden"}
+        private: dict[str, Any] = {"api_visibility": "private"}
         drop.upload(visit.dropped, [drop, *state], outputs, **network, **private).success(js=_SCROLL)
         offered.select(visit.offered, state, outputs, **network, **private).success(js=_SCROLL)
         yours.select(visit.chosen, [keys, threshold], [shown, said, *parts], **drawing, **private).success(js=_SCROLL)
         # While one is drawn only the last of those that come is waited for.
-        following = {"trigger_mode": "always_last", **drawing, **private}
+        following: dict[str, Any] = {"trigger_mode": "always_last", **drawing, **private}
         threshold.change(visit.moved, [shown, threshold], [said, *parts], **following)
-        making = {"concurrency_id": "saving", "concurrency_limit": 1, "show_progress_on": [save]}
+        making: dict[str, Any] = {"concurrency_id": "saving", "concurrency_limit": 1, "show_progress_on": [save]}
         save.click(visit.saved, [keys, threshold], [said, fetched], **making, **private).success(js=_FETCH)
     page.queue(max_size=settings.queue, api_open=False)
     return page
@@ -180,7 +183,7 @@ def launch_options(settings: DemoSettings) -> dict[str, Any]:
     return {
         "server_name": settings.host,
         "server_port": settings.port,
-        "max_file_size": settings.max_mb * 1_000_000,
+        "max_file_size": settings.max_mb << 20,  # as Gradio counts when it says so
         "theme": gr.themes.Base(primary_hue="emerald", neutral_hue="slate", font=fonts, font_mono=codes),
         "css_paths": [_STYLE],
         "footer_links": [],
@@ -254,9 +257,9 @@ class _Visit:
                 lines += [f"{one.name}: {note}" for note in one.notes]
         most = self._settings.max_files
         self._kept.drop([*keys, *added][:-most])
-        there = {key: one for key in [*keys, *added][-most:] if (one := self._kept.get(key)) is not None}
+        there = {key: had for key in [*keys, *added][-most:] if (had := self._kept.get(key)) is not None}
         first = next((key for key in added if key in there), "")
-        small = [one.small for one in there.values()]
+        small = [had.small for had in there.values()]
         strip = gr.update(value=small, visible=bool(small), selected_index=None)
         said = [None, list(there), first or shown, _said(lines), strip]
         if not first:
@@ -357,7 +360,7 @@ def _panels(models: Sequence[Model]) -> list[Panel]:
     return panels
 
 
-_HINT = """<div class="hint"><p>Drop a picture or a film on the left, or choose an example.</p></div>"""
+_HINT = """<div class="hint"><p>Drop a picture or a film, or choose an example.</p></div>"""
 _GONE = "This result has gone to make room for newer ones: drop the file again."
 
 

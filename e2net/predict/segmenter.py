@@ -427,7 +427,8 @@ def load(
         sharpen=trained_with(config, "sharpen") if sharpen is None else float(sharpen),
     )
     size = trained_with(config, "size") if size is None else size
-    segmenter = Segmenter(model, size, device, predictor, precision, THRESHOLD if threshold == AUTO else threshold)
+    first = THRESHOLD if isinstance(threshold, str) else float(threshold)
+    segmenter = Segmenter(model, size, device, predictor, precision, first)
     segmenter.checkpoint, segmenter.content = file, {k: v for k, v in content.items() if k != "state_dict"}
     if threshold == AUTO:
         segmenter.threshold = stored_threshold(segmenter)

@@ -1,11 +1,11 @@
 """The page in a real browser: drop, wait, slider, download, what is broken, on a desk and on a telephone."""
 
 import io
+import os
 import re
 import signal
 import socket
 import sys
-import tempfile
 import time
 import zipfile
 from dataclasses import replace
@@ -15,7 +15,6 @@ import cv2
 import httpx
 import numpy as np
 import pytest
-from apart import Program
 from chromium import PROGRAM, Browser
 from conftest import ROOT
 
@@ -26,7 +25,18 @@ from e2net.film import FilmWriter
 from e2net.predict.segmenter import Segmenter
 
 RUN = ROOT / "tests" / "runs" / "old" / "format_1.ckpt"
+# What the program sets in its environment, which here it shares with other tests.
+SET = (
+    "GRADIO_TEMP_DIR", "GRADIO_RUN_HISTORY", "GRADIO_ANALYTICS_ENABLED", "HF_HUB_DISABLE_TELEMETRY", "NO_PROXY",
+    "no_proxy", "OPENCV_LOG_LEVEL", "OPENCV_FFMPEG_LOGLEVEL",
+)  # fmt: skip
 pytest.importorskip("gradio")
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    for key in SET:
+        monkeypatch.setenv(key, os.environ.get(key, ""))
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +64,7 @@ def page(model, tmp_path_factory):
     """Served with two checkpoints, as the program does it, and the folder of its files."""
     place = tmp_path_factory.mktemp("place")
     with pytest.MonkeyPatch.context() as patch:
-        for key in ("GRADIO_TEMP_DIR", "NO_PROXY", "no_proxy", "GRADIO_RUN_HISTORY", "GRADIO_ANALYTICS_ENABLED"):
+        for key in SET:
             patch.setenv(key, "")
         silence_gradio(place, "127.0.0.1")
         from e2net.demo.examples import find_examples  # noqa: PLC0415
@@ -252,20 +262,27 @@ def test_no_other_file_of_this_machine_is_read(page, files, tmp_path):
     assert (files / "frog.png").exists()
 
 
-def test_the_program_ends_well_and_leaves_nothing(tmp_path):
-    port, temporary = free_port(), Path(tempfile.gettempdir())
-    before = set(temporary.glob("e2net-demo-*"))
-    program = Program("e2net.demo", f"ckpt={RUN}", f"port={port}", "device=cpu", cwd=tmp_path)
-    while not program.output:
-        assert program.status is None, program.finish()
-        time.sleep(0.1)
-    assert httpx.get(f"http://127.0.0.1:{port}/", timeout=30).status_code == 200
-    (place,) = set(temporary.glob("e2net-demo-*")) - before
-    assert len(list(place.glob("generated_*.png"))) == 6
-    program.send(signal.SIGTERM)
-    status, out, err = program.finish()
-    assert (status, err) == (0, "") and out == f"open http://127.0.0.1:{port} in a browser; Ctrl-C ends it\n"
-    assert not place.exists()
+def test_the_program_ends_well_and_leaves_nothing(environment, monkeypatch, capsys):
+    """As SIGTERM ends it, while it waits for that."""
+    port, places = free_port(), []
+
+    def pause():
+        assert httpx.get(f"http://127.0.0.1:{port}/", timeout=30).status_code == 200
+        places.append(Path(os.environ["GRADIO_TEMP_DIR"]))
+        assert len(list(places[0].glob("generated_*.png"))) == 6
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(signal, "pause", pause)
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        assert main([f"ckpt={RUN}", f"port={port}", "device=cpu"]) == 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    told = capsys.readouterr()
+    assert told.out == f"open http://127.0.0.1:{port} in a browser; Ctrl-C ends it\n" and told.err == ""
+    assert not places[0].exists()
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"http://127.0.0.1:{port}/")
 
 
 @pytest.mark.parametrize(
@@ -283,9 +300,7 @@ def test_what_is_wrong_is_one_line(capsys, arguments, said):
     assert said.replace("PORT", port) in capsys.readouterr().err
 
 
-def test_without_gradio_it_says_what_to_install(capsys, monkeypatch):
-    for key in ("GRADIO_TEMP_DIR", "NO_PROXY", "no_proxy", "GRADIO_RUN_HISTORY", "GRADIO_ANALYTICS_ENABLED"):
-        monkeypatch.setenv(key, "")
+def test_without_gradio_it_says_what_to_install(environment, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert main(["ckpt=nowhere", f"port={free_port()}"]) == 2
     told = capsys.readouterr().err
