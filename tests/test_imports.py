@@ -59,7 +59,7 @@ ALLOWED = {
         "training",
         "export": "arguments files formats hub structures symbolic trees tasks datasets model runs evaluation",
         "serve": "arguments predict runs",
-        "demo": "arguments datasets features film formats page pictures predict runs trees",
+        "demo": "arguments datasets features film formats page pictures predict runs speed trees",
         "compare": "arguments drawing files flops formats installation lock page tasks datasets model runs evaluation "
         "training",
         # The programs that are no room of their own.

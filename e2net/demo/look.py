@@ -28,6 +28,7 @@ from e2net.pictures import FAULTS, decode
 from e2net.predict.result import Kind, Prediction
 from e2net.predict.segmenter import Failure, Segmenter, load, stored_threshold
 from e2net.predict.settings import AUTO, THRESHOLD
+from e2net.speed import is_out_of_memory
 from e2net.trees import FILMS
 
 # The longer side of a picture on the page, of a frame of a film there, and of a small picture to choose by, in pixels.
@@ -156,14 +157,19 @@ def look(file: Path, models: Sequence[Model], limits: Limits, progress: Progress
         progress: is told how far it is.
 
     Raises:
-        ValueError: it is neither, or broken, or larger than allowed; the message is a line that names it.
+        ValueError: it is neither, or broken, or larger than allowed, or than the memory; the message is a line that
+            names it.
     """
     try:
         if file.suffix.lower() in FILMS:
             return _look_at_film(file, models, limits, progress)
         return _look_at_picture(file, models, limits, progress)
-    except FAULTS as error:
+    except (*FAULTS, RuntimeError) as error:
         words = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, MemoryError | RuntimeError):
+            if not is_out_of_memory(error):
+                raise
+            words = "the memory does not suffice for it here"
         words = words.replace(str(file), file.name).removeprefix(f"{file.name}: ")
         raise ValueError(f"{printable(file.name)}: {words}") from error
 

@@ -38,7 +38,7 @@ _FILMED: tuple[View, ...] = ("overlay", "map")
 # What is the same whatever the threshold.
 _STILL: tuple[View, ...] = ("map", "features")
 _STYLE = Path(__file__).parent / "page.css"
-# How long a visitor who has gone is remembered, and a picture of the page kept as a file: seconds.
+# How long a visitor who has gone is remembered, and files are kept, those that came and those of the page: seconds.
 _FORGET, _FILES = 3600, 900
 # The environment variable by which Gradio is told where its files are to be.
 FILES = "GRADIO_TEMP_DIR"
@@ -219,12 +219,8 @@ class _Visit:
         """Files were uploaded."""
         most = self._settings.max_files
         lines = [f"{len(files)} files are too many at once: the first {most} were taken"] if len(files) > most else []
-        places = [Path(file) for file in files]
-        try:
-            return self._looked(places[:most], keys, shown, threshold, progress, lines)
-        finally:
-            for place in places:  # what is kept of them is in memory
-                place.unlink(missing_ok=True)
+        # Not deleted here: whoever sends the same file meanwhile has the same place.
+        return self._looked([Path(file) for file in files[:most]], keys, shown, threshold, progress, lines)
 
     def offered(
         self,

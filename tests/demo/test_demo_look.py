@@ -141,6 +141,22 @@ def test_a_picture_of_too_many_pixels_is_refused(models, tmp_path):
         look(tmp_path / "x.png", models, Limits(megapixels=1))
 
 
+def test_a_picture_that_the_memory_has_no_room_for_is_one_line_too(models, picture, monkeypatch):
+    def fails(error):
+        def activated(*_):
+            raise error
+
+        monkeypatch.setattr(Segmenter, "activated", activated)
+
+    for error in (torch.OutOfMemoryError("CUDA out of memory"), MemoryError()):
+        fails(error)
+        with pytest.raises(ValueError, match=r"^a frog.png: the memory does not suffice for it here$"):
+            look(picture, models, Limits())
+    fails(RuntimeError("a fault of ours"))
+    with pytest.raises(RuntimeError, match="of ours"):
+        look(picture, models, Limits())
+
+
 def test_numbers_stand_on_their_objects():
     """Thickest places lie in the object itself, not in another one within its box."""
     mask = np.zeros((90, 120), np.float32)

@@ -1,11 +1,13 @@
 """The page in a real browser: drop, wait, slider, download, what is broken, on a desk and on a telephone."""
 
 import io
+import json
 import os
 import re
 import signal
 import socket
 import sys
+import threading
 import time
 import zipfile
 from dataclasses import replace
@@ -24,6 +26,7 @@ from e2net.demo.settings import DemoSettings
 from e2net.film import FilmWriter
 from e2net.predict.segmenter import Segmenter
 
+QUEUE = 4
 RUN = ROOT / "tests" / "runs" / "old" / "format_1.ckpt"
 # What the program sets in its environment, which here it shares with other tests.
 SET = (
@@ -71,7 +74,7 @@ def page(model, tmp_path_factory):
         from e2net.demo.look import Model  # noqa: PLC0415
         from e2net.demo.page import launch_options, make_page  # noqa: PLC0415
 
-        settings = DemoSettings(ckpt=str(RUN), port=free_port(), max_mb=1, max_frames=3, max_files=3)
+        settings = DemoSettings(ckpt=str(RUN), port=free_port(), max_mb=1, max_frames=3, max_files=3, queue=QUEUE)
         models = [Model("one", model), Model("two<b>", model, features=False)]
         (place / "made").mkdir()
         page = make_page(models, settings, find_examples(None, place / "made"))
@@ -247,19 +250,74 @@ def test_nothing_is_asked_of_anybody_else(visitor, page):
     assert said == []
 
 
-def test_no_other_file_of_this_machine_is_read(page, files, tmp_path):
+def ask(client, blocks, path, session):
+    """Sends what the browser sends after an upload."""
+    number = next(one["id"] for one in blocks.config["dependencies"] if one["targets"][0][1] == "upload")
+    file = {"path": str(path), "meta": {"_type": "gradio.FileData"}}
+    body = {"data": [[file], None, None, 0.5], "fn_index": number, "session_hash": session}
+    return client.post("gradio_api/queue/join", json=body)
+
+
+def succeeded(client, session):
+    with client.stream("GET", "gradio_api/queue/data", params={"session_hash": session}) as answer:
+        told = next(line for line in answer.iter_lines() if "process_completed" in line)
+    return json.loads(told.removeprefix("data:"))["success"]
+
+
+def test_no_more_wait_than_may_and_one_is_looked_at_at_a_time(page, files, monkeypatch):
+    blocks, url = page
+    may, running, most = threading.Event(), [], []
+
+    def slow(*_):
+        running.append(1)
+        most.append(len(running))
+        may.wait(30)
+        running.pop()
+        raise ValueError("slow.png: no picture")
+
+    monkeypatch.setattr("e2net.demo.page.look", slow)
+    with httpx.Client(base_url=url, timeout=30) as client:
+        sent = {"files": ("frog.png", (files / "frog.png").read_bytes())}
+        (uploaded,) = client.post("gradio_api/upload", files=sent).json()
+        found = []
+        for number in range(12):
+            found.append(ask(client, blocks, uploaded, f"waiting{number}").status_code)
+            end = time.monotonic() + 10
+            while not running:
+                assert time.monotonic() < end
+                time.sleep(0.01)
+        may.set()
+        assert found == [200] * (1 + QUEUE) + [503] * (11 - QUEUE)
+        assert all(succeeded(client, f"waiting{number}") for number in range(1 + QUEUE))
+    assert most == [1] * (1 + QUEUE)
+
+
+def test_no_other_file_of_this_machine_is_read(page, files):
     """Not even a picture, by a request that names its path as if it had been uploaded."""
     blocks, url = page
-    number = next(one["id"] for one in blocks.config["dependencies"] if one["targets"][0][1] == "upload")
-    file = {"path": str(files / "frog.png"), "meta": {"_type": "gradio.FileData"}}
-    body = {"data": [[file], None, None, 0.5], "fn_index": number, "session_hash": "x"}
     with httpx.Client(base_url=url, timeout=30) as client:
-        assert client.post("gradio_api/queue/join", json=body).status_code == 200
-        with client.stream("GET", "gradio_api/queue/data", params={"session_hash": "x"}) as answer:
-            told = next(line for line in answer.iter_lines() if "process_completed" in line)
-        assert '"success":false' in told.replace(" ", "")
+        sent = {"files": ("frog.png", (files / "frog.png").read_bytes())}
+        (uploaded,) = client.post("gradio_api/upload", files=sent).json()
+        for number, path in enumerate([uploaded, files / "frog.png"]):
+            assert ask(client, blocks, path, f"someone{number}").status_code == 200
+            assert succeeded(client, f"someone{number}") == (path == uploaded)
         assert client.get(f"gradio_api/file={files / 'frog.png'}").status_code == 403
-    assert (files / "frog.png").exists()
+
+
+def test_files_that_came_and_were_made_are_deleted_when_they_are_old(visitor, page):
+    from gradio.route_utils import delete_files_created_by_app  # noqa: PLC0415
+
+    blocks = page[0]
+    place = Path(os.environ["GRADIO_TEMP_DIR"])
+
+    def kinds():
+        return {file.suffix for file in place.rglob("*") if file.is_file() and file.stat().st_size}
+
+    assert kinds() == {".png", ".webm", ".webp", ".zip"} and blocks.delete_cache == (60, 900)
+    delete_files_created_by_app(blocks, 0)
+    made = {file for file in (place / "made").iterdir()}
+    left = {file for file in place.rglob("*") if file.is_file() and file.stat().st_size} - made
+    assert len(made) == len(left) == 6 and {file.suffix for file in left} == {".webp"}  # the examples
 
 
 def test_the_program_ends_well_and_leaves_nothing(environment, monkeypatch, capsys):
