@@ -150,7 +150,7 @@ def make_page(models: Sequence[Model], settings: DemoSettings, examples: Sequenc
                     with gr.Row(elem_id="controls"):
                         threshold = _slider(first_threshold(models, settings))
                         save = gr.Button("Download all", scale=0, min_width=160, elem_id="save")
-                        fetched = gr.DownloadButton(visible="hidden", elem_id="archive")
+                        fetched = gr.DownloadButton(elem_id="archive")
                     panels = _panels(models)
         gr.HTML(_footer())
         parts = [title, *(part for panel in panels for part in panel.parts)]
@@ -390,8 +390,8 @@ def _table(found: Prediction, objects: Objects, of: str) -> str:
     if not objects.listed:
         return Markup('<p class="line">{}: no object above {:.2f}</p>').format(f"Objects{of}", found.threshold)
     rows = Markup("").join(
-        Markup("<tr><td>{}</td><td>{:.3f}</td><td>{:.1f} %</td><td>{}, {}</td><td>{} × {}</td></tr>").format(
-            number, one["score"], 100 * one["area"] / found.pixels, *one["bbox"]
+        Markup("<tr><td>{}</td><td>{:.3f}</td><td>{} %</td><td>{}, {}</td><td>{} × {}</td></tr>").format(
+            number, one["score"], _percent(one["area"] / found.pixels), *one["bbox"]
         )
         for number, one in enumerate(objects.listed, 1)
     )
@@ -399,6 +399,10 @@ def _table(found: Prediction, objects: Objects, of: str) -> str:
     head = "<tr><th>#</th><th>score</th><th>of picture</th><th>at x, y</th><th>size</th></tr>"
     table = Markup("<h3>{}</h3><table>" + head + "{}</table>{}")
     return table.format(f"Objects{of}", rows, more)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}" if share >= 0.01 else f"{100 * share:.2f}"
 
 
 def _footer() -> str:
