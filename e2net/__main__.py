@@ -12,6 +12,7 @@ PROGRAMS = {
     "eval": "scores a checkpoint, or any method's maps, on named test sets",
     "predict": "maps for pictures and films",
     "serve": "answers pictures with their maps over HTTP",
+    "demo": "a page in the browser to try models on pictures and films",
     "compare": "backbones, settings or finished runs side by side, as one page",
     "check": "what is wrong with a data set, as one page",
     "adapt": "trains an encoder further, without labels",

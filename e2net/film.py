@@ -21,8 +21,10 @@ from e2net.trees import other_kind
 
 # Where a file does not say its own.
 FALLBACK_RATE = 25.0
-# MPEG-4, which every build of OpenCV can write, and the largest side and number of a rate's fraction that it knows.
-_CODEC, _LARGEST, _FINEST = "mp4v", 8191, 65535
+# What every build of OpenCV can write: MPEG-4, and VP8, which is slower, for browsers.
+_CODECS = {".mp4": "mp4v", ".webm": "VP80"}
+# The largest side and number of a rate's fraction that they know.
+_LARGEST, _FINEST = 8191, 65535
 # Frames that are decoded before they are asked for.
 _AHEAD = 16
 # Without asking the others: what FFmpeg cannot open, OpenCV would try as a numbered series of pictures.
@@ -119,12 +121,12 @@ class FilmReader:
 
 
 class FilmWriter:
-    """Writes an MPEG-4 film; under its name only when all of it is written and can be read again.
+    """Writes a film; under its name only when all of it is written and can be read again.
 
     As a context: an exception inside of it leaves no file, and what an earlier job left under the name stays.
 
     Args:
-        path: where to, ends in .mp4; folders are made.
+        path: where to; folders are made. Ends in .mp4 (MPEG-4) or .webm (VP8, which browsers play).
         rate: frames a second.
 
     Raises:
@@ -135,7 +137,7 @@ class FilmWriter:
         self.path = path
         self.rate = rate
         self.count = 0
-        self._temporary = part_of(path).with_suffix(".part.mp4")
+        self._temporary = part_of(path).with_suffix(f".part{path.suffix}")
         self._writer: cv2.VideoWriter | None = None
         self._size: tuple[int, int] | None = None
         self._whole = False
@@ -183,11 +185,12 @@ class FilmWriter:
             )
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with _named(self._temporary) as name:
-            code = cv2.VideoWriter.fourcc(*_CODEC)
+            codec = _CODECS[self.path.suffix]
+            code = cv2.VideoWriter.fourcc(*codec)
             writer = cv2.VideoWriter(name, _BACKEND, code, _writable(self.rate), (width, height))
         if not writer.isOpened():
             raise OSError(
-                f"{self.path}: OpenCV cannot write a {_CODEC} film of {width}x{height} pixels there; is the disk full?"
+                f"{self.path}: OpenCV cannot write a {codec} film of {width}x{height} pixels there; is the disk full?"
             )
         return writer
 

@@ -80,10 +80,10 @@ class Browser:
         message, _, self._buffer = self._buffer.partition(b"\0")
         return json.loads(message)
 
-    def open(self, file: Path) -> None:
-        """Loads a file, and waits until it and its pictures are there."""
+    def open(self, place: Path | str) -> None:
+        """Loads a file or an address, and waits until it and its pictures are there."""
         self.events.clear()
-        self.call("Page.navigate", url=file.resolve().as_uri())
+        self.call("Page.navigate", url=place if isinstance(place, str) else place.resolve().as_uri())
         while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
             self.events.append(self._read())
         self.run("Promise.all(Array.from(document.images, (image) => image.decode().catch(() => null)))")

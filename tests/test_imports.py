@@ -59,6 +59,7 @@ ALLOWED = {
         "training",
         "export": "arguments files formats hub structures symbolic trees tasks datasets model runs evaluation",
         "serve": "arguments predict runs",
+        "demo": "arguments datasets features film formats page pictures predict runs speed trees",
         "compare": "arguments drawing files flops formats installation lock page tasks datasets model runs evaluation "
         "training",
         # The programs that are no room of their own.
@@ -68,6 +69,7 @@ ALLOWED = {
 }
 # Only these may import a plotting, logging, template or configuration framework.
 FRAMEWORKS = {
+    "gradio": {"demo/__main__.py", "demo/page.py"},
     "hydra": {
         *("adapt/__main__.py", "compare/sweep.py", "eval.py", "runs/config.py", "runs/launch.py", "runs/overrides.py"),
         "train.py",
@@ -112,7 +114,7 @@ def test_layers_import_only_what_is_below_them():
 def test_no_program_knows_one_task():
     """Neither a score's name, nor an activation, nor a task's own modules: they ask ``tasks.base``."""
     scores = {name for task in (Camouflage, Depth, Semantic) for name in task.directions if len(name) > 1}
-    for room in ("training", "evaluation", "hub", "predict", "serve", "check", "compare", "profile", "export"):
+    for room in ("training", "evaluation", "hub", "predict", "serve", "demo", "check", "compare", "profile", "export"):
         for file in (PACKAGE / room).rglob("*.py"):
             for node in ast.walk(ast.parse(file.read_text())):
                 assert not (isinstance(node, ast.Constant) and node.value in scores), f"{file} names {node.value}"
@@ -127,7 +129,18 @@ def test_no_program_knows_one_task():
     ["train.py --help", "eval.py --help", "-m e2net --help", "-m e2net train --cfg job"]
     + [
         f"-m e2net.{name} --help"
-        for name in ("predict", "serve", "check", "compare", "profile", "encoders", "adapt", "features", "export")
+        for name in (
+            "predict",
+            "serve",
+            "demo",
+            "check",
+            "compare",
+            "profile",
+            "encoders",
+            "adapt",
+            "features",
+            "export",
+        )
     ],
 )
 def test_help_is_there_before_torch_is(command):

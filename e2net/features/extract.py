@@ -66,7 +66,7 @@ class Extractor:
         size: short side of the picture for the encoder, pixels, made the nearest multiple of the patch size; the other
             side keeps the proportions, as near as patches allow. None is 512.
         blocks: 0-based indices of blocks, in any order, of a ConvNeXt of its stages; None is the last one.
-        norm: apply the model's final norm.
+        norm: apply the model's final norm; None is as in training.
         device: ``auto`` or None takes a GPU if there is one; else a name that torch knows.
         precision: ``auto``, ``32-true``, ``bf16-mixed`` or ``16-mixed``; None is ``32-true``.
 
@@ -80,7 +80,7 @@ class Extractor:
         encoder: Encoder | str | Path,
         size: int | None = None,
         blocks: Sequence[int] | None = None,
-        norm: bool = True,
+        norm: bool | None = True,
         device: str | None = None,
         precision: str | None = None,
     ) -> None:

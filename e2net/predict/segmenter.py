@@ -25,7 +25,6 @@ from e2net.predict.result import Prediction
 from e2net.predict.settings import AUTO, LARGEST, THRESHOLD, check_value
 from e2net.runs.checkpoint import KEY, find_checkpoint, model_of, read_checkpoint, trained_with
 from e2net.speed import AUTOCAST, choose_device
-from e2net.tasks.base import Task
 
 # Pixels of pictures in a batch, read ahead of it, or waiting to be written: a single larger one is taken alone.
 HELD_PIXELS = 1 << 25
@@ -428,18 +427,21 @@ def load(
         sharpen=trained_with(config, "sharpen") if sharpen is None else float(sharpen),
     )
     size = trained_with(config, "size") if size is None else size
-    chosen = _stored_threshold(content[KEY], file, model.task) if threshold == AUTO else float(threshold)
-    segmenter = Segmenter(model, size, device, predictor, precision, chosen)
+    first = THRESHOLD if isinstance(threshold, str) else float(threshold)
+    segmenter = Segmenter(model, size, device, predictor, precision, first)
     segmenter.checkpoint, segmenter.content = file, {k: v for k, v in content.items() if k != "state_dict"}
+    if threshold == AUTO:
+        segmenter.threshold = stored_threshold(segmenter)
     return segmenter
 
 
-def _stored_threshold(entry: dict[str, Any], file: Path, task: Task) -> float:
-    """The threshold that a checkpoint holds.
+def stored_threshold(segmenter: Segmenter) -> float:
+    """The threshold that the checkpoint of a loaded model holds.
 
     Raises:
         ValueError: there is none.
     """
+    entry, file, task = segmenter.content[KEY], segmenter.checkpoint, segmenter.model.task
     if not task.objects:
         raise ValueError(f"threshold={AUTO}: {file} is of task={task.name}, which has no objects; leave it out")
     threshold = entry["threshold"]
