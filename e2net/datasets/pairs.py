@@ -101,7 +101,7 @@ def _find_folder(root: Path, names: tuple[str, ...], what: str) -> Path:
     if not matches:
         files = sum(path.is_file() for path in root.iterdir())
         there = f"the folders {some(inside, 6)}" if inside else f"no folders and {files} files"
-        raise FileNotFoundError(f"{root}: no folder of {what} ({' or '.join(names)}), found {there}.")
+        raise FileNotFoundError(f"{root}: no folder of {what} ({' or '.join(names)}), found {there}; see data/README.md")
     if len(matches) > 1:
         raise ValueError(f"{root}: expected one folder of {what}, found {' and '.join(matches)}. Keep one of them.")
     return root / matches[0]
