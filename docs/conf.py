@@ -5,12 +5,12 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent / "_ext"), str(Path(__file__).parents[1])]
 
-from e2net import __version__
+from e2net import __version__  # noqa: E402 - found by the path above
 
 project = "e2net"
 author = "the e2net authors"
 release = version = __version__
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "pages"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "made_pages"]
 exclude_patterns = ["_build"]
 
 myst_heading_anchors = 4
@@ -22,6 +22,7 @@ autodoc_inherit_docstrings = False
 # As docstrings of this project mean it: `name` is code.
 default_role = "code"
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True
 
 html_theme = "furo"
 html_title = "e2net"

@@ -594,6 +594,7 @@ def _built(target: Callable[..., Any]) -> type:
 
 
 def type_hints(target: Callable[..., Any]) -> dict[str, Any]:
+    """{parameter: type} of a constructor, as far as its annotations can be read."""
     function = target.__init__ if isinstance(target, type) else target  # type: ignore[misc]
     try:
         return typing.get_type_hints(function)

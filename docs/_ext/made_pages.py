@@ -11,8 +11,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-import errors
-import settings
+import known_errors
+import known_settings as settings
 from sphinx.application import Sphinx
 
 import e2net
@@ -40,7 +40,7 @@ def write_pages() -> None:
     pages |= {f"settings/groups/{group}.md": _group_page(group) for group in settings.groups()}
     pages |= {f"settings/programs/{name}.md": _program_page(name) for name in settings.PROGRAMS}
     pages |= {f"python/{room}.md": _room_page(room) for room in rooms()}
-    pages["errors.txt"] = errors.page()
+    pages["errors.txt"] = known_errors.page()
     for name, text in pages.items():
         file = REFERENCE / name
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -73,9 +73,7 @@ def _from(folder: Path, file: Path) -> str:
 
 
 def _table(rows: list[settings.Setting]) -> list[str]:
-    cells = [
-        (f"`{one.key}`", one.kind, f"`{one.default}`", plain(one.meaning.replace("None", "null"))) for one in rows
-    ]
+    cells = [(f"`{one.key}`", one.kind, f"`{one.default}`", plain(one.meaning.replace("None", "null"))) for one in rows]
     lines = [" | ".join(cell.replace("|", "\\|") for cell in row) for row in cells]
     return ["| key | type | default | |", "|---|---|---|---|", *(f"| {line} |" for line in lines), ""]
 

@@ -16,14 +16,17 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import yaml
 
 from e2net.features.verbs import VERBS
-from e2net.runs.config import OFFERED, PLAIN, find_target, type_hints, type_words
+from e2net.runs.config import PLAIN, find_target, type_hints, type_words
 
 CONF = Path(__file__).parents[2] / "conf"
 # What a program hands to a constructor itself, whatever the config says.
 _GIVEN = ("task", "protocol", "channels", "strides", "out_channels", "pretrained", "backbone", "gram_size")
 # Programs whose settings are a dataclass: the module and its class.
 PROGRAMS = {
-    **{name: (f"e2net.{name}.settings", f"{name.title()}Settings") for name in ("predict", "serve", "compare", "check", "export")},
+    **{
+        name: (f"e2net.{name}.settings", f"{name.title()}Settings")
+        for name in ("predict", "serve", "compare", "check", "export")
+    },
     "encoders": ("e2net.encoders.options", "ListingSettings"),
     "profile": ("e2net.profile.__main__", "ProfileSettings"),
     **{f"features {verb}": (f"e2net.features.verbs.{verb}", "Settings") for verb in VERBS},
@@ -135,11 +138,16 @@ def is_recipe(group: str, option: str) -> bool:
 
 def constructors(group: str) -> list[Constructor]:
     """What a group's options build, nested ones after those that hold them."""
-    nodes: dict[str, dict[str, dict[str, Any]]] = {}
+    found: dict[str, dict[str, dict[str, Any]]] = {}
     for option in options(group):
-        for path, node in _nodes(content(group, option), "" if is_recipe(group, option) else group):
-            nodes.setdefault(f"{node['_target_']} {path}", {})[option] = node
-    return [_constructor(key.split()[0], key.split()[1], found) for key, found in nodes.items()]
+        for path, node in nodes(group, option):
+            found.setdefault(f"{node['_target_']} {path}", {})[option] = node
+    return [_constructor(key.split()[0], key.split()[1], one) for key, one in found.items()]
+
+
+def nodes(group: str, option: str) -> list[tuple[str, dict[str, Any]]]:
+    """Where an option's file builds something, and with what."""
+    return list(_nodes(content(group, option), "" if is_recipe(group, option) else group))
 
 
 def _nodes(node: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -150,18 +158,18 @@ def _nodes(node: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
             yield from _nodes(value, f"{path}.{key}".lstrip("."))
 
 
-def _constructor(path: str, place: str, nodes: dict[str, dict[str, Any]]) -> Constructor:
+def _constructor(path: str, place: str, given: dict[str, dict[str, Any]]) -> Constructor:
     target = find_target(path, place, trainer=place == "trainer")
     hints = type_hints(target)
     settings = []
     for name, parameter in inspect.signature(target).parameters.items():
-        in_yaml = any(name in node for node in nodes.values())
+        in_yaml = any(name in node for node in given.values())
         foreign = path.startswith("lightning.")  # of whose many parameters those are shown that the files have
         if in_yaml or not (foreign or name in _GIVEN or parameter.default is inspect.Parameter.empty):
             key = f"{'' if in_yaml else '+'}{place}.{name}"
-            default = _default({o: node[name] for o, node in nodes.items() if name in node}, parameter.default)
+            default = _default({o: node[name] for o, node in given.items() if name in node}, parameter.default)
             settings.append(Setting(key, type_words(hints.get(name, Any)), default, meaning_of(target, name)))
-    return Constructor(path, list(nodes), settings)
+    return Constructor(path, list(given), settings)
 
 
 def _default(given: dict[str, Any], own: Any) -> str:
@@ -186,7 +194,9 @@ def written(value: Any) -> str:
         return "to be given"
     if isinstance(value, str):
         return value or '""'
-    return yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True).removesuffix("\n...\n").strip()
+    return (
+        yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True).removesuffix("\n...\n").strip()
+    )
 
 
 def top_level(name: str) -> tuple[list[Setting], list[Constructor]]:

@@ -15,8 +15,10 @@ PACKAGE = Path(__file__).parents[2] / "e2net"
 _NOT_FOR_USERS = {"TypeError", "NotImplementedError", "IndexError", "AssertionError", "SystemExit", "SIGTERMException"}
 # How a message says what to do: behind a semicolon, in a sentence or part of its own, or as what was expected.
 _VERBS = "add|change|choose|copy|give|install|keep|leave|make|name|or download|remove|save|see|set|take|try|write"
-_ADVICE = re.compile(rf"[.?:,] ((?:{_VERBS})\b.+)$", re.IGNORECASE)
-_EXPECTED = re.compile(r"\b(?:expected|expects|must be|must have|must not|may be|takes?|needs?) (.+?)(?:[,;:.]? (?:found|got) |$)")
+_ADVICE = re.compile(rf"[.?:,>] ((?:{_VERBS})\b.+)$", re.IGNORECASE)
+_EXPECTED = re.compile(
+    r"\b(?:expected|expects|must be|must have|must not|may be|takes?|needs?) (.+?)(?:[,;:.]? (?:found|got) |$)"
+)
 # What no setting can mend: faults of e2net, of a library or of the machine.
 _OURS = re.compile("^(?:<path>: )?OpenCV could not encode")
 # What stands for another error, which says it.
@@ -98,7 +100,7 @@ def _texts(
                 yield from _texts(node.value, functions, constants, depth + 1)
         return
     argument = next((k.value for k in raised.keywords if k.arg == "detail"), None)
-    argument = argument or (raised.args[-1] if len(raised.args) == 2 and name == "HTTPException" else None)
+    argument = argument or (raised.args[-1] if len(raised.args) > 1 and name == "HTTPException" else None)
     argument = argument or (raised.args[0] if raised.args else None)
     if isinstance(argument, ast.Call) and isinstance(argument.func, ast.Name) and argument.func.id in functions:
         for node in ast.walk(functions[argument.func.id]):
@@ -132,7 +134,11 @@ def _placeholder(node: ast.expr, constants: dict[str, ast.expr]) -> str:
         return _template(constants[node.id], constants)
     if isinstance(node, ast.Call) and node.args:  # ", ".join(names), len(names), str(path)
         return _placeholder(node.args[0], constants)
-    names = [n.attr if isinstance(n, ast.Attribute) else n.id for n in ast.walk(node) if isinstance(n, ast.Attribute | ast.Name)]
+    names = [
+        n.attr if isinstance(n, ast.Attribute) else n.id
+        for n in ast.walk(node)
+        if isinstance(n, ast.Attribute | ast.Name)
+    ]
     names = [name.strip("_") for name in names if name not in ("self", "__name__")]
     return f"<{names[0]}>" if names else "<...>"
 
