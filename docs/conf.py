@@ -26,6 +26,7 @@ napoleon_use_ivar = True
 
 html_theme = "furo"
 html_title = "e2net"
+html_show_copyright = False
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_sourcelink = False

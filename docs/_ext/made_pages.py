@@ -94,7 +94,7 @@ def _constructors(found: list[settings.Constructor]) -> list[str]:
     lines = []
     for one in found:
         target = settings.find_target(one.target, one.target, trainer=one.target.startswith("lightning."))
-        chosen = f" ({', '.join(one.options)})" if one.options else ""
+        chosen = " Of " + ", ".join(f"`{option}`" for option in one.options) + "."
         lines += [f"## `{one.target}`", "", f"{_first_sentences(target)}{chosen}", ""]
         lines += _table(one.settings) if one.settings else ["It takes no settings.", ""]
     return lines

@@ -74,8 +74,8 @@ class CAEMDecoder(Decoder):
     Args:
         channels, strides: of the encoder's maps.
         width: channels inside the decoder.
-        pyramid: ``standard`` or ``simple``.
-        align: ``native`` or ``unified``, see :class:`CAEM`.
+        pyramid: strides of the four levels, 4 to 32 (``standard``) or as the encoder gives them (``simple``).
+        align: ``native``: every level at its own stride; ``unified``: all at G1's size, as published.
         out_channels: of the prediction.
     """
 

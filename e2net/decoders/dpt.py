@@ -39,7 +39,7 @@ class DPTDecoder(Decoder):
     Args:
         channels, strides: of the encoder's maps.
         width: channels inside the decoder; published with 256.
-        pyramid: ``standard`` or ``simple``.
+        pyramid: strides of the four levels, 4 to 32 (``standard``) or as the encoder gives them (``simple``).
         out_channels: of the prediction.
     """
 

@@ -78,7 +78,7 @@ class UPerNetDecoder(Decoder):
     Args:
         channels, strides: of the encoder's maps.
         width: channels inside the decoder; published with 512.
-        pyramid: ``standard`` or ``simple``.
+        pyramid: strides of the four levels, 4 to 32 (``standard``) or as the encoder gives them (``simple``).
         out_channels: of the prediction.
     """
 

@@ -303,7 +303,7 @@ def _statistics(
     shapes = tuple(np.shape(map)), tuple(np.shape(mask))
     if shapes != (statistics.shape, statistics.shape):
         raise ValueError(
-            f"statistics belong to another map: expected shape {statistics.shape}, found map {shapes[0]}, mask {shapes[1]}"
+            f"statistics belong to another map: expected shape {statistics.shape}, found {shapes[0]}, mask {shapes[1]}"
         )
     return statistics
 

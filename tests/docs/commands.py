@@ -34,7 +34,7 @@ from e2net.runs.config import (
 )
 
 # How a line begins that is a command, where it is not in a block of them.
-BEGINS = ("python ", "e2net ", "pytest", "pip install", "E2NET_", "srun ", "hf ", "docker ", "curl ")
+COMMAND = re.compile(r"(?:E2NET_\w+=\S+ )?(?:python|e2net|pytest|pip install|srun|hf|docker|curl) (?!\.\.\.)")
 _END = ("&&", "||", ";", "|", "&")
 _PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
@@ -79,7 +79,7 @@ def check(words, run):
     except HydraException as error:
         raise WrongError(f"{shlex.join(words)}: {hydra_message(error)}") from error
     except (ValueError, OSError, AssertionError) as error:
-        raise WrongError(f"{shlex.join(words)}: {error or 'not as it is in the repository'}") from error
+        raise WrongError(f"{shlex.join(words)}: {error}") from error
 
 
 def _check(words, run):
@@ -111,8 +111,8 @@ def _check(words, run):
 
 def _run(name, arguments, run, cut):
     """One of e2net's own programs."""
-    if {"--help", "-h"} & set(arguments):
-        return
+    if {"--help", "-h"} & set(arguments) or not arguments:
+        return  # its help, or a program that is merely named
     if name == "features":
         if arguments and arguments[0] not in ("VERB", "--help"):
             _check_settings(f"features {arguments[0]}", arguments[1:], run, cut)
@@ -210,6 +210,8 @@ def _check_settings(name, arguments, run, cut):
     elif getattr(read, "overrides", ()):
         for overrides in _variants(read.overrides):
             tokens = getattr(read, "tokens", None)
+            if name == "compare" and not tokens and not any(one.startswith("size=") for one in overrides):
+                tokens = 8  # it chooses as many for each encoder
             _check_train([*overrides, *([f"size={tokens * _patch(overrides)}"] if tokens else [])], run)
 
 
@@ -228,9 +230,8 @@ def _check_script(script, arguments):
     """A file that parses its arguments by argparse, as benchmarks do; stopped when it has."""
     assert (ROOT / script).is_file(), f"there is no file {script}"
     source = (ROOT / script).read_text(encoding="utf-8")
-    if "argparse" not in source:
+    if "argparse" not in source or not arguments:
         return
-
     parse = argparse.ArgumentParser.parse_args
 
     def parsed(self, *args, **kwargs):
@@ -252,7 +253,7 @@ def _check_script(script, arguments):
 
 
 def _check_pip(arguments, run):
-    assert arguments[0] in ("install", "wheel")
+    assert arguments[0] in ("install", "wheel"), "of pip, install and wheel are checked"
     for one in arguments:
         if extras := re.search(r"\[([\w,]+)\]", one):
             missing = set(extras[1].split(",")) - set(_PROJECT["optional-dependencies"])
@@ -270,7 +271,7 @@ def _check_hf(arguments, run):
         paths = {yaml.safe_load(file.read_text(encoding="utf-8")).get("path") for file in files[0]}
         assert arguments[1] in paths, f"no encoder has the path {arguments[1]}"
     else:
-        assert arguments[:2] == ["auth", "login"]
+        assert arguments[:2] == ["auth", "login"], "of hf, download and auth login are checked"
 
 
 def _check_docker(arguments, run):
@@ -289,7 +290,8 @@ def _image_command(arguments):
 
 def _check_curl(arguments, run):
     path = re.search(r"8000(/\w+)", " ".join(arguments))
-    assert path and f'"{path[1]}"' in (ROOT / "e2net" / "serve" / "app.py").read_text(encoding="utf-8")
+    known = (ROOT / "e2net" / "serve" / "app.py").read_text(encoding="utf-8")
+    assert path and f'"{path[1]}"' in known, "the server has no such path"
 
 
 def _check_srun(arguments, run):
@@ -317,7 +319,7 @@ def _named(name):
     if name in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"):
         return True
     files = [*(ROOT / "e2net").rglob("*.py"), *(ROOT / "tests").rglob("*.py")]
-    return any(name in file.read_text(encoding="utf-8") for file in files if file != Path(__file__))
+    return any(name in file.read_text(encoding="utf-8") for file in files if file.parent != Path(__file__).parent)
 
 
 @cache

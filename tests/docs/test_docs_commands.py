@@ -3,14 +3,20 @@
 import ast
 import importlib
 import re
+import shutil
+from pathlib import Path
 
 import known_settings as settings
 import pytest
-from commands import BEGINS, WrongError, check, split
+from commands import COMMAND, WrongError, check, split
 from conftest import ROOT
 from pages import PAGES, blocks, inline_code
 from tiny import tiny_config
 
+import e2net.check.__main__ as check_program
+import e2net.predict.__main__ as predict_program
+from e2net.evaluation import evaluate, prepare_evaluation
+from e2net.runs.config import compose_evaluation, compose_training
 from e2net.training import prepare_training, train
 
 
@@ -27,7 +33,7 @@ def _commands(page):
     for block in blocks(page, "bash"):
         yield from split(block)
     for code in inline_code(page):
-        if code.startswith(BEGINS) and not code.endswith((".py", "e2net")):
+        if COMMAND.match(code):
             yield from split(code)
 
 
@@ -79,7 +85,7 @@ def test_commands_of_a_help_text_would_be_taken(name, run):
         ("pytest tests/nothing", "there is no"),
         ("hf download facebook/dinov2-bose config.json", "dinov2-bose"),
         ("docker build --build-arg BASIS=x .", "no ARG"),
-        ("curl http://127.0.0.1:8000/predikt", "repository"),
+        ("curl http://127.0.0.1:8000/predikt", "no such path"),
         ("srun --nodes=2 python train.py trainer.device=4", "device"),
         ("make coffee", "unknown program"),
     ],
@@ -107,3 +113,39 @@ def test_python_of_a_page_parses_and_its_imports_are_there(page):
             if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "e2net":
                 module = importlib.import_module(node.module)
                 assert all(hasattr(module, name.name) for name in node.names), ast.unparse(node)
+
+
+SMALL = [
+    "size=32", "decoder.width=16", "data.batch_size=4", "data.num_workers=0", "data.val_fraction=0.3",
+    "trainer.accelerator=cpu", "trainer.max_epochs=1", "num_samples=1", "encoder.config.hidden_size=24",
+    "encoder.config.intermediate_size=32", "logger=csv",
+]  # fmt: skip
+
+
+def test_first_steps_lead_to_a_picture(tmp_path, monkeypatch):
+    """Each command and each block of Python of that page in its order, with twelve pictures and the tiny encoder."""
+    monkeypatch.chdir(tmp_path)
+    page = ROOT / "docs" / "first_steps.md"
+    commands = [words for block in blocks(page, "bash") for words in split(block)]
+    make, use = blocks(page, "python")
+    exec(make.replace("ProceduralPairs(50", "ProceduralPairs(12"), {})
+    assert len(list(Path("FROGS/train/GT").iterdir())) == 12
+
+    (checking,) = (words[3:] for words in commands if "e2net.check" in words)
+    assert check_program.main(checking) == 0 and Path("checked/check.html").is_file()
+    training = next(words[2:] for words in commands if "run_dir=runs/frogs" in words)
+    kept = [one for one in training if one not in ("experiment=fast", "encoder=dinov2_s")]
+    assert len(kept) == len(training) - 2
+    train(prepare_training(compose_training([*kept, *SMALL])))
+    for told in re.findall(r"\| (?:\*\*)?`runs/frogs/([^`]+)`", page.read_text(encoding="utf-8")):
+        assert Path("runs/frogs", told).exists(), told
+    (scoring,) = (words[2:] for words in commands if "breakdown=true" in words)
+    evaluate(prepare_evaluation(compose_evaluation(scoring)))
+    assert Path("runs/frogs/evaluated/breakdown.html").is_file()
+
+    shutil.copytree("FROGS/train/Image", "PHOTOS")
+    (predicting,) = (words[3:] for words in commands if "e2net.predict" in words)
+    assert predict_program.main([*predicting, "device=cpu"]) == 0 and len(list(Path("OUT/overlays").iterdir())) == 12
+    next(Path("PHOTOS").iterdir()).rename("frog.jpg")
+    exec(use, {})
+    assert Path("frog_overlay.jpg").is_file()
