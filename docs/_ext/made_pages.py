@@ -109,7 +109,11 @@ def _top_level_page(name: str) -> str:
 def _group_page(group: str) -> str:
     lines = [f"# `{group}=`", "", "| option | |", "|---|---|"]
     lines += [f"| `{option}` | {plain(about)} |" for option, about in settings.options(group).items()]
-    return "\n".join([*lines, "", *_constructors(settings.constructors(group))])
+    lines += ["", *_constructors(settings.constructors(group)), "## The files", ""]
+    for option in settings.options(group):
+        file = f"{_from(REFERENCE / 'settings' / 'groups', settings.CONF / group)}/{option}.yaml"
+        lines += [f"```{{literalinclude}} {file}", ":language: yaml", f":caption: {group}/{option}.yaml", "```", ""]
+    return "\n".join(lines)
 
 
 def _program_page(name: str) -> str:

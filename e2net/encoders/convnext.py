@@ -151,7 +151,7 @@ class ConvNeXtEncoder(Encoder):
             raise no_masks(self.backbone)
         if not are_indices(blocks, len(self.blocks)):
             raise ValueError(
-                f"blocks of a ConvNeXt are its stages: expected 0 to {len(self.blocks) - 1}, found {blocks}"
+                f"blocks of a ConvNeXt are its stages, 0 to {len(self.blocks) - 1}, found {blocks}; give some of these"
             )
         maps, tokens = self._maps(pixels), []
         for stage in blocks:

@@ -191,7 +191,7 @@ def find_maps(folder: Path, name: str, targets: Targets, task: Task) -> MapFolde
         seen = some(sorted(path.name for path in place.iterdir())) or "nothing"
         raise ValueError(
             f"{place}: no map belongs to any of the {len(stems)} {task.target_name}s ({some(stems)}), found {seen};"
-            f" give a map its {task.target_name}'s stem and one of the endings {', '.join(task.extensions)}"
+            f" a map has its {task.target_name}'s stem and ends in {', '.join(task.extensions)}"
         )
     extra = [path.name for stem, path in files.items() if stem not in known]
     foreign = sorted(path.name for path in place.iterdir() if path.stem in known - files.keys())

@@ -121,28 +121,24 @@ def _run(name, arguments, run, cut):
     else:
         kept = [one for one in arguments if one not in ("-m", "--cfg", "job")]
         assert len(kept) == len(arguments) or not any(one.startswith("-") for one in kept), "unknown option"
-        for overrides in _variants(kept) if "-m" in arguments else [kept]:
-            _CHECKS[name](overrides, run)
+        _CHECKS[name](_first(kept) if "-m" in arguments else kept, run)
 
 
-def _variants(overrides):
-    """What a sweep would run: each value once, beside the first ones of the others."""
-    values = []
+def _first(overrides):
+    """The first job of a sweep; of the others' options it is looked up that there are any, which costs no composing."""
+    chosen = []
     for one in overrides:
+        key, _, text = one.partition("=")
         parsed = OverridesParser.create().parse_override(one)
-        chosen = parsed.is_sweep_override() and not one.startswith("encoder=")
-        texts = [str(value) for value in parsed.sweep_string_iterator()] if chosen else []
-        key = one.partition("=")[0]
-        # Folders of encoders are compare's own, and are there or not.
-        names = one.partition("=")[2].split(",") if one.startswith("encoder=") else []
-        known = [name for name in names if (ROOT / "conf" / "encoder" / f"{name}.yaml").is_file()]
-        values.append([f"{key}={text}" for text in texts or known] or [one] * (not names))
-    first = [options[0] for options in values if options]
-    yield first
-    for place, options in enumerate(options for options in values if options):
-        for other in options[1:]:
-            if not other.startswith("seed="):
-                yield [*first[:place], other, *first[place + 1 :]]
+        values = [str(value) for value in parsed.sweep_string_iterator()] if parsed.is_sweep_override() else [text]
+        options = ROOT / "conf" / key
+        if options.is_dir() and len(values) > 1:
+            # Of encoders compare takes folders too.
+            missing = [v for v in values if not (options / f"{v}.yaml").is_file() and "/" not in v]
+            assert not missing, f"there is no {key}={missing[0]}"
+            values = [value for value in values if "/" not in value]
+        chosen.append(f"{key}={values[0]}")
+    return chosen
 
 
 def _check_train(overrides, run):
@@ -179,8 +175,14 @@ def _required(name, overrides):
 
 def _check_eval(overrides, run):
     overrides = [f"ckpt={run}" if one.startswith("ckpt=") else one for one in overrides]
-    if not any(one.startswith("output=") for one in overrides):
-        overrides.append("output=unused")
+    if any(one.startswith("output=") for one in overrides):
+        _eval(tuple(overrides))
+    else:
+        _eval((*overrides, "output=unused"))
+
+
+@cache
+def _eval(overrides):
     check_evaluation(compose_evaluation(overrides))
 
 
@@ -208,11 +210,11 @@ def _check_settings(name, arguments, run, cut):
     if name == "export":
         _check_eval([f"ckpt={run}", *read.overrides], run)
     elif getattr(read, "overrides", ()):
-        for overrides in _variants(read.overrides):
-            tokens = getattr(read, "tokens", None)
-            if name == "compare" and not tokens and not any(one.startswith("size=") for one in overrides):
-                tokens = 8  # it chooses as many for each encoder
-            _check_train([*overrides, *([f"size={tokens * _patch(overrides)}"] if tokens else [])], run)
+        tokens = getattr(read, "tokens", None)
+        if name == "compare" and not tokens and not any(one.startswith("size=") for one in read.overrides):
+            tokens = 8  # it chooses as many for each encoder
+        overrides = _first(read.overrides)
+        _check_train([*overrides, *([f"size={tokens * _patch(overrides)}"] if tokens else [])], run)
 
 
 def _patch(overrides):
