@@ -157,8 +157,11 @@ def page() -> str:
 
 
 def _cell(text: str) -> str:
-    code = re.sub(r"<(\w+|\.\.\.)>", r"`\1`", re.sub(r"([*_\\|`])", r"\\\1", text))
-    return code.replace("<", "&lt;")
+    """Placeholders as code, all else as it stands."""
+    parts = re.split(r"<(\w+|\.\.\.)>", text)
+    parts[::2] = [re.sub(r"([*_\\|`])", r"\\\1", part).replace("<", "&lt;") for part in parts[::2]]
+    parts[1::2] = [f"`{part}`" for part in parts[1::2]]
+    return "".join(parts)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import known_settings as settings
 from sphinx.application import Sphinx
 
 import e2net
+from e2net.runs.config import OFFERED
 
 DOCS = Path(__file__).parents[1]
 ROOT = DOCS.parent
@@ -141,7 +142,7 @@ def _room_page(room: str) -> str:
     }
     lines += ["## Modules", "", "| module | |", "|---|---|"]
     lines += [f"| `{name}` | {_first_sentences(module)} |" for name, module in modules.items()]
-    offered = [m for m in modules.values() if m.__name__ in settings.OFFERED]
+    offered = [m for m in modules.values() if m.__name__ in OFFERED]
     for module in offered:
         lines += ["", f"## `{module.__name__}`", "", "```{eval-rst}"]
         lines += [f".. automodule:: {module.__name__}", "   :members:", "```"]
