@@ -5,6 +5,7 @@ arguments. What a reader has to fill in (DIR, RUN, ...) stands as it is, but for
 """
 
 import argparse
+import importlib
 import re
 import runpy
 import shlex
@@ -58,7 +59,8 @@ def split(text):
             if words[:1] == ["for"]:
                 known[words[1]] = words[3]
             elif len(words) == 1 and re.match(r"[A-Z]\w*=", words[0]):
-                known.update([words[0].split("=", 1)])
+                name, _, value = words[0].partition("=")
+                known[name] = value
             elif words and words != ["done"]:
                 yield words
             words = []
@@ -200,8 +202,8 @@ _CHECKS = {"train": _check_train, "eval": _check_eval, "adapt": _check_adapt}
 
 def _check_settings(name, arguments, run, cut):
     """A program with settings of its own, and overrides of train.py's or eval.py's where it passes any on."""
-    module, schema = settings.PROGRAMS[name]
-    schema = getattr(sys.modules.get(module) or __import__(module, fromlist=["_"]), schema)
+    module, kind = settings.PROGRAMS[name]
+    schema = getattr(importlib.import_module(module), kind)
     given = [f"ckpt={run}" if one.startswith("ckpt=") else one for one in arguments]
     if cut:
         needed = [one.name for one in fields(schema) if one.default is MISSING and one.name != "overrides"]
@@ -269,8 +271,8 @@ def _check_pytest(arguments, run):
 
 def _check_hf(arguments, run):
     if arguments[0] == "download":
-        files = [(ROOT / "conf" / "encoder").glob("*.yaml")]
-        paths = {yaml.safe_load(file.read_text(encoding="utf-8")).get("path") for file in files[0]}
+        files = (ROOT / "conf" / "encoder").glob("*.yaml")
+        paths = {yaml.safe_load(file.read_text(encoding="utf-8")).get("path") for file in files}
         assert arguments[1] in paths, f"no encoder has the path {arguments[1]}"
     else:
         assert arguments[:2] == ["auth", "login"], "of hf, download and auth login are checked"
