@@ -3,8 +3,10 @@
 A Sphinx extension. What it writes lies in ``docs/reference/``, which git ignores.
 """
 
+import ast
 import importlib
 import inspect
+import json
 import os
 import pkgutil
 import re
@@ -41,7 +43,7 @@ def write_pages() -> None:
     pages |= {f"settings/groups/{group}.md": _group_page(group) for group in settings.groups()}
     pages |= {f"settings/programs/{name}.md": _program_page(name) for name in settings.PROGRAMS}
     pages |= {f"python/{room}.md": _room_page(room) for room in rooms()}
-    pages["errors.txt"] = known_errors.page()
+    pages["errors.txt"], pages["examples.txt"] = known_errors.page(), _examples()
     for name, text in pages.items():
         file = REFERENCE / name
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -121,6 +123,19 @@ def _program_page(name: str) -> str:
     usage, rows = settings.program(name)
     command = f"python -m e2net.{name}"
     return "\n".join([f"# `{command}`", "", "```text", usage.strip(), "```", "", *_table(rows)])
+
+
+def _examples() -> str:
+    """A row for each notebook and script of ``examples/``: its first line says what it is."""
+    lines = ["| | |", "|---|---|"]
+    for file in sorted((ROOT / "examples").glob("*.*")):
+        text = file.read_text(encoding="utf-8")
+        if file.suffix == ".ipynb":
+            told = "".join(json.loads(text)["cells"][0]["source"]).lstrip("# ")
+        else:
+            told = ast.get_docstring(ast.parse(text)) or ""
+        lines.append(f"| [`{file.name}`]({_from(REFERENCE, file)}) | {plain(told.splitlines()[0])} |")
+    return "\n".join([*lines, ""])
 
 
 def rooms() -> list[str]:

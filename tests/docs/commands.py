@@ -115,6 +115,8 @@ def _run(name, arguments, run, cut):
     """One of e2net's own programs."""
     if {"--help", "-h"} & set(arguments) or not arguments:
         return  # its help, or a program that is merely named
+    if any(re.search(r"\bmine[./]", one) for one in arguments):
+        return  # of CONTRIBUTING, whose page has the files for it and a test of its own
     if name == "features":
         if arguments and arguments[0] not in ("VERB", "--help"):
             _check_settings(f"features {arguments[0]}", arguments[1:], run, cut)
@@ -298,6 +300,11 @@ def _check_curl(arguments, run):
     assert path and f'"{path[1]}"' in known, "the server has no such path"
 
 
+def _check_export(arguments, run):
+    name = arguments[0].partition("=")[0]
+    assert _named(name), f"nothing reads {name}"
+
+
 def _check_srun(arguments, run):
     _check(arguments[next(i for i, one in enumerate(arguments) if not one.startswith("-")) :], run)
 
@@ -309,6 +316,7 @@ _OTHERS = {
     "docker": _check_docker,
     "curl": _check_curl,
     "srun": _check_srun,
+    "export": _check_export,
     "cd": lambda arguments, run: None,
     "git": lambda arguments, run: None,
     "ruff": lambda arguments, run: None,
