@@ -23,17 +23,15 @@ from e2net.runs.config import OFFERED
 DOCS = Path(__file__).parents[1]
 ROOT = DOCS.parent
 REFERENCE = DOCS / "reference"
-# Files of the repository, from docs/, that a page of the site includes.
-INCLUDED = {"../CONTRIBUTING.md": "contributing", "../data/README.md": "data", "../checkpoint/README.md": "encoders"}
 _INCLUDE = re.compile(r"^```\{include\} (\S+)\n```$", re.MULTILINE)
-_LINK = re.compile(r"(?<=\]\()(?!https?:|#)([^)#\s]+)")
+_LINK = re.compile(r"\[([^\]]*)\]\((?!https?:|#)([^)#\s]+)(#[^)\s]*)?\)")
 _ROLE = re.compile(r":\w+:`~?(?:[\w.]+\.)?(\w+)`")
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Of Sphinx."""
     app.connect("builder-inited", lambda app: write_pages())
-    app.connect("source-read", _read)
+    app.connect("source-read", read_source)
     return {"parallel_read_safe": True}
 
 
@@ -54,20 +52,38 @@ def write_pages() -> None:
             file.unlink()
 
 
-def _read(app: Sphinx, name: str, content: list[str]) -> None:
-    """Puts whole included files in their place, and has links to such files go to their pages."""
+def included() -> dict[Path, str]:
+    """{file outside of docs/: the page that includes it}."""
+    found = {page.stem: _INCLUDE.search(page.read_text(encoding="utf-8")) for page in DOCS.glob("*.md")}
+    return {(DOCS / one[1]).resolve(): page for page, one in found.items() if one and one[1].startswith("../")}
+
+
+def read_source(app: Sphinx | None, name: str, content: list[str]) -> None:
+    """Puts included files in their place, and has links to files of the repository go to their pages."""
     here = (DOCS / name).parent
-    pages = {(DOCS / file).resolve(): page for file, page in INCLUDED.items()}
 
     def include(found: re.Match[str]) -> str:
         file = (here / found[1]).resolve()
-        return _LINK.sub(lambda link: _from(DOCS, file.parent / link[1]), file.read_text(encoding="utf-8"))
+        return _linked(file.read_text(encoding="utf-8"), file.parent, here)
+
+    content[0] = _linked(_INCLUDE.sub(include, content[0]), here, here)
+
+
+def _linked(text: str, folder: Path, here: Path) -> str:
+    """A text of one folder with its links as from another; of what has no page the words alone."""
+    pages = included()
 
     def link(found: re.Match[str]) -> str:
-        page = pages.get((here / found[1]).resolve())
-        return found[1] if page is None else _from(here, DOCS / f"{page}.md")
+        target = (folder / found[2]).resolve()
+        if not target.exists():  # no link then, but code
+            return found[0]
+        if target in pages:
+            target = DOCS / f"{pages[target]}.md"
+        elif target.suffix == ".md" and not target.is_relative_to(DOCS):
+            return found[1]
+        return f"[{found[1]}]({_from(here, target)}{found[3] or ''})"
 
-    content[0] = _LINK.sub(link, _INCLUDE.sub(include, content[0]))
+    return _LINK.sub(link, text)
 
 
 def _from(folder: Path, file: Path) -> str:

@@ -317,6 +317,7 @@ _OTHERS = {
     "curl": _check_curl,
     "srun": _check_srun,
     "export": _check_export,
+    "pre-commit": lambda arguments, run: None,
     "cd": lambda arguments, run: None,
     "git": lambda arguments, run: None,
     "ruff": lambda arguments, run: None,

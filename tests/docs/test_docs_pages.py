@@ -6,6 +6,7 @@ from urllib.parse import urlparse
 
 import known_errors as errors
 import known_settings as settings
+import made_pages
 import pytest
 from conftest import ROOT
 from mdit_py_plugins.anchors.index import slugify
@@ -154,3 +155,28 @@ def _exists(path):
             found = getattr(found, name, said.get(name))
         return found is not None
     return False
+
+
+def test_links_of_an_included_file_go_to_pages_of_the_site(tmp_path, monkeypatch):
+    for file, text in {
+        "GUIDE.md": "[one](docs/one.md#part) [data](data/README.md) ![x](docs/x.jpg) [law](LAW.md) call[name](value)",
+        "LAW.md": "",
+        "data/README.md": "[guide](../GUIDE.md)",
+        "docs/one.md": "[guide](../GUIDE.md) [file](../code.py) [site](https://example.org)",
+        "docs/x.jpg": "",
+        "code.py": "",
+        "docs/guide.md": "```{include} ../GUIDE.md\n```\n",
+        "docs/data.md": "```{include} ../data/README.md\n```\n",
+    }.items():
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text(text, encoding="utf-8")
+    monkeypatch.setattr(made_pages, "DOCS", tmp_path / "docs")
+    expected = {
+        "guide": "[one](one.md#part) [data](data.md) ![x](x.jpg) law call[name](value)\n",
+        "data": "[guide](guide.md)\n",
+        "one": "[guide](guide.md) [file](../code.py) [site](https://example.org)",
+    }
+    for name, text in expected.items():
+        content = [(tmp_path / "docs" / f"{name}.md").read_text(encoding="utf-8")]
+        made_pages.read_source(None, name, content)
+        assert content == [text]
