@@ -79,7 +79,7 @@ def meaning_of(target: Callable[..., Any], name: str) -> str:
     for place in places:
         own = vars(place) if isinstance(place, type) else {}
         documented = [own.get("__doc__"), getattr(own.get("__init__"), "__doc__", None)] if own else [place.__doc__]
-        text = next((found[name] for doc in documented if name in (found := arguments_of(doc))), "")
+        text = next((said[name] for doc in documented if name in (said := arguments_of(doc))), "")
         pointed = _REFERENCE.match(text)
         if not pointed:
             if text:

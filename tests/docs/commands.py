@@ -285,13 +285,8 @@ def _check_docker(arguments, run):
     for name in (one.partition("=")[0] for one in arguments if re.match(r"[A-Z_]+=", one)):
         assert f"ARG {name}" in dockerfile, f"the Dockerfile has no ARG {name}"
     if arguments[0] == "run":
-        _run(*_image_command(arguments), run, False)
-
-
-def _image_command(arguments):
-    """Of ``docker run ... e2net PROGRAM ...``, the program and its arguments; the image is called as its command."""
-    place = arguments.index("e2net")
-    return arguments[place + 1], arguments[place + 2 :]
+        place = arguments.index("e2net")  # the image, whose command it is too
+        _run(arguments[place + 1], arguments[place + 2 :], run, False)
 
 
 def _check_curl(arguments, run):

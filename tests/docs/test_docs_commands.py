@@ -110,7 +110,7 @@ def test_commands_are_split_as_a_shell_does():
 def test_python_of_a_page_parses_and_its_imports_are_there(page):
     for block in blocks(page, "python"):
         for node in ast.walk(ast.parse(block)):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "e2net":
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] == "e2net":
                 module = importlib.import_module(node.module)
                 assert all(hasattr(module, name.name) for name in node.names), ast.unparse(node)
 

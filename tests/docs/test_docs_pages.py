@@ -2,6 +2,7 @@
 
 import importlib
 import re
+from typing import Any
 from urllib.parse import urlparse
 
 import known_errors as errors
@@ -146,7 +147,7 @@ def _exists(path):
     parts = path.split(".")
     for end in range(len(parts), 0, -1):
         try:
-            found = importlib.import_module(".".join(parts[:end]))
+            found: Any = importlib.import_module(".".join(parts[:end]))
         except ModuleNotFoundError:
             continue
         for name in parts[end:]:
