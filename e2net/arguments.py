@@ -48,7 +48,7 @@ def read_settings(schema: type[S], arguments: Sequence[str]) -> S:
             near = nearest_key(schema, key)
             raise ValueError(f"unknown setting {key!r}; " + (f"did you mean {near}?" if near else "see --help"))
         elif key in values:
-            raise ValueError(f"{key} is given twice")
+            raise ValueError(f"{key} is given twice; leave one out")
         else:
             values[key] = _read(key, text, hints[key])
     for one in fields(schema):

@@ -101,10 +101,10 @@ def read_yaml(file: Path) -> Any:
     """
     try:
         if file.stat().st_size > _MOST_BYTES:
-            raise ValueError(f"it has more than {_MOST_BYTES >> 20} MiB")
+            raise ValueError(f"expected at most {_MOST_BYTES >> 20} MiB, found more")
         value = yaml.load(file.read_text(encoding="utf-8"), _PlainLoader)
         if _count(value, {}) > _MOST_VALUES:
-            raise ValueError("its aliases stand for too many values")
+            raise ValueError("its aliases stand for too many values; write them out")
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{file}: expected YAML, found what cannot be read ({reason})") from error

@@ -104,7 +104,7 @@ def find_by_stem(
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {folder}")
+        raise FileNotFoundError(f"no folder {folder}; make it, or give another")
     found: dict[str, Path] = {}
     twins: list[tuple[Path, Path]] = []
     odd: list[tuple[Path, str]] = []
@@ -234,7 +234,7 @@ def _opened(path: Path, what: str) -> Iterator[ImageFile.ImageFile]:
                     tile[1] for tile in file.tile if tile[1]
                 ]  # left, top, right, bottom, maybe of a turned picture
                 if parts and max(p[2] for p in parts) * max(p[3] for p in parts) < file.width * file.height:
-                    raise ValueError("its lower part is missing")  # and Pillow would make it black
+                    raise ValueError("its lower part is missing; copy the file again")  # and Pillow would make it black
                 yield file
     except _FileError:
         raise

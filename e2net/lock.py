@@ -29,7 +29,7 @@ def lock(file: Path, shared: bool = False) -> BinaryIO:
         portalocker.lock(handle, kind | portalocker.LockFlags.NON_BLOCKING)
     except portalocker.AlreadyLocked as error:
         handle.close()
-        raise BlockingIOError(f"{file} is locked by another process") from error
+        raise BlockingIOError(f"{file} is locked by another process; wait for its end") from error
     except portalocker.LockException as error:
         handle.close()
         raise OSError(f"{file} cannot be locked ({error})") from error

@@ -63,7 +63,9 @@ def chosen_pictures(pictures: Pictures, count: int, size: int) -> Tensor:
         shrinks = min(image.shape[:2]) >= size
         found.append(cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC))
     if not found:
-        raise ValueError(f"none of {len(places)} pictures can be read, such as {pictures.name(int(places[0]))}")
+        raise ValueError(
+            f"none of {len(places)} pictures can be read, such as {pictures.name(int(places[0]))}; check the data"
+        )
     return torch.from_numpy(np.ascontiguousarray(np.stack(found).transpose(0, 3, 1, 2)))
 
 
@@ -165,7 +167,9 @@ def take(encoder: Encoder, state: Mapping[str, Tensor]) -> None:
     own = dict(encoder.named_parameters())
     wrong = sorted(name for name in state if name not in own or own[name].shape != state[name].shape)
     if wrong:
-        raise ValueError(f"checkpoint does not fit the encoder: {', '.join(wrong[:3])}")
+        raise ValueError(
+            f"checkpoint does not fit the encoder: {', '.join(wrong[:3])}; give the run's own encoder and tuning"
+        )
     with torch.no_grad():
         for name, value in state.items():
             own[name].copy_(value)

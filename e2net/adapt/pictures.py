@@ -338,7 +338,10 @@ class CropSet(Dataset[Cropped]):
                 return Cropped(self._make(index, crops, rng), tuple(broken))
             except _FAULTS as error:
                 broken.append((self._images.names[index], str(error)))
-        raise ValueError(f"none of {len(broken)} pictures in a row can be read any more. {broken[0][1]}")
+        raise ValueError(
+            f"none of {len(broken)} pictures in a row can be read any more; is their folder still there? "
+            f"See {broken[0][1]}"
+        )
 
     def _make(self, index: int, crops: MultiCrop, rng: np.random.Generator) -> Crops:
         size = self._images.size(index)

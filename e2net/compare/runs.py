@@ -180,12 +180,12 @@ def _check_sets(run: Run) -> None:
     for name, scores in run.document["scores"].items():
         about = run.document["sets"][name]
         if not scores or not all(type(value) in (int, float) for value in scores.values()):
-            raise ValueError(f"the scores of {name} are no numbers")
+            raise ValueError(f"expected numbers as scores of {name}, found others")
         digests = (about["file_list_sha256"], about["masks_sha256"])
         if not isinstance(about["protocol"], dict) or not all(isinstance(one, str | None) for one in digests):
-            raise ValueError(f"what is said of {name} is no protocol with two digests")
+            raise ValueError(f"expected a protocol and two digests of {name}, found others")
         if name not in run.images:
-            raise ValueError(f"{PER_IMAGE} has no image of {name}")
+            raise ValueError(f"expected images of {name} in {PER_IMAGE}, found none")
 
 
 def identity(config: dict[str, Any], seeds: bool = False) -> dict[str, Any]:

@@ -649,7 +649,7 @@ class FolderData(DenseData):
         held_out = [any(fnmatchcase(stem, pattern) for pattern in self.val) for stem in stems]
         if all(held_out):
             raise ValueError(
-                f"data.val={some(list(self.val))} holds out all {len(stems)} images: none is left to train"
+                f"data.val={some(list(self.val))} holds out all {len(stems)} images: none is left to train; name fewer"
             )
         return held_out
 

@@ -101,7 +101,9 @@ def _find_folder(root: Path, names: tuple[str, ...], what: str) -> Path:
     if not matches:
         files = sum(path.is_file() for path in root.iterdir())
         there = f"the folders {some(inside, 6)}" if inside else f"no folders and {files} files"
-        raise FileNotFoundError(f"{root}: no folder of {what} ({' or '.join(names)}), found {there}.")
+        raise FileNotFoundError(
+            f"{root}: no folder of {what} ({' or '.join(names)}), found {there}; see data/README.md"
+        )
     if len(matches) > 1:
         raise ValueError(f"{root}: expected one folder of {what}, found {' and '.join(matches)}. Keep one of them.")
     return root / matches[0]
@@ -126,7 +128,7 @@ def _check_any(folder: Path, found: dict[str, Path], allowed: Sequence[str] = EX
     if not found:
         others = sorted(path.name for path in folder.iterdir())
         extensions, seen = ", ".join(allowed), some(others) if others else "nothing"
-        raise ValueError(f"{folder}: no file ends in {extensions}; found {seen}.")
+        raise ValueError(f"{folder}: no file ends in {extensions}; found {seen}; see data/README.md")
 
 
 def _chosen(folder: Path, found: dict[str, Path], stems: Sequence[str], strays: list[Stray] | None) -> dict[str, Path]:

@@ -21,7 +21,7 @@ class Decoder(nn.Module):
     convert: Callable[[Tensor], Tensor] | None = None
 
     def forward(self, features: Sequence[Tensor], image_size: Sequence[int]) -> Output:
-        """F1..F4 (B, D_i, h_i, w_i) -> prediction (B, out_channels, *image_size), before any activation."""
+        """F1..F4 (B, D_i, h_i, w_i) -> prediction (B, out_channels, H, W) at the image's size, without activation."""
         raise NotImplementedError
 
     def leave_out(self, auxiliary: Collection[str]) -> None:

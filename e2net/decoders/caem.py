@@ -74,8 +74,8 @@ class CAEMDecoder(Decoder):
     Args:
         channels, strides: of the encoder's maps.
         width: channels inside the decoder.
-        pyramid: ``standard`` or ``simple``.
-        align: ``native`` or ``unified``, see :class:`CAEM`.
+        pyramid: strides of the four levels, 4 to 32 (``standard``) or as the encoder gives them (``simple``).
+        align: ``native``: every level at its own stride; ``unified``: all at G1's size, as published.
         out_channels: of the prediction.
     """
 
@@ -94,7 +94,7 @@ class CAEMDecoder(Decoder):
         self.head = nn.Sequential(nn.BatchNorm2d(width), nn.ReLU(inplace=True), nn.Conv2d(width, out_channels, 1))
 
     def forward(self, features: Sequence[Tensor], image_size: Sequence[int]) -> Output:
-        """F1..F4 (B, D_i, h_i, w_i) -> logits (B, out_channels, *image_size)."""
+        """F1..F4 (B, D_i, h_i, w_i) -> logits (B, out_channels, H, W) at the image's size."""
         maps = self.caem(features, image_size)
         size = maps[0].shape[-2:]
         fused = add(convolve(conv, g, size) for conv, g in zip(self.convs, maps, strict=True))

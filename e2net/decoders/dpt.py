@@ -39,7 +39,7 @@ class DPTDecoder(Decoder):
     Args:
         channels, strides: of the encoder's maps.
         width: channels inside the decoder; published with 256.
-        pyramid: ``standard`` or ``simple``.
+        pyramid: strides of the four levels, 4 to 32 (``standard``) or as the encoder gives them (``simple``).
         out_channels: of the prediction.
     """
 
@@ -59,7 +59,7 @@ class DPTDecoder(Decoder):
         self.head = nn.Sequential(conv_bn(width, width, 3), nn.Conv2d(width, out_channels, 1))
 
     def forward(self, features: Sequence[Tensor], image_size: Sequence[int]) -> Output:
-        """F1..F4 (B, D_i, h_i, w_i), the image's (H, W) -> logits (B, out_channels, *image_size)."""
+        """F1..F4 (B, D_i, h_i, w_i), the image's (H, W) -> logits (B, out_channels, H, W)."""
         maps = [conv(f) for conv, f in zip(self.project, features, strict=True)]
         sizes = self.pyramid.sizes(*image_size)
         x = self.fuse[-1](resize(maps[-1], sizes[-1]))

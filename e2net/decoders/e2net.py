@@ -117,7 +117,7 @@ class E2NetDecoder(Decoder):
     Args:
         channels, strides: of the encoder's maps.
         width: channels inside the decoder; published with 128 and 256.
-        pyramid: ``standard`` or ``simple``.
+        pyramid: strides of the four levels, 4 to 32 (``standard``) or as the encoder gives them (``simple``).
         search_depth: transformer blocks in LFSM.
         heads: attention heads in LFSM and CCM.
         dropout: probability that a channel of an aligned map F'i is dropped in training; for small training sets.

@@ -119,7 +119,7 @@ class Fuse(nn.Module):
         self.norm = nn.BatchNorm2d(channels)
 
     def forward(self, coarse: Tensor, fine: Tensor, size: Sequence[int] | None = None) -> Tensor:
-        """(B, C, h, w) and (B, C, h', w') -> (B, C, *size); ``size`` is the fine map's unless given."""
+        """(B, C, h, w) and (B, C, h', w') -> (B, C, H, W) of ``size``, the fine map's unless given."""
         size = tuple(fine.shape[-2:] if size is None else size)
         return F.relu(self.norm(convolve(self.coarse, coarse, size) + convolve(self.fine, fine, size)), inplace=True)
 

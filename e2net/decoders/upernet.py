@@ -78,7 +78,7 @@ class UPerNetDecoder(Decoder):
     Args:
         channels, strides: of the encoder's maps.
         width: channels inside the decoder; published with 512.
-        pyramid: ``standard`` or ``simple``.
+        pyramid: strides of the four levels, 4 to 32 (``standard``) or as the encoder gives them (``simple``).
         out_channels: of the prediction.
     """
 
@@ -104,7 +104,7 @@ class UPerNetDecoder(Decoder):
         self.head = nn.Sequential(nn.BatchNorm2d(width), nn.ReLU(inplace=True), nn.Conv2d(width, out_channels, 1))
 
     def forward(self, features: Sequence[Tensor], image_size: Sequence[int]) -> Output:
-        """F1..F4 (B, D_i, h_i, w_i), the image's (H, W) -> logits (B, out_channels, *image_size)."""
+        """F1..F4 (B, D_i, h_i, w_i), the image's (H, W) -> logits (B, out_channels, H, W)."""
         maps = [conv(f) for conv, f in zip(self.lateral, features, strict=True)]
         sizes = self.pyramid.sizes(*image_size)
         tops = [self.pool(resize(maps[-1], sizes[-1]))]  # P4, P3, P2

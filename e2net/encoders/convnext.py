@@ -150,7 +150,9 @@ class ConvNeXtEncoder(Encoder):
         if masked is not None:
             raise no_masks(self.backbone)
         if not are_indices(blocks, len(self.blocks)):
-            raise ValueError(f"blocks of a ConvNeXt are its stages, 0 to {len(self.blocks) - 1}, found {blocks}")
+            raise ValueError(
+                f"blocks of a ConvNeXt are its stages, 0 to {len(self.blocks) - 1}, found {blocks}; give some of these"
+            )
         maps, tokens = self._maps(pixels), []
         for stage in blocks:
             patches = maps[stage].flatten(2).transpose(1, 2)

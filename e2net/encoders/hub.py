@@ -65,7 +65,7 @@ def build_backbone(config: Mapping[str, Any]) -> "PreTrainedModel":
         ) from error
     unknown = sorted(key for key in keys if not hasattr(defaults, key))
     if unknown:
-        raise ValueError(f"encoder config: {type(defaults).__name__} has no key {', '.join(unknown)}")
+        raise ValueError(f"encoder config: {type(defaults).__name__} has no key {', '.join(unknown)}; leave it out")
     try:
         return _draw(_vision(AutoConfig.for_model(model_type, **keys)))
     except Exception as error:  # not our code: all that it has to object is about the keys
@@ -279,7 +279,7 @@ def _timm_hint(folder: Path) -> str:
 
 def _not_found(path: str, source: str, checkpoint_dir: str, error: OSError) -> str:
     if Path(source).is_dir():
-        return f"encoder folder {source} cannot be loaded: {str(error).splitlines()[0]}"
+        return f"encoder folder {source} cannot be loaded: {str(error).splitlines()[0]}; download it again"
     gated = (
         " DINOv3 is gated: accept its licence on the model's page and run `hf auth login`." if "dinov3" in path else ""
     )

@@ -6,7 +6,7 @@ from typing import Annotated
 USAGE = """\
 Lists the encoders, what they cost, and which of them fit a GPU.
 
-  python -m e2net.encoders [size=384] [batch=1] [gpu_gb=12] [checkpoint_dir=checkpoint]
+  python -m e2net.encoders size=384 batch=1 gpu_gb=12 checkpoint_dir=checkpoint
 
 Columns:
   extra           tokens that are no patches: class token and registers

@@ -78,8 +78,8 @@ class Full(Tuning):
     Args:
         lr_scale, gradient_checkpointing: see :class:`Tuning`.
         layer_decay: further factor on the learning rate for each block that lies nearer to the image (BEiT,
-            arXiv:2106.08254): 1 for the last block and all after it, ``layer_decay``^k for the k-th block before it,
-            ``layer_decay``^depth for the embeddings; a layer between two blocks goes with the one after it. 1 is off.
+            arXiv:2106.08254): 1 for the last block and all after it, ``layer_decay**k`` for the k-th block before it,
+            ``layer_decay**depth`` for the embeddings; a layer between two blocks goes with the one after it. 1 is off.
 
     Raises:
         ValueError: ``lr_scale`` is not positive, or ``layer_decay`` not in (0, 1].

@@ -190,8 +190,8 @@ def find_maps(folder: Path, name: str, targets: Targets, task: Task) -> MapFolde
     if known.isdisjoint(files):
         seen = some(sorted(path.name for path in place.iterdir())) or "nothing"
         raise ValueError(
-            f"{place}: no map belongs to any of the {len(stems)} {task.target_name}s ({some(stems)}), found {seen}."
-            f" A map has its {task.target_name}'s stem and ends in {', '.join(task.extensions)}."
+            f"{place}: no map belongs to any of the {len(stems)} {task.target_name}s ({some(stems)}), found {seen};"
+            f" a map has its {task.target_name}'s stem and ends in {', '.join(task.extensions)}"
         )
     extra = [path.name for stem, path in files.items() if stem not in known]
     foreign = sorted(path.name for path in place.iterdir() if path.stem in known - files.keys())

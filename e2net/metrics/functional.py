@@ -122,7 +122,7 @@ class MapStatistics:
         curve: (2, 256) int64, pixels whose level is at least t, for background and foreground.
         adaptive: (background, foreground) pixels at or above twice the map's mean.
         confident: (background, foreground) pixels above 0.5.
-        absolute_error: sum of |map - mask| over all pixels.
+        absolute_error: sum of ``|map - mask|`` over all pixels.
         levels: (2, 256) int64, pixels of each 8-bit level before any stretch, of background and foreground.
     """
 
@@ -303,7 +303,7 @@ def _statistics(
     shapes = tuple(np.shape(map)), tuple(np.shape(mask))
     if shapes != (statistics.shape, statistics.shape):
         raise ValueError(
-            f"statistics belong to another map: they have shape {statistics.shape}, map {shapes[0]}, mask {shapes[1]}"
+            f"statistics belong to another map: expected shape {statistics.shape}, found {shapes[0]}, mask {shapes[1]}"
         )
     return statistics
 

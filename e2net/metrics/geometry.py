@@ -163,8 +163,8 @@ class MaskGeometry:
         count = int(np.count_nonzero(array))
         if array.shape != self.shape or count != self.foreground:
             raise ValueError(
-                f"geometry belongs to another mask: it has shape {self.shape} and {self.foreground} "
-                f"foreground pixels, the mask given has {array.shape} and {count}"
+                f"geometry belongs to another mask: expected shape {self.shape} and {self.foreground} "
+                f"foreground pixels, found {array.shape} and {count}"
             )
 
     @cached_property

@@ -134,7 +134,8 @@ class Segmenter:
             raise ValueError(f"threshold={AUTO}: only load knows a checkpoint's; give a number here")
         if threshold != THRESHOLD and not model.task.objects:
             raise ValueError(
-                f"threshold={threshold:g}: task={model.task.name} has no objects to tell from a background"
+                f"threshold={threshold:g}: task={model.task.name} has no objects to tell from a background; leave "
+                "it out"
             )
         sides = _pair(size)
         model.encoder.check_size(*sides)

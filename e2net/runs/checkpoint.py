@@ -193,7 +193,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     content = read_saved(file) if is_saved(file) else _unpickle(file)
     entry = content.get(KEY) if isinstance(content, dict) else None
     if not isinstance(entry, dict) or not isinstance(entry.get("config"), dict):
-        raise ValueError(f"{file} was not written by e2net: it holds no '{KEY}' entry with the config")
+        raise ValueError(
+            f"{file} was not written by e2net: it holds no '{KEY}' entry with the config; give a checkpoint of a run"
+        )
     version = entry.get("format", 0)
     if type(version) is not int or version > FORMAT:
         raise ValueError(
@@ -241,10 +243,10 @@ def _check_whole(file: Path) -> None:
     with zipfile.ZipFile(file) as archive:
         for part in archive.infolist():
             if part.compress_type != zipfile.ZIP_STORED:
-                raise ValueError(f"{part.filename} in it is packed, which torch never does")
+                raise ValueError(f"{part.filename} in it is packed, which torch never does; copy the file again")
         damaged = archive.testzip()
     if damaged is not None:
-        raise ValueError(f"{damaged} in it is damaged: its checksum is another one")
+        raise ValueError(f"{damaged} in it is damaged: its checksum is another one; copy the file again")
 
 
 def _not_plain(config: Any) -> str | None:
@@ -287,7 +289,9 @@ def model_of(content: dict[str, Any], path: str | Path, encoder_path: str | None
             raise ValueError(f"{path}: expected {part} in the checkpoint's config, found {config.get(part)}")
     if encoder_path is not None:
         if "path" not in config["encoder"]:
-            raise ValueError("encoder_path is given, but this checkpoint's encoder was not loaded from files")
+            raise ValueError(
+                "encoder_path is given, but this checkpoint's encoder was not loaded from files; leave it out"
+            )
         config["encoder"]["path"] = encoder_path
     described = encoder_path is None and content[KEY]["backbone"] is not None
     model = build_model({**config, "encoder": _without_files(content[KEY])} if described else config)

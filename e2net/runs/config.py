@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from e2net.tasks import Task
 
 # Of these modules a config may name the public classes, and the class methods that e2net gave them.
-_OFFERED = (
+OFFERED = (
     *("e2net.encoders", "e2net.decoders", "e2net.decoders.necks", "e2net.losses", "e2net.datasets", "e2net.metrics"),
     "e2net.tasks",
     *("e2net.training.optim", "e2net.training.schedules", "e2net.training.cache"),
@@ -121,6 +121,8 @@ _EVALUATION: dict[str, Any] = {
     "num_samples": int,
     "output": str,
 }
+# By the name of the config.
+PLAIN = {"train": _TRAINING, "eval": _EVALUATION, "adapt": _ADAPTING}
 # Numbers beyond it mean nothing anywhere, and would end in an overflow or use up all memory. Seeds go up to here.
 _LARGEST = 2**32 - 1
 _MOST_WORKERS = 1024
@@ -510,14 +512,14 @@ def _check_node(
         if key in ("_target_", "_partial_"):
             continue
         if not isinstance(key, str) or key.startswith("_"):
-            raise ValueError(f"{name(key)}: a config cannot set what begins with an underscore")
+            raise ValueError(f"{name(key)}: a config cannot set what begins with an underscore; leave it out")
         settings[key] = value
     signature = inspect.signature(target)
     try:
         (signature.bind if whole else signature.bind_partial)(**settings)
     except TypeError as error:
         raise ValueError(f"{path}: {error}; it takes {', '.join(signature.parameters) or 'no settings'}") from error
-    hints = _hints(target)
+    hints = type_hints(target)
     for key, value in settings.items():
         _check_value(name(key), value, hints.get(key, Any))
     return target
@@ -528,7 +530,7 @@ def _check_value(name: str, value: Any, hint: Any) -> None:
     if isinstance(value, Mapping):
         if "_target_" in value:
             if not _takes(hint, _built(find_target(value["_target_"], f"{name}._target_"))):
-                raise ValueError(f"{name}._target_={value['_target_']}: expected {_words(hint)}")
+                raise ValueError(f"{name}._target_={value['_target_']}: expected {type_words(hint)}")
             _check_node(value, name, whole=not value.get("_partial_"))
             return
         for key, one in value.items():
@@ -543,7 +545,7 @@ def _check_value(name: str, value: Any, hint: Any) -> None:
     if not _fits(value, hint):
         shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else value
         hint_path = f"; a file or folder of that name is ./{value}" if type(value) is int and _fits("", hint) else ""
-        raise ValueError(f"{name}={shown}: expected {_words(hint)}{hint_path}")
+        raise ValueError(f"{name}={shown}: expected {type_words(hint)}{hint_path}")
 
 
 def find_target(path: Any, name: str, trainer: bool = False) -> Callable[..., Any]:
@@ -557,7 +559,7 @@ def find_target(path: Any, name: str, trainer: bool = False) -> Callable[..., An
     target = None
     trusted = [name.strip() for name in os.environ.get(TRUST, "").split(",") if name.strip()]
     if isinstance(path, str) and all(part.isidentifier() for part in path.split(".")):
-        offered = max((m for m in _OFFERED if path.startswith(f"{m}.")), key=len, default=None)
+        offered = max((m for m in OFFERED if path.startswith(f"{m}.")), key=len, default=None)
         if offered is not None:
             target = _offered(offered, path.removeprefix(f"{offered}.").split("."))
         elif any(path.startswith(f"{name}.") for name in trusted):
@@ -602,7 +604,8 @@ def _built(target: Callable[..., Any]) -> type:
     return target if isinstance(target, type) else getattr(target, "__self__", object)
 
 
-def _hints(target: Callable[..., Any]) -> dict[str, Any]:
+def type_hints(target: Callable[..., Any]) -> dict[str, Any]:
+    """{parameter: type} of a constructor, as far as its annotations can be read."""
     function = target.__init__ if isinstance(target, type) else target  # type: ignore[misc]
     try:
         return typing.get_type_hints(function)
@@ -644,11 +647,11 @@ def _takes(hint: Any, kind: type) -> bool:
     return any(_takes(one, kind) for one in args)
 
 
-def _words(hint: Any) -> str:
+def type_words(hint: Any) -> str:
     """A type in words."""
     origin, args = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
-        return " or ".join(dict.fromkeys(_words(one) for one in args))
+        return " or ".join(dict.fromkeys(type_words(one) for one in args))
     if origin is Literal:
         return ", ".join(map(str, args))
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
@@ -656,11 +659,11 @@ def _words(hint: Any) -> str:
         return names[hint]
     kind = origin or hint
     if kind is tuple and args and args[-1] is not Ellipsis:
-        return f"a list of {len(args)}, each {_words(args[0])}"
+        return f"a list of {len(args)}, each {type_words(args[0])}"
     if kind in (list, tuple, Sequence, Iterable):
-        return f"a list, each {_words(args[0])}" if args else "a list"
+        return f"a list, each {type_words(args[0])}" if args else "a list"
     if kind in (dict, Mapping):
-        return "a mapping" + (f" of {_words(args[1])}" if len(args) == 2 and args[1] is not Any else "")
+        return "a mapping" + (f" of {type_words(args[1])}" if len(args) == 2 and args[1] is not Any else "")
     return getattr(kind, "__name__", str(kind))
 
 
@@ -676,11 +679,11 @@ def build_task(config: dict[str, Any]) -> "Task":
     check_part(config, "protocol")
     made = find_target(config["task"]["_target_"], "task._target_")
     protocol = build(config["protocol"])
-    hint = _hints(made).get("protocol", Any)
+    hint = type_hints(made).get("protocol", Any)
     if not _fits(protocol, hint):
         raise ValueError(
             f"protocol={config['protocol']['_target_']}: expected one of task={config['task']['_target_']}, which is a"
-            f" {_words(hint)}; give protocol=... for that task, or leave it out"
+            f" {type_words(hint)}; give protocol=... for that task, or leave it out"
         )
     task: Task = build(config["task"], _partial_=True)(protocol=protocol)
     return task
@@ -725,7 +728,9 @@ def build_model(config: dict[str, Any]) -> "DenseModel":
         )
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, MemoryError) or "memory" in str(error) or "verflow" in str(error):
-            raise ValueError(f"the model does not fit into memory ({str(error).splitlines()[0]})") from error
+            raise ValueError(
+                f"the model does not fit into memory ({str(error).splitlines()[0]}); take a smaller one"
+            ) from error
         raise
 
 

@@ -407,7 +407,7 @@ class Task(ABC):
         """
         if extra:
             raise ValueError(
-                f"scores={list(extra)}: task={self.name} has no other scores than {', '.join(self.scores)}"
+                f"scores={list(extra)}: task={self.name} has its own alone, {', '.join(self.scores)}; leave it out"
             )
         return self
 

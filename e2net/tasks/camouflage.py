@@ -135,7 +135,10 @@ class Camouflage(Task):
 
     def prepare_loss(self, loss: DenseLoss, targets: Iterable[Array]) -> None:
         if not any(target.any() for target in targets):
-            raise ValueError("the training set has no object: all of its masks are empty. Is an object 255 in them?")
+            raise ValueError(
+                "the training set has no object: all of its masks are empty. Is an object 255 in them? See "
+                "data/README.md."
+            )
 
     def suspect(self, target: Array) -> list[Suspicion]:
         area = float(target.mean())
