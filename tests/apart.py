@@ -16,10 +16,10 @@ import cloudpickle
 
 CONTEXT = multiprocessing.get_context("forkserver")
 # Also what they import when they are at work, the encoder of nearly all tests and the default logger.
-CONTEXT.set_forkserver_preload(
-    ["e2net.training.run", "e2net.evaluation.report", "e2net.adapt.run", "tiny"]
-    + ["transformers.models.dinov3_vit.modeling_dinov3_vit", "torch.utils.tensorboard"]
-)
+CONTEXT.set_forkserver_preload([
+    "e2net.training.run", "e2net.evaluation.report", "e2net.adapt.run", "tiny",
+    "transformers.models.dinov3_vit.modeling_dinov3_vit", "torch.utils.tensorboard",
+])  # fmt: skip
 
 
 def start(work):

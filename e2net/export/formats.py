@@ -165,7 +165,7 @@ class OpenVINO(Onnx):
 
         source = file.with_suffix(".onnx")
         super().write(asked, source, metadata)
-        model = openvino.convert_model(source)
+        model = openvino.Core().read_model(source)  # the same as convert_model, which reports its use over the network
         for key, value in metadata.items():
             model.set_rt_info(value, ["e2net", key])
         openvino.save_model(model, file, compress_to_fp16=asked.precision == "fp16")
