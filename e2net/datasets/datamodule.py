@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -224,10 +224,10 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
         skip: so many of its samples are left out, in each process: a run goes on where it had seen them.
     """
 
-    def __init__(self, dataset: Sized, seed: int, batch_size: int = 1, epoch: int = 0, skip: int = 0) -> None:
+    def __init__(self, dataset: Dataset[Any], seed: int, batch_size: int = 1, epoch: int = 0, skip: int = 0) -> None:
         world, rank = processes.count(), processes.rank()
-        full = len(dataset) >= world * batch_size
-        super().__init__(cast(Any, dataset), num_replicas=world, rank=rank, shuffle=True, seed=seed, drop_last=full)
+        full = len(dataset) >= world * batch_size  # type: ignore[arg-type]
+        super().__init__(dataset, num_replicas=world, rank=rank, shuffle=True, seed=seed, drop_last=full)
         self.epoch = epoch
         self._begun = (epoch, skip)
 
