@@ -291,7 +291,7 @@ def check_compile(at: Context) -> str:
 def _warnings_of(name: str) -> Iterator[list[str]]:
     seen: list[str] = []
     handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: seen.append(record.getMessage())  # type: ignore[method-assign]
+    handler.emit = lambda record: seen.append(record.getMessage())
     logging.getLogger(name).addHandler(handler)
     try:
         yield seen

@@ -91,6 +91,7 @@ def test_gram_crops_have_the_pictures_own_colours_whatever_the_others_have():
     image = _picture(200, 150)
     loud = MultiCrop(48, 24, gram_size=96, jitter_probability=1.0, blur=(1, 1, 1), solarise=1.0)
     first, second = loud(image, _rng(3)), MultiCrop(48, 24, gram_size=96, **PLAIN)(image, _rng(3))
+    assert first.gram is not None and second.gram is not None
     assert torch.equal(first.gram, second.gram) and not torch.equal(first.global_, second.global_)
     # the global crops are the same with and without gram crops
     without = MultiCrop(48, 24, jitter_probability=1.0, blur=(1, 1, 1), solarise=1.0)(image, _rng(3))
@@ -197,7 +198,7 @@ def test_collated_crop_by_crop():
     assert batch.gram.shape == (2, 3, 3, 48, 48) and batch.broken == (("a.jpg", "cut"),)
     for index, one in enumerate(samples):
         for whole, part in zip(batch[:3], one, strict=True):
-            assert torch.equal(whole[:, index], part)
+            assert whole is not None and part is not None and torch.equal(whole[:, index], part)
 
 
 @pytest.mark.parametrize(

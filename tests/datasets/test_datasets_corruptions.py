@@ -161,8 +161,8 @@ def test_jpeg_has_its_quality(strength):
 @pytest.mark.parametrize("strength", STRENGTHS)
 def test_pixels_of_a_picture_of_224_are_pillows(strength):
     image, side = _photograph(224, 224), int(224 * PIXELATE[strength - 1])
-    small = Image.fromarray(image).resize((side, side), Image.BOX)
-    assert np.array_equal(_made(image, "pixelate", strength), np.array(small.resize((224, 224), Image.BOX)))
+    small = Image.fromarray(image).resize((side, side), Image.Resampling.BOX)
+    assert np.array_equal(_made(image, "pixelate", strength), np.array(small.resize((224, 224), Image.Resampling.BOX)))
 
 
 @pytest.mark.parametrize(("strength", "block"), [(2, 2), (5, 4)])

@@ -1,3 +1,5 @@
+from typing import Any, cast
+
 import cv2
 import numpy as np
 import pytest
@@ -224,12 +226,12 @@ def _batches(sampler, batch_size):
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
 def test_processes_have_at_each_step_what_one_would_have(monkeypatch, world, batch_size):
     for images in range(1, 40):
-        one = _batches(EpochSampler(range(images), 3, batch_size * world), batch_size * world)
+        one = _batches(EpochSampler(cast(Any, range(images)), 3, batch_size * world), batch_size * world)
         monkeypatch.setattr("e2net.processes.count", lambda: world)
         shares = []
         for rank in range(world):
             monkeypatch.setattr("e2net.processes.rank", lambda rank=rank: rank)
-            shares.append(_batches(EpochSampler(range(images), 3, batch_size), batch_size))
+            shares.append(_batches(EpochSampler(cast(Any, range(images)), 3, batch_size), batch_size))
         monkeypatch.undo()
         assert len({tuple(map(len, share)) for share in shares}) == 1, "some would wait for the others"
         together = [[p for turn in zip(*step, strict=True) for p in turn] for step in zip(*shares, strict=True)]

@@ -1,6 +1,7 @@
 """Large JPEGs are decoded at a reduced size for training: the same crops and masks, nearly the same pixels."""
 
 import math
+from typing import Any
 
 import cv2
 import numpy as np
@@ -25,7 +26,8 @@ def _write(root, height, width, extension=".jpg", orientation=None):
     if orientation is not None:
         exif[0x0112] = orientation
         mask = mask.T[:, ::-1]  # 6: to be shown turned by 90 degrees
-    picture.save(root / "Image" / f"a{extension}", **({"quality": 95, "exif": exif} if extension == ".jpg" else {}))
+    options: dict[str, Any] = {"quality": 95, "exif": exif} if extension == ".jpg" else {}
+    picture.save(root / "Image" / f"a{extension}", **options)
     Image.fromarray(np.ascontiguousarray(mask)).save(root / "GT" / "a.png")
     return FolderPairs(root)
 

@@ -213,7 +213,7 @@ def test_name_with_a_file_of_weights(tmp_path):
     model: Any = timm.create_model(name)
     file = tmp_path / "weights.safetensors"
     save_file(model.state_dict(), file)
-    encoder = ViTEncoder.from_timm(f"timm/{name}", file=str(file))
+    encoder: Any = ViTEncoder.from_timm(f"timm/{name}", file=str(file))
     assert torch.equal(encoder.backbone.blocks[3].mlp.fc1.weight, model.blocks[3].mlp.fc1.weight)
     assert encoder.channels == (192,) * 4
     lacking = {k: v for k, v in model.state_dict().items() if not k.startswith("blocks.3.")}

@@ -231,8 +231,9 @@ def test_lora_by_default_takes_query_and_value_under_any_name():
                 self.add_module(name, nn.Linear(8, 8))
 
     for names, expected in ((("query", "key", "value"), {"query", "value"}), (("qkv",), {"qkv"})):
-        encoder = Encoder(nn.Sequential(Block(*names), nn.Linear(8, 8)), (0,) * 3, (1,) * 3, 1, True)
-        encoder.layers = partial(list, [encoder.backbone[0]])
+        block = Block(*names)
+        encoder = Encoder(nn.Sequential(block, nn.Linear(8, 8)), (0,) * 3, (1,) * 3, 1, True)
+        encoder.layers = partial(list, [block])
         _apply(LoRA(), encoder)
         assert {n.split(".")[2] for n in _trained(encoder)} == expected
 

@@ -5,6 +5,7 @@ import json
 import resource
 import shutil
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -158,7 +159,7 @@ def test_the_card_tells_what_the_run_knows(encoder_folder, tmp_path, monkeypatch
     assert "e2net train 'data.root=my pictures' 'a=[b,c]' size=64\n" in card
     for fact in ("task | camouflage", "64 x 64 pixels", "flip_test=True", "curve: 256 thresholds", "# frog\n"):
         assert fact in card, fact
-    head = metadata_load(tmp_path / "frog" / "README.md")
+    head: Any = metadata_load(tmp_path / "frog" / "README.md")
     assert head["library_name"] == "e2net" and head["pipeline_tag"] == "image-segmentation"
     # The encoder's weights are in there, and so its licence holds.
     assert head["license"] == "other" and head["license_name"] == "dinov3-license" and "DINOv3 License" in card

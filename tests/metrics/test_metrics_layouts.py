@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -107,7 +107,8 @@ def test_half_precision_is_rounded_to_levels(dtype):
     half = torch.from_numpy(levels / 255).to(dtype)
     wide = half.to(torch.float64)
     assert score_map(half, mask).values == score_map((wide * 255).round().to(torch.uint8), mask).values
-    for score in (s_measure, mae, weighted_f_measure):
+    functions: tuple[Callable[..., Any], ...] = (s_measure, mae, weighted_f_measure)
+    for score in functions:
         np.testing.assert_allclose(score(half, mask), score(wide, mask), rtol=0, atol=1e-6)
 
 
@@ -197,4 +198,4 @@ def test_images_in_any_memory():
         np.testing.assert_array_equal(camouflage_degree(other, odd), expected)
     for bad in (image / 255, image.astype(np.int64), image[..., 0], torch.from_numpy(image).to_sparse()):
         with pytest.raises((TypeError, ValueError), match="image: expected"):
-            camouflage_degree(bad, mask)
+            camouflage_degree(cast(Any, bad), mask)

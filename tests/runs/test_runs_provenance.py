@@ -6,6 +6,7 @@ import sys
 from importlib.machinery import ModuleSpec
 from importlib.metadata import version
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -92,7 +93,7 @@ def test_package_never_installed(monkeypatch):
 
 def test_hashes(tmp_path):
     torch.manual_seed(0)
-    module = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm2d(2))
+    module: Any = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm2d(2))
     before = weights_hash(module)
     assert weights_hash(module) == before and len(before) == 64
     with torch.no_grad():

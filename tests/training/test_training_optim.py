@@ -241,7 +241,7 @@ def test_one_override_chooses_a_schedule(name):
 
 def _loader(count):
     generator = torch.Generator().manual_seed(0)
-    samples = []
+    samples: Any = []  # as good as a Dataset
     for i in range(count):
         mask = torch.zeros(1, 32, 32)
         mask[:, 8:20, 4:28] = 1

@@ -84,7 +84,7 @@ def run(config, tested=True):
 
 def _run(config, tested):
     report = Report()
-    job = prepare_training(settings(config))
+    job: Any = prepare_training(settings(config))
     job.trainer.callbacks.append(report)
     if not tested:
         fill_cache(job)
@@ -161,7 +161,7 @@ def whole_run(name, out):
 
 def stopped(name, out):
     """Ended within the second of them."""
-    job = prepare_training(settings(_two_epochs(name, out / name)))
+    job: Any = prepare_training(settings(_two_epochs(name, out / name)))
     job.trainer.callbacks.insert(0, Stop(name.endswith("killed")))
     try:
         train(job)
