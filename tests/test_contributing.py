@@ -112,7 +112,7 @@ def test_the_checkpoint_loads_where_it_is_trusted_alone(run, mine, monkeypatch):
 def test_the_exporter_writes_what_scores_the_same(run, mine):
     pytest.importorskip("onnxruntime", reason="an extra: pip install 'e2net[export]'")
     settings = read_settings(
-        ExportSettings, [*arguments(mine, "export"), "measure=false", f"output={mine / 'exported'}"]
+        ExportSettings, [*arguments(mine, "export"), "measure=false", "size=64", f"output={mine / 'exported'}"]
     )
     file = export(prepare_export(settings))
     assert file.name == "model.ort"

@@ -19,7 +19,7 @@ from e2net.tasks.base import Task
 
 
 class Bars(TQDMProgressBar):
-    """Lightning's bars in a terminal; none in a log, which would keep each of their states."""
+    """Lightning's bars in a terminal, gone when they are full; none in a log, which would keep each of their states."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,6 +28,16 @@ class Bars(TQDMProgressBar):
         super().setup(trainer, pl_module, stage)
         if not sys.stdout.isatty():
             self.disable()
+
+    def init_train_tqdm(self) -> Any:
+        bar = super().init_train_tqdm()
+        bar.leave = False
+        return bar
+
+    def init_test_tqdm(self) -> Any:
+        bar = super().init_test_tqdm()
+        bar.leave = False
+        return bar
 
 
 class SamplePictures(L.Callback):

@@ -116,6 +116,9 @@ def test_bars_are_in_terminals_alone(monkeypatch, stream, enabled):
     bars = Bars()
     bars.setup(SimpleNamespace(is_global_zero=True), None, "fit")
     assert bars.is_enabled == enabled
+    for begin in (bars.init_train_tqdm, bars.init_test_tqdm):
+        with begin() as bar:
+            assert not bar.leave and bar.disable != enabled
 
 
 @pytest.mark.parametrize(
