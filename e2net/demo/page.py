@@ -42,8 +42,11 @@ _STYLE = Path(__file__).parent / "page.css"
 _FORGET, _FILES = 3600, 900
 # The environment variable by which Gradio is told where its files are to be.
 FILES = "GRADIO_TEMP_DIR"
-# What the first click has made is fetched by the second one, which is not the visitor's.
-_FETCH = "() => setTimeout(() => document.querySelector('#archive')?.click(), 100)"
+# Fetches the file that was made for a visitor.
+_FETCH = """(file) => {
+  const link = document.createElement('a');
+  link.href = file.url; link.download = file.orig_name; link.click();
+}"""
 # On a telephone results come below what was chosen.
 _SCROLL = """() => { if (innerWidth < 700) setTimeout(() =>
   document.querySelector('#results')?.scrollIntoView({behavior: 'smooth'}), 100); }"""
@@ -77,7 +80,7 @@ class Panel:
             self.films[view] = gr.Video(label=label, buttons=[], elem_classes=["view"], **film)
 
     def list_objects(self) -> None:
-        """Makes the list of objects here; empty where the task has none."""
+        """Makes the list of objects here; where the task has none, of what the map's colours mean."""
         self.objects = gr.HTML(elem_classes=["objects"])
 
     @property
@@ -113,7 +116,8 @@ class Panel:
             for view in self.pictures
         ]
         films = [gr.skip() if moved else gr.update(value=None, visible=False) for _ in self.films]
-        return [*pictures, *films, _table(found[0], objects, self._of) if objects is not None else ""]
+        told = _legend(found[0], self._of) if objects is None else _table(found[0], objects, self._of)
+        return [*pictures, *films, told]
 
     def _film(self, found: Sequence[Prediction], view: View, rate: float, moved: bool) -> Any:
         if moved and view in _STILL:
@@ -150,28 +154,26 @@ def make_page(models: Sequence[Model], settings: DemoSettings, examples: Sequenc
                     with gr.Row(elem_id="controls"):
                         threshold = _slider(first_threshold(models, settings))
                         save = gr.Button("Download all", scale=0, min_width=160, elem_id="save")
-                        fetched = gr.DownloadButton(elem_id="archive")
                     panels = _panels(models)
         gr.HTML(_footer())
+        fetched = gr.File(visible=False)
         parts = [title, *(part for panel in panels for part in panel.parts)]
         visit = _Visit(models, panels, settings, kept, [one.file for one in examples])
 
         state, outputs = [keys, shown, threshold], [drop, keys, shown, said, yours, hint, results, *parts]
-        network: dict[str, Any] = {
-            "concurrency_id": "network",
-            "concurrency_limit": 1,
-            "show_progress_on": [drop, hint],
-        }
-        drawing: dict[str, Any] = {"concurrency_id": "drawing", "concurrency_limit": 4, "show_progress": "hidden"}
         private: dict[str, Any] = {"api_visibility": "private"}
-        drop.upload(visit.dropped, [drop, *state], outputs, **network, **private).success(js=_SCROLL)
-        offered.select(visit.offered, state, outputs, **network, **private).success(js=_SCROLL)
-        yours.select(visit.chosen, [keys, threshold], [shown, said, *parts], **drawing, **private).success(js=_SCROLL)
+        network = {**private, "concurrency_id": "network", "concurrency_limit": 1, "show_progress_on": [drop, hint]}
+        drawing = {**private, "concurrency_id": "drawing", "concurrency_limit": 4, "show_progress": "hidden"}
+        saving = {**private, "concurrency_id": "saving", "concurrency_limit": 1, "show_progress_on": [save]}
+        came = drop.upload(visit.dropped, [drop, *state], outputs, **network)
+        taken = offered.select(visit.offered, state, outputs, **network)
+        again = yours.select(visit.chosen, [keys, threshold], [shown, said, *parts], **drawing)
+        for event in (came, taken, again):
+            event.success(None, js=_SCROLL)
         # While one is drawn only the last of those that come is waited for.
-        following: dict[str, Any] = {"trigger_mode": "always_last", **drawing, **private}
-        threshold.change(visit.moved, [shown, threshold], [said, *parts], **following)
-        making: dict[str, Any] = {"concurrency_id": "saving", "concurrency_limit": 1, "show_progress_on": [save]}
-        save.click(visit.saved, [keys, threshold], [said, fetched], **making, **private).success(js=_FETCH)
+        threshold.change(visit.moved, [shown, threshold], [said, *parts], trigger_mode="always_last", **drawing)
+        made = save.click(visit.saved, [keys, threshold], [said, fetched], **saving)
+        made.success(None, [fetched], js=_FETCH)
     page.queue(max_size=settings.queue, api_open=False)
     return page
 
@@ -399,6 +401,13 @@ def _table(found: Prediction, objects: Objects, of: str) -> str:
     head = "<tr><th>#</th><th>score</th><th>of picture</th><th>at x, y</th><th>size</th></tr>"
     table = Markup("<h3>{}</h3><table>" + head + "{}</table>{}")
     return table.format(f"Objects{of}", rows, more)
+
+
+def _legend(found: Prediction, of: str) -> str:
+    """What the colours of a map mean, as HTML."""
+    entries = found.task.legend(found.map)
+    chips = [Markup('<span class="colour" style="--own: rgb({}, {}, {})">{}</span>').format(*c, n) for n, c in entries]
+    return Markup('<h3>{}</h3><p class="legend">{}</p>').format(f"Map{of}", Markup(" ").join(chips))
 
 
 def _percent(share: float) -> str:

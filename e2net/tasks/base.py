@@ -346,6 +346,14 @@ class Task(ABC):
         """A target, or a result as in a file, as a picture: (h, w) bool or uint8, or (h, w, 3) uint8 RGB."""
         return values
 
+    def legend(self, values: Array) -> list[tuple[str, list[int]]]:
+        """What the colours of ``shown`` mean: names and [red, green, blue], 0 to 255; empty where nobody needs to ask.
+
+        Args:
+            values: what is shown.
+        """
+        return []
+
     def side_by_side(self, target: Array, *results: Array) -> list[Array]:
         """A target and results, as in files, as pictures (h, w, 3) uint8 RGB in which equal colours mean the same."""
         return [as_rgb(self.shown(values)) for values in (target, *results)]

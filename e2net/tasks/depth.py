@@ -245,6 +245,14 @@ class Depth(Task):
         metres = self._metres(values)
         return coloured(metres, *_range(metres, metres))
 
+    def legend(self, values: Array) -> list[tuple[str, list[int]]]:
+        """The ends of the scale and its middle."""
+        metres = self._metres(values)
+        low, high = _range(metres, metres)
+        levels = np.array([low, (low + high) / 2, high])
+        colours = coloured(np.maximum(levels, 1e-9)[:, None], low, high)[:, 0]
+        return [(f"{level:.2f} m", colour.tolist()) for level, colour in zip(levels, colours, strict=True)]
+
     def side_by_side(self, target: Array, *results: Array) -> list[Array]:
         """In the colours of one scale, that of the target."""
         metres = [self._metres(values) for values in results]

@@ -254,6 +254,11 @@ class Semantic(Task):
     def shown(self, values: Array) -> Array:
         return painted(values, self.colours)
 
+    def legend(self, values: Array) -> list[tuple[str, list[int]]]:
+        """The classes that are there."""
+        there = [k for k in np.unique(values).tolist() if k < self.out_channels]
+        return [(self.names[k], self.colours[k].tolist()) for k in there]
+
     def panel(self, image: Array, target: Array, values: Array) -> Array:
         """Image, target, result, the result over the image, and the names of what is in either."""
         size = panel_size(target.shape)
@@ -261,9 +266,7 @@ class Semantic(Task):
         maps = [cv2.resize(x, size, interpolation=cv2.INTER_NEAREST) for x in (target, values)]
         drawn = [self.shown(x) for x in maps]
         overlay = cv2.addWeighted(picture, 0.5, drawn[1], 0.5, 0)
-        there = [k for k in np.union1d(*maps).tolist() if k < self.out_channels]
-        entries = [(self.names[k], self.colours[k].tolist()) for k in there]
-        return cv2.hconcat([picture, *drawn, overlay, legend(entries, picture.shape[0])])
+        return cv2.hconcat([picture, *drawn, overlay, legend(self.legend(np.union1d(*maps)), picture.shape[0])])
 
     def score(self, result: Any, target: Array, image: Array | None = None) -> LabelCounts:
         return score_labels(result, target, self.out_channels, self.protocol)

@@ -185,6 +185,22 @@ def test_many_objects_are_listed_up_to_a_number(models):
     assert (len(found.listed), found.more) == (12, 88)
 
 
+def test_a_legend_says_what_colours_mean(models, picture):
+    """Of maps that are no grades of certainty: each colour of the picture, or the ends of its scale."""
+    one = look(picture, models, Limits())
+    objects, depth, semantic = ((found, found.task.legend(found.map)) for (found,) in one.predictions)
+    assert objects[1] == []
+    painted = {tuple(colour) for colour in semantic[0].shown().reshape(-1, 3).tolist()}
+    assert painted == {tuple(colour) for _, colour in semantic[1]}
+    metres = [float(name.removesuffix(" m")) for name, _ in depth[1]]
+    values = depth[0].map * 0.001
+    assert np.allclose(metres[::2], np.quantile(values, (0.02, 0.98)), atol=0.006) and metres == sorted(metres)
+    nearest, farthest = (
+        depth[0].shown()[np.unravel_index(k, values.shape)] for k in (values.argmin(), values.argmax())
+    )
+    assert nearest.tolist() == depth[1][0][1] and farthest.tolist() == depth[1][-1][1]
+
+
 def test_what_is_kept_needs_no_more_than_it_may():
     def one(size):
         return Look("x", [[]], [np.zeros(size, np.uint8)], np.zeros(0, np.uint8))
