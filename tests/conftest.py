@@ -34,7 +34,7 @@ LONG = (
     "test_training_kills.py", "test_compare_sweep.py", "test_gpu_smoke.py", "test_runs_overrides.py",
     "test_runs_settings.py", "test_training_run.py", "test_gpu_gradients.py", "test_gpu_branches.py",
     "test_runs_launch.py", "test_runs_cluster.py", "test_training_finite.py", "test_encoders_listing.py",
-    "test_training_reproducibility.py", "test_training_full_disk.py", "test_fixed_values.py",
+    "test_training_reproducibility.py", "test_training_full_disk.py", "test_fixed_values.py", "test_docs_commands.py",
 )  # fmt: skip
 
 

@@ -162,8 +162,3 @@ def _cell(text: str) -> str:
     parts[::2] = [re.sub(r"([*_\\|`])", r"\\\1", part).replace("<", "&lt;") for part in parts[::2]]
     parts[1::2] = [f"`{part}`" for part in parts[1::2]]
     return "".join(parts)
-
-
-if __name__ == "__main__":
-    for one in messages():
-        print(f"{one.place} | {one.text} || {one.remedy}")

@@ -244,16 +244,3 @@ def _comments(text: str) -> dict[str, str]:
                 found[key[1]] = " ".join(lines)
             lines = []
     return found
-
-
-if __name__ == "__main__":
-    for name in PLAIN:
-        for setting in top_level(name)[0]:
-            print(name, setting)
-        for one in top_level(name)[1]:
-            print(name, one)
-    for group in groups():
-        for one in constructors(group):
-            print(group, one.target, one.options)
-            for setting in one.settings:
-                print("   ", setting.key, "|", setting.kind, "|", setting.default, "|", setting.meaning)

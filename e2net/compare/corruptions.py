@@ -88,7 +88,7 @@ def _read(run: Run, sets: Sequence[str], score: str) -> dict[str, tuple[float, d
             }
             found[name] = (_number(one["clean"][score]), kinds)
             if not kinds or not all(kinds.values()):
-                raise ValueError("expected scores, found none")
+                raise ValueError("it has no scores; evaluate it again")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         fault = next(iter(str(error).splitlines()), "")
         raise ValueError(f"{file} cannot be used ({type(error).__name__}: {fault})") from error
