@@ -27,8 +27,8 @@ def folders(package: Path) -> set[str]:
 def test_a_package_names_its_modules(package):
     text = ast.get_docstring(ast.parse((package / "__init__.py").read_text(encoding="utf-8")))
     assert text is not None
-    lines = [line for line in text.splitlines() if line.startswith("- ")]
-    assert all(LINE.match(line) for line in lines), [line for line in lines if not LINE.match(line)]
-    named = {name for line in lines for name in re.findall(r"``(\w+)``", LINE.match(line)[1])}
+    lines = {line: LINE.match(line) for line in text.splitlines() if line.startswith("- ")}
+    assert all(lines.values()), [line for line, match in lines.items() if not match]
+    named = {name for match in lines.values() if match for name in re.findall(r"``(\w+)``", match[1])}
     assert named == inside(package)
     assert all(f"``{name}/``" in text for name in folders(package))

@@ -78,7 +78,7 @@ def test_a_picture_is_what_the_models_say_of_it(models, picture):
         assert np.array_equal(found.map, model.segmenter.predict(picture).map)
     seen = [None if features is None else (features.shape, features.dtype) for features in one.features]
     assert seen == [((40, 66, 3), np.uint8), ((40, 66, 3), np.uint8), None]
-    parts = [one.predictions[0][0].image, one.small, *one.features[:2]]
+    parts = [np.asarray(part) for part in (one.predictions[0][0].image, one.small, *one.features[:2])]
     parts += [np.asarray(found.result) for (found,) in one.predictions]
     assert one.nbytes == sum(part.nbytes for part in parts)
 
@@ -108,6 +108,7 @@ def test_a_film_is_cut_and_scaled_down_and_says_so(models, film, tmp_path):
     assert one.notes == ("the first 5 of 7 frames (0.5 s) are shown", f"scaled down to {FRAME} pixels a side")
     assert steps == sorted(steps) and steps[-1] == 1
     assert one.predictions[0][0].image.shape == (FRAME // 2, FRAME, 3)
+    assert one.rate is not None
     for many in one.predictions:
         reader = FilmReader(film_of(many, "overlay", one.rate, tmp_path / "x.webm"))
         frames = list(reader.frames())
@@ -231,7 +232,7 @@ def test_the_archive_has_everything_at_full_size(models, picture, film, tmp_path
     assert names == {f"{model}/{name}" for model, these in expected.items() for name in these}
     result = models[0].segmenter.predict(picture)
     written = cv2.imread(str(tmp_path / "all/c/maps/a frog.png"), cv2.IMREAD_UNCHANGED)
-    assert np.array_equal(written, result.map)
+    assert written is not None and np.array_equal(written, result.map)
     document = json.loads((tmp_path / "all/c/objects.json").read_text())
     ours = [{k: v for k, v in one.items() if k in ("bbox", "area")} for one in at(result, 0.3).objects()]
     for number in (1, 2):

@@ -122,6 +122,7 @@ class Visitor(Browser):
             ".then((b) => Array.from(new Uint8Array(b)))"
         )
         found = cv2.imdecode(np.array(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        assert found is not None
         return cv2.cvtColor(found, cv2.COLOR_BGR2RGBA if found.shape[2] == 3 else cv2.COLOR_BGRA2RGBA)
 
 
@@ -203,7 +204,7 @@ def test_everything_can_be_downloaded(visitor, model, files, tmp_path):
             assert json.loads(archive.read("one/objects.json"))["info"]["threshold"] == threshold
             assert len(archive.namelist()) == 2 * 4 + 1
         found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-        assert np.array_equal(found, model.predict(files / "frog.png").map)
+        assert found is not None and np.array_equal(found, model.predict(files / "frog.png").map)
         (tmp_path / "e2net.zip").unlink()
 
 

@@ -4,6 +4,7 @@ import io
 import logging
 import re
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -52,8 +53,14 @@ def test_five_lines_say_what_matters(told):
     whole = re.fullmatch(
         r"random weights, tuning Full: (\S+) of \1 M .* train; decoder E2NetDecoder: .* train", encoder
     )
-    assert float(whole[1]) > 0
+    assert whole and float(whole[1]) > 0
     assert (device, place) == ("cpu, precision 32-true", str(folder))
+
+
+def found_in(line, pattern):
+    match = re.search(pattern, line)
+    assert match, line
+    return match[1]
 
 
 def test_a_line_an_epoch_has_its_mean_loss_and_its_own_validation(told):
@@ -62,11 +69,11 @@ def test_a_line_an_epoch_has_its_mean_loss_and_its_own_validation(told):
     assert [line.partition(":")[0] for line in lines] == ["epoch 1/3", "epoch 2/3", "epoch 3/3"]
     losses = [float(row[TRAIN_LOSS]) for row in rows_of(folder) if TRAIN_LOSS in row]
     for line, loss in zip(lines, losses, strict=True):
-        assert float(re.search(r"loss ([^,]+),", line)[1]) == pytest.approx(loss, rel=1e-3)
+        assert float(found_in(line, r"loss ([^,]+),")) == pytest.approx(loss, rel=1e-3)
     (scores,) = (row for row in rows_of(folder) if "val/S" in row)
     assert f"val/S {float(scores['val/S']):.3f}".replace(" 0.", " .") in lines[1] and "the best so far" in lines[1]
     assert "val/S" not in lines[0] + lines[2]
-    assert all(float(re.search(r", ([\d.]+) s$", line)[1]) < 60 for line in lines)
+    assert all(float(found_in(line, r", ([\d.]+) s$")) < 60 for line in lines)
     assert "\r" not in printed and "\x1b" not in printed
 
 
@@ -100,13 +107,14 @@ def test_a_resumed_run_says_so_and_one_without_validation_too(told, tmp_path):
 
 def test_other_processes_say_nothing(caplog):
     """But take part in the mean of all."""
-    asked = []
-    module = SimpleNamespace(gathered_mean=lambda: asked.append(1) or torch.ones(2, 2))
+    asked: list[int] = []
+    other: Any = SimpleNamespace(is_global_zero=False)
+    module: Any = SimpleNamespace(gathered_mean=lambda: asked.append(1) or torch.ones(2, 2))
     with caplog.at_level(logging.INFO, "e2net"):
-        EpochLines().on_train_epoch_end(SimpleNamespace(is_global_zero=False), module)
+        EpochLines().on_train_epoch_end(other, module)
     assert asked == [1] and not caplog.records
     bars = Bars()
-    bars.setup(SimpleNamespace(is_global_zero=False), None, "fit")
+    bars.setup(other, None, "fit")
     assert bars.is_disabled
 
 
@@ -114,7 +122,8 @@ def test_other_processes_say_nothing(caplog):
 def test_bars_are_in_terminals_alone(monkeypatch, stream, enabled):
     monkeypatch.setattr("sys.stdout", stream)
     bars = Bars()
-    bars.setup(SimpleNamespace(is_global_zero=True), None, "fit")
+    first: Any = SimpleNamespace(is_global_zero=True)
+    bars.setup(first, None, "fit")
     assert bars.is_enabled == enabled
     for begin in (bars.init_train_tqdm, bars.init_test_tqdm):
         with begin() as bar:
