@@ -1,7 +1,7 @@
 """e2net: dense prediction on DINO features, first of all camouflaged-object segmentation.
 
 - ``train``, ``eval``: the programs that Hydra runs
-- ``predict``, ``serve``, ``export``, ``features``: programs for what is trained, or needs no training
+- ``predict``, ``serve``, ``demo``, ``export``, ``features``: programs for what is trained, or needs no training
 - ``adapt``, ``check``, ``compare``, ``profile``: programs before and around a training
 - ``structures``: what passes between the parts
 - ``encoders``, ``decoders``, ``model``: a network; ``python -m e2net.encoders`` lists what it can begin with

@@ -25,7 +25,7 @@ _GIVEN = ("task", "protocol", "channels", "strides", "out_channels", "pretrained
 PROGRAMS = {
     **{
         name: (f"e2net.{name}.settings", f"{name.title()}Settings")
-        for name in ("predict", "serve", "compare", "check", "export")
+        for name in ("predict", "serve", "demo", "compare", "check", "export")
     },
     "encoders": ("e2net.encoders.options", "ListingSettings"),
     "profile": ("e2net.profile.__main__", "ProfileSettings"),

@@ -169,7 +169,7 @@ def look(file: Path, models: Sequence[Model], limits: Limits, progress: Progress
         if isinstance(error, MemoryError | RuntimeError):
             if not is_out_of_memory(error):
                 raise
-            words = "the memory does not suffice for it here"
+            words = "the memory does not suffice for it here; give a smaller one"
         words = words.replace(str(file), file.name).removeprefix(f"{file.name}: ")
         raise ValueError(f"{printable(file.name)}: {words}") from error
 

@@ -359,7 +359,7 @@ def _panels(models: Sequence[Model]) -> list[Panel]:
 
 
 _HINT = """<div class="hint"><p>Drop a picture or a film, or choose an example.</p></div>"""
-_GONE = "This result has gone to make room for newer ones: drop the file again."
+_GONE = "This result has gone to make room for newer ones; drop the file again."
 
 
 def _header(models: Sequence[Model]) -> str:

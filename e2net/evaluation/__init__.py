@@ -9,6 +9,7 @@
 - ``zoom``: a second, enlarged look
 - ``callbacks``: bars, pictures, maps and digests
 - ``predictions``: maps on disk, found and scored
+- ``folder``: one folder of them, by one call
 - ``report``: tables and every file beside them
 - ``plots``: the figures of a report
 - ``breakdown``: where a method fails
