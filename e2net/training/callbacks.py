@@ -179,7 +179,8 @@ class EpochLines(L.Callback):
         words = [f"loss {total / images:.4g}" if images else "no finite loss"]
         if self._validated:
             task, found = pl_module.task, trainer.callback_metrics
-            words += [f"{name} {fraction(float(found[name]))}" for name in (f"val/{k}" for k in task.headline)]
+            names = [name for name in (f"val/{score}" for score in task.headline) if name in found]
+            words += [f"{name} {fraction(float(found[name]))}" for name in names]
             chosen = next((c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)), None)
             if chosen is not None and chosen.best_model_score == found[str(chosen.monitor)]:
                 words.append("the best so far")

@@ -566,7 +566,7 @@ def test_command(folders):
     )  # fmt: skip
     assert status == 0, errors
     assert _report(folders)["scores"] == {"CAMO": _expected(folders, MaskProtocol())}
-    assert f"{_expected(folders, MaskProtocol())['S']:.3f}"[1:] in out and "images/s" in errors
+    assert f"{_expected(folders, MaskProtocol())['S']:.3f}"[1:] in out and "\r" not in errors
 
 
 def test_command_says_in_one_line_what_is_wrong(folders):

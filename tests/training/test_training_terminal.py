@@ -157,7 +157,7 @@ def test_colour_is_in_terminals_that_want_it(monkeypatch, stream, environment, c
 def test_lightning_says_what_is_news_once(caplog):
     quieten_lightning()
     lightning = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, lightning.name):  # whatever other tests have set
         lightning.info("GPU available: False, used: False")
         lightning.info("Time limit reached.")
     assert [record.getMessage() for record in caplog.records] == ["Time limit reached."]
