@@ -192,8 +192,10 @@ class EpochLines(L.Callback):
 
 
 def _epoch(trainer: L.Trainer) -> str:
-    whole = trainer.max_epochs or 0
-    return f"epoch {trainer.current_epoch + 1}" + (f"/{whole}" if whole > 0 else "")
+    epoch, whole = f"epoch {trainer.current_epoch + 1}", trainer.max_epochs or 0
+    if trainer.max_steps > 0:  # which end it, long before its epochs do
+        return f"{epoch}, step {trainer.global_step}/{trainer.max_steps}"
+    return f"{epoch}/{whole}" if whole > 0 else epoch
 
 
 class LearningRate(LearningRateMonitor):

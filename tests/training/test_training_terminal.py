@@ -2,6 +2,7 @@
 
 import io
 import logging
+import os
 import re
 from types import SimpleNamespace
 from typing import Any
@@ -152,6 +153,28 @@ def test_colour_is_in_terminals_that_want_it(monkeypatch, stream, environment, c
     assert ("\x1b" in said.getvalue()) == coloured
     plain = re.sub(r"\x1b\[\d+m", "", said.getvalue())
     assert plain.splitlines() == ["3 pictures", "warning: 3 pictures", "error: 3 pictures"]
+
+
+def test_steps_are_told_where_they_end_a_training(caplog):
+    place = SimpleNamespace(
+        epoch_loop=SimpleNamespace(batch_progress=SimpleNamespace(current=SimpleNamespace(ready=4)))
+    )
+    trainer: Any = SimpleNamespace(
+        is_global_zero=True, max_steps=700, max_epochs=1000, current_epoch=3, global_step=16, num_training_batches=4,
+        fit_loop=place,
+    )  # fmt: skip
+    lines, module = EpochLines(), SimpleNamespace(gathered_mean=lambda: torch.ones(2, 2))
+    lines.on_train_start()
+    with caplog.at_level(logging.INFO, "e2net"):
+        lines.on_train_epoch_end(trainer, module)
+    assert caplog.messages[0].startswith("epoch 4, step 16/700: loss 1, ")
+
+
+@pytest.mark.parametrize("stream, found", [(Terminal(), None), (io.StringIO(), "1")])
+def test_other_libraries_have_bars_in_terminals_alone_too(monkeypatch, stream, found):
+    monkeypatch.delenv("HF_HUB_DISABLE_PROGRESS_BARS", raising=False)
+    Console(stream)
+    assert os.environ.pop("HF_HUB_DISABLE_PROGRESS_BARS", None) == found
 
 
 def test_lightning_says_what_is_news_once(caplog):
