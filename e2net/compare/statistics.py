@@ -27,7 +27,8 @@ def paired_bootstrap(
     Images are drawn with replacement, as many as there are, the same for both. Draw i is row i of
     ``np.random.default_rng(seed).integers(0, n, (resamples, n))``. The p-value is twice the smaller part of the draws
     on either side of zero, draws at zero counted on both, with one added to numerator and denominator so that it is
-    never zero (Davison and Hinkley, Bootstrap Methods and their Application, 1997, section 4.2); at most 1.
+    never zero (Davison and Hinkley, Bootstrap Methods and their Application, 1997, section 4.2); at most 1, and at
+    least 2^(1 - n), by which chance alone gives all n differences one sign: draws of two images would be sure of it.
 
     Args:
         first, second: (n, scores), the same images in the same order; averages over seeds.
@@ -49,7 +50,7 @@ def paired_bootstrap(
         drawn[start : start + len(draws)] = counts @ change / n
     low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     tail = np.minimum((drawn <= 0).sum(axis=0), (drawn >= 0).sum(axis=0))
-    p = np.minimum(1.0, 2 * (1 + tail) / (resamples + 1))
+    p = np.clip(2 * (1 + tail) / (resamples + 1), 2.0 ** (1 - n), 1.0)
     columns = zip(change.mean(axis=0), low, high, p, strict=True)
     return [Difference(*(float(value) for value in column)) for column in columns]
 

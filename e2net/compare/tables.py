@@ -7,7 +7,7 @@ from typing import Any
 from markupsafe import Markup
 
 from e2net.compare.result import Comparison
-from e2net.compare.statistics import Difference, mean_and_deviation
+from e2net.compare.statistics import LEVEL, Difference, mean_and_deviation
 from e2net.page.tables import Cell, Table
 
 
@@ -112,8 +112,8 @@ def corruption_table(found: Comparison, name: str) -> Table:
 
 
 def is_significant(difference: Difference) -> bool:
-    """Whether the 95 % interval leaves zero out."""
-    return difference.low > 0 or difference.high < 0
+    """Whether the 95 % interval leaves zero out, and there are images enough to say so."""
+    return (difference.low > 0 or difference.high < 0) and difference.p < 1 - LEVEL
 
 
 def verdict(found: Comparison, name: str, other: int) -> tuple[str, str]:
@@ -213,7 +213,8 @@ def method(found: Comparison) -> list[str]:
         "Differences: each image's score is averaged over a variant's seeds; the difference of the two averages is "
         f"taken image by image, and images are drawn with replacement {found.resamples} times (seed {found.seed}), the "
         "same for both variants. The interval holds the middle 95 % of the mean differences (percentile bootstrap); p "
-        "is twice the smaller share of draws on either side of zero, plus one in numerator and denominator. Both speak "
+        "is twice the smaller share of draws on either side of zero, plus one in numerator and denominator, and of n "
+        "images at least 2^(1 - n): fewer than six tell no difference. Both speak "
         "of other images of this kind, for these trained models; what other seeds would give is seen in the ± of the "
         "score table. With many scores, sets and variants some p fall below .05 by chance: nothing is corrected.",
         f"Scores are those of each run's own test after training (of its best checkpoint), protocol {protocol}.",

@@ -15,7 +15,7 @@ _YELLOW, _RED, _RESET = "\x1b[33m", "\x1b[31m", "\x1b[0m"
 # How messages and warnings of Lightning's begin that say nothing new, or nothing that is so here.
 _NOISE = (
     *("GPU available: ", "TPU available: ", "HPU available: ", "💡 Tip: ", "Loading `train_dataloader` to estimate "),
-    "`Trainer.fit` stopped: `max_epochs=",
+    *("`Trainer.fit` stopped: `max_epochs=", "`Trainer.fit` stopped: `max_steps="),
 )
 _NOISY_WARNINGS = (
     r"The number of training batches \(\d+\) is smaller than the logging interval",  # metrics.csv has each epoch's

@@ -61,8 +61,12 @@ def _parts(job: "TrainingJob") -> str:
 
 def _trained(module: nn.Module) -> str:
     counts = [(p.numel(), p.requires_grad) for p in module.parameters()]
-    whole, trained = sum(n for n, _ in counts) / 1e6, sum(n for n, trains in counts if trains) / 1e6
-    return f"{trained:.2f} of {whole:.2f} M parameters train"
+    whole, trained = sum(n for n, _ in counts), sum(n for n, trains in counts if trains)
+    return f"{_count(trained)} of {_count(whole)} parameters train"
+
+
+def _count(number: int) -> str:
+    return f"{number / 1e6:.2f} M" if number >= 1e5 else str(number)
 
 
 def _device(job: "TrainingJob") -> str:

@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from e2net.compare.statistics import Difference, mean_and_deviation, paired_bootstrap
+from e2net.compare.tables import is_significant
 
 
 def _by_hand(first, second, resamples, seed):
@@ -70,3 +71,12 @@ def test_no_difference_and_no_images():
 def test_deviation_is_that_of_a_sample():
     assert mean_and_deviation([1.0, 2.0, 4.0]) == pytest.approx((7 / 3, np.sqrt(7 / 3)))
     assert mean_and_deviation([0.5]) == (0.5, None)
+
+
+@pytest.mark.parametrize("n", range(1, 9))
+def test_few_images_are_not_sure_of_anything(n):
+    """The p of all that have one sign is at least that of the sign test, which is exact."""
+    change = np.random.default_rng(n).uniform(0.01, 0.02, (n, 1))
+    (found,) = paired_bootstrap(np.zeros((n, 1)), change)
+    assert found.p == pytest.approx(stats.binomtest(n, n).pvalue)
+    assert is_significant(found) == (n >= 6)

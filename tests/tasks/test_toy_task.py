@@ -13,6 +13,7 @@ from e2net.compare.__main__ import main as compare_main
 from e2net.compare.comparison import compare
 from e2net.compare.settings import CompareSettings
 from e2net.compare.sweep import evaluation_config, make_plan
+from e2net.compare.tables import is_significant
 from e2net.datasets import Augment
 from e2net.evaluation import evaluate, prepare_evaluation
 from e2net.film import FilmReader, FilmWriter
@@ -192,8 +193,7 @@ def test_two_decoders_are_compared(run, other, tmp_path):
     assert "angle\N{NO-BREAK SPACE}↓" in text and "within11\N{NO-BREAK SPACE}↑" in text
     assert "normal map" in page and "mask" not in page and "mask" not in text
     better = "better" if change["angle"].mean < 0 else "worse"
-    significant = change["angle"].low > 0 or change["angle"].high < 0
-    assert (f"is {better} than" in text) == significant
+    assert (f"is {better} than" in text) == is_significant(change["angle"])
 
 
 def test_runs_of_two_tasks_are_not_compared(run, other, tmp_path, capsys):
