@@ -14,6 +14,8 @@ from e2net.export.formats import Run
 
 # Turns of one picture, and of a batch; the first ones are not timed.
 _TURNS, _BATCHES, _BATCH, _WARM = 40, 3, 8, 3
+# Seconds before each turn: threads of the library whose turn it was wait busily for more, on the cores of the next.
+_REST = 0.1
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Cost:
 def time_in_turns(runs: Sequence[Run], images: Sequence[NDArray[np.uint8]]) -> list[tuple[float, float, float]]:
     """Milliseconds for one picture, median and 95th percentile, and pictures a second, of each run.
 
-    In turns, so that what else the machine does meets all alike.
+    In turns, so that what else the machine does meets all alike, with a rest before each.
 
     Args:
         runs: what is timed.
@@ -58,6 +60,7 @@ def time_in_turns(runs: Sequence[Run], images: Sequence[NDArray[np.uint8]]) -> l
 
 
 def _time(run: Run, image: NDArray[np.uint8]) -> float:
+    time.sleep(_REST)
     start = time.perf_counter()
     run(image)
     return time.perf_counter() - start
