@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 from apart import Program
-from chromium import PROGRAM, Browser
+from chromium import Browser
 from conftest import ROOT
 from safetensors.torch import load_file, save_file
 
@@ -294,8 +294,6 @@ def test_sweep_continues_where_it_stopped(swept, capfd):
 @pytest.fixture(scope="module")
 def browser(swept, tmp_path_factory):
     """A page with the report."""
-    if PROGRAM is None:
-        pytest.skip("no Chromium here (chromium, chromium-browser or google-chrome): apt-get install chromium")
     one = Browser(tmp_path_factory.mktemp("profile"))
     one.resize(1280)
     one.open(swept[0] / "out" / "report.html")

@@ -5,7 +5,7 @@ import re
 import cv2
 import numpy as np
 import pytest
-from chromium import PROGRAM, Browser
+from chromium import Browser
 
 from e2net.features.__main__ import main
 from e2net.features.gallery import quantised
@@ -49,7 +49,6 @@ def test_all_is_written_and_nothing_of_others_is_replaced(written, capsys):
     assert "was not written by e2net" in capsys.readouterr().err and (other / "sheet.png").read_text() == "mine"
 
 
-@pytest.mark.skipif(PROGRAM is None, reason="no Chromium on this machine")
 def test_a_click_and_the_keyboard_show_similarity(written, tmp_path):
     browser = Browser(tmp_path)
     try:
