@@ -1,13 +1,12 @@
 """The settings of ``python -m e2net.demo``: a typed schema, filled from key=value arguments."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Literal
 
 import yaml
 
-from e2net.arguments import is_a, type_names
-from e2net.predict.settings import THRESHOLD, PredictSettings, check_value
+from e2net.predict.settings import THRESHOLD, Device, EncoderPath, Flip, Precision, Size, check_values
 
 USAGE = """\
 A page in the browser to try models on pictures and films: an extra, pip install "e2net[demo]".
@@ -56,26 +55,15 @@ class DemoSettings:
         float | Literal["auto"],
         "where the slider stands at first: above it a pixel belongs to an object; auto: of the best F in validation",
     ] = THRESHOLD
-    size: Annotated[
-        int | list | None, "pixels a side or [height,width] of the network's input; null: as in training"
-    ] = None
-    flip: Annotated[bool | None, "average the maps of image and mirror image; null: as in the run's test"] = None
-    device: Annotated[str, "auto (a GPU if there is one), cpu, cuda, cuda:1, mps"] = "auto"
-    precision: Annotated[str, "auto, 32-true, bf16-mixed or 16-mixed"] = "auto"
-    encoder_path: Annotated[str | None, "where the pretrained encoder lies now, if it has moved since training"] = None
+    size: Size = None
+    flip: Flip = None
+    device: Device = "auto"
+    precision: Precision = "auto"
+    encoder_path: EncoderPath = None
 
     def __post_init__(self) -> None:
         """Checks every value."""
-        shared = {one.name for one in fields(PredictSettings)}
-        hints = get_type_hints(DemoSettings)
-        for key in (one.name for one in fields(self)):
-            value: Any = getattr(self, key)
-            if key in shared:
-                check_value(key, value)
-            elif not is_a(value, hints[key]):
-                raise ValueError(f"{key}={value!r:.60}: expected {type_names(hints[key])}")
-            elif key in _RANGES and not _RANGES[key][0] <= value <= _RANGES[key][1]:
-                raise ValueError(f"{key}={value}: expected at least {_RANGES[key][0]} and at most {_RANGES[key][1]}")
+        check_values(self, _RANGES)
         _ = self.checkpoints
 
     @property

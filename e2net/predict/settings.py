@@ -1,9 +1,13 @@
 """The settings of ``python -m e2net.predict``: a typed schema, filled from key=value arguments."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 from e2net.arguments import is_a, type_names
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 USAGE = """\
 Predicts a map for every picture and every frame of every film; what it means, the model's task says.
@@ -37,6 +41,20 @@ AUTO = "auto"
 _RANGES = {"batch_size": (1, 65536), "threads": (1, 256), "min_area": (1, 2**62), "size": (1, LARGEST)}
 _RANGES["window"] = _RANGES["size"]
 
+# Settings that other programs with a trained model have too.
+Checkpoint = Annotated[
+    str, "a run folder (its best checkpoint), a checkpoint file, a saved model or its name on the Hub"
+]
+Threshold = Annotated[
+    float | Literal["auto"],
+    "the probability above which a pixel belongs to the object; auto: of the best F in validation",
+]
+Size = Annotated[int | list | None, "pixels a side or [height,width] of the network's input; null: as in training"]
+Flip = Annotated[bool | None, "average the maps of image and mirror image; null: as in the run's test"]
+Device = Annotated[str, "auto (a GPU if there is one), cpu, cuda, cuda:1, mps"]
+Precision = Annotated[str, "auto, 32-true, bf16-mixed or 16-mixed"]
+EncoderPath = Annotated[str | None, "where the pretrained encoder lies now, if it has moved since training"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class PredictSettings:
@@ -46,22 +64,17 @@ class PredictSettings:
         ValueError: a number is out of its range.
     """
 
-    ckpt: Annotated[str, "a run folder (its best checkpoint), a checkpoint file, a saved model or its name on the Hub"]
+    ckpt: Checkpoint
     input: Annotated[str, "a picture, a film, a folder (with all folders inside) or a pattern in quotes"]
     output: Annotated[str, "folder for the results; may lie inside the input folder"]
     overlays: Annotated[bool, "write overlays"] = True
     cutouts: Annotated[bool, "write cut-outs"] = False
     rle: Annotated[bool, "write objects.json"] = False
     min_area: Annotated[int, "objects of fewer pixels are left out of objects.json"] = 1
-    threshold: Annotated[
-        float | Literal["auto"],
-        "the probability above which a pixel belongs to the object; auto: of the best F in validation",
-    ] = THRESHOLD
-    size: Annotated[
-        int | list | None, "pixels a side or [height,width] of the network's input; null: as in training"
-    ] = None
+    threshold: Threshold = THRESHOLD
+    size: Size = None
     keep_aspect: Annotated[bool, "resize the longer side to size and keep the picture's proportions"] = False
-    flip: Annotated[bool | None, "average the maps of image and mirror image; null: as in the run's test"] = None
+    flip: Flip = None
     scales: Annotated[
         list | None, "average the maps at these factors on size, as [0.75,1,1.25]; null: as in the run's test"
     ] = None
@@ -76,14 +89,35 @@ class PredictSettings:
     ] = None
     batch_size: Annotated[int, "pictures for each step of the network"] = 8
     threads: Annotated[int | None, "that read, and as many that write; null: one less than the cores, 8 at most"] = None
-    device: Annotated[str, "auto (a GPU if there is one), cpu, cuda, cuda:1, mps"] = "auto"
-    precision: Annotated[str, "auto, 32-true, bf16-mixed or 16-mixed"] = "auto"
-    encoder_path: Annotated[str | None, "where the pretrained encoder lies now, if it has moved since training"] = None
+    device: Device = "auto"
+    precision: Precision = "auto"
+    encoder_path: EncoderPath = None
 
     def __post_init__(self) -> None:
         """Checks every value."""
         for key in fields(self):
             check_value(key.name, getattr(self, key.name))
+
+
+def check_values(settings: "DataclassInstance", ranges: Mapping[str, tuple[int, int]]) -> None:
+    """Makes sure of all values of another program's settings: those that predict has too, and its own.
+
+    Args:
+        settings: of the program.
+        ranges: smallest and largest value of its own that are whole numbers.
+
+    Raises:
+        ValueError: a value is of another type or out of its range.
+    """
+    shared, hints = get_type_hints(PredictSettings), get_type_hints(type(settings))
+    for key, hint in hints.items():
+        value = getattr(settings, key)
+        if key in shared:
+            check_value(key, value)
+        elif not is_a(value, hint):
+            raise ValueError(f"{key}={value!r:.60}: expected {type_names(hint)}")
+        elif key in ranges and not ranges[key][0] <= value <= ranges[key][1]:
+            raise ValueError(f"{key}={value}: expected at least {ranges[key][0]} and at most {ranges[key][1]}")
 
 
 def check_value(key: str, value: Any) -> None:

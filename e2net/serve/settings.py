@@ -1,9 +1,19 @@
 """The settings of ``python -m e2net.serve``: a typed schema, filled from key=value arguments."""
 
-from dataclasses import dataclass, fields
-from typing import Annotated, Literal
+from dataclasses import dataclass
+from typing import Annotated
 
-from e2net.predict.settings import THRESHOLD, check_value
+from e2net.predict.settings import (
+    THRESHOLD,
+    Checkpoint,
+    Device,
+    EncoderPath,
+    Flip,
+    Precision,
+    Size,
+    Threshold,
+    check_values,
+)
 
 USAGE = """\
 Answers pictures with their maps over HTTP: an extra, pip install "e2net[serve]".
@@ -30,10 +40,10 @@ class ServeSettings:
     """All settings of one server, checked for type and range.
 
     Raises:
-        ValueError: a number is out of its range.
+        ValueError: a value is of another type or out of its range.
     """
 
-    ckpt: Annotated[str, "a run folder (its best checkpoint), a checkpoint file, a saved model or its name on the Hub"]
+    ckpt: Checkpoint
     host: Annotated[str, "the address to listen at; 0.0.0.0: everybody who can reach this machine"] = "127.0.0.1"
     port: Annotated[int, "the port to listen at"] = 8000
     workers: Annotated[int, "processes, each with a model of its own"] = 1
@@ -42,26 +52,13 @@ class ServeSettings:
     max_mb: Annotated[int, "MB of a picture's file, at most"] = 32
     timeout: Annotated[int, "seconds for a request, at most; also how long the end waits for what has come"] = 60
     threads: Annotated[int | None, "that read pictures; null: one less than the cores, 8 at most"] = None
-    threshold: Annotated[
-        float | Literal["auto"],
-        "the probability above which a pixel belongs to the object; auto: of the best F in validation",
-    ] = THRESHOLD
-    size: Annotated[
-        int | list | None, "pixels a side or [height,width] of the network's input; null: as in training"
-    ] = None
-    flip: Annotated[bool | None, "average the maps of image and mirror image; null: as in the run's test"] = None
-    device: Annotated[str, "auto (a GPU if there is one), cpu, cuda, cuda:1, mps"] = "auto"
-    precision: Annotated[str, "auto, 32-true, bf16-mixed or 16-mixed"] = "auto"
-    encoder_path: Annotated[str | None, "where the pretrained encoder lies now, if it has moved since training"] = None
+    threshold: Threshold = THRESHOLD
+    size: Size = None
+    flip: Flip = None
+    device: Device = "auto"
+    precision: Precision = "auto"
+    encoder_path: EncoderPath = None
 
     def __post_init__(self) -> None:
         """Checks every value."""
-        for key in (one.name for one in fields(self)):
-            value = getattr(self, key)
-            if key not in _RANGES:
-                if key != "host":
-                    check_value(key, value)
-                continue
-            low, high = _RANGES[key]
-            if not low <= value <= high:
-                raise ValueError(f"{key}={value}: expected at least {low} and at most {high}")
+        check_values(self, _RANGES)
