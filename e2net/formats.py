@@ -789,10 +789,26 @@ def write_map(path: str | Path, values: np.ndarray) -> None:
         raise TypeError(f"{path}: expected a uint8 map, got {values.dtype}. Scale to 0..255 and round it.")
     if values.ndim != 2 or values.size == 0:
         raise ValueError(f"{path}: expected a map of shape (h, w), got {tuple(values.shape)}")
-    done, data = cv2.imencode(".png", values)
+    write_atomically(path, encoded(values))
+
+
+def encoded(picture: np.ndarray, suffix: str = ".png", quality: int | None = None) -> bytes:
+    """A picture as the bytes of a file.
+
+    Args:
+        picture: (h, w) grey, (h, w, 3) RGB or (h, w, 4) RGBA; uint8, grey uint16 too.
+        suffix: the kind of file.
+        quality: of a JPEG, up to 100; None: OpenCV's own.
+
+    Raises:
+        ValueError: OpenCV cannot encode it.
+    """
+    if picture.ndim == 3:
+        picture = cv2.cvtColor(picture, cv2.COLOR_RGBA2BGRA if picture.shape[2] == 4 else cv2.COLOR_RGB2BGR)
+    done, data = cv2.imencode(suffix, picture, [] if quality is None else [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not done:
-        raise ValueError(f"{path}: OpenCV could not encode a map of shape {tuple(values.shape)} as PNG")
-    write_atomically(path, data.tobytes())
+        raise ValueError(f"OpenCV could not encode a picture of shape {picture.shape} as {suffix}; report it")
+    return bytes(data.tobytes())
 
 
 def write_labels(path: str | Path, values: np.ndarray, palette: Sequence[Sequence[int]]) -> None:

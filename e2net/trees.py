@@ -1,8 +1,9 @@
-"""Pictures and films below a folder, and what else may have their names."""
+"""Pictures and films below a folder, what else may have their names, and names that are each there once."""
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain, count
 from pathlib import Path
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
@@ -19,6 +20,18 @@ def other_kind(path: Path) -> str | None:
         return error.strerror or str(error)
     words = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
     return None if stat.S_ISREG(mode) else words.get(stat.S_IFMT(mode), "a device")
+
+
+def distinct(names: Iterable[str]) -> list[str]:
+    """The names, each once on any file system: with a number behind it where it is there already."""
+    seen: set[str] = set()
+    found = []
+    for place, name in enumerate(names, 1):
+        numbered = (f"{name}~{number}" for number in count(place))
+        chosen = next(one for one in chain([name], numbered) if one.casefold() not in seen)
+        seen.add(chosen.casefold())
+        found.append(chosen)
+    return found
 
 
 def walk(folder: Path, faults: dict[Path, str], without: Path | None = None) -> Iterator[Path]:

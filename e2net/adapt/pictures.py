@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-import cv2
 import numpy as np
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
@@ -19,7 +18,7 @@ from e2net.datasets.datamodule import DenseData, EpochSampler, loader_settings, 
 from e2net.datasets.pairs import Source, pair_files, read_pair
 from e2net.files import naming
 from e2net.film import FilmReader
-from e2net.formats import printable, read_image, some, verify_image
+from e2net.formats import encoded, printable, read_image, some, verify_image
 from e2net.tasks.base import Task
 from e2net.trees import FILMS, PICTURES, other_kind, walk
 
@@ -214,11 +213,8 @@ class Pictures:
                 if number % self.every:
                     continue
                 file = folder / f"{number:06d}.jpg"
-                _, data = cv2.imencode(
-                    ".jpg", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, _QUALITY]
-                )
                 with naming(file):
-                    file.write_bytes(data.tobytes())
+                    file.write_bytes(encoded(frame, ".jpg", _QUALITY))
                 kept += 1
                 yield file, f"{name} frame {number}"
             reader.check_end()

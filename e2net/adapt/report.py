@@ -9,6 +9,7 @@ from torch import Tensor
 
 from e2net.drawing import PANEL, contact_sheet
 from e2net.evaluation.plots import lines_figure
+from e2net.formats import encoded
 from e2net.structures import Tokens
 
 # Pictures of features.
@@ -46,11 +47,7 @@ def features_picture(images: Tensor, before: Tokens, after: Tokens) -> bytes:
             shade = ((patches[index] @ basis - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
             panels.append(_panel((255 * shade).byte().reshape(side, side, 3).numpy(), cv2.INTER_NEAREST))
         rows.append(cv2.hconcat(panels))
-    sheet = contact_sheet(rows, columns=2 if count > 3 else 1)
-    done, data = cv2.imencode(".png", sheet[..., ::-1])
-    if not done:
-        raise ValueError("OpenCV could not encode the picture of features as PNG")
-    return data.tobytes()
+    return encoded(contact_sheet(rows, columns=2 if count > 3 else 1))
 
 
 def _standard(patches: Tensor) -> Tensor:

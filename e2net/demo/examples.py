@@ -4,14 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from e2net.datasets import ProceduralPairs
 from e2net.demo.look import SMALL
 from e2net.film import FilmReader
-from e2net.formats import read_image
+from e2net.formats import encoded, read_image
 from e2net.page.pictures import shrunk
 from e2net.trees import FILMS, PICTURES, walk
 
@@ -61,7 +60,7 @@ def _generate(place: Path) -> list[Path]:
     for k in range(len(pairs)):
         image, _ = pairs.read(k)
         files.append(place / f"generated_{k + 1}.png")
-        files[-1].write_bytes(cv2.imencode(".png", image[..., ::-1])[1].tobytes())
+        files[-1].write_bytes(encoded(image))
     return files
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import json
 import secrets
 import threading
 import zipfile
@@ -16,20 +15,20 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-import e2net
 from e2net.demo.settings import DemoSettings, short_names
 from e2net.features.extract import Extractor
 from e2net.features.looks import components
 from e2net.features.sheet import enlarged
 from e2net.film import FilmReader, FilmWriter
-from e2net.formats import printable
+from e2net.formats import encoded, printable
 from e2net.page.pictures import shrunk
 from e2net.pictures import FAULTS, decode
+from e2net.predict.objects import ObjectsFile
 from e2net.predict.result import Kind, Prediction
 from e2net.predict.segmenter import Failure, Segmenter, load, stored_threshold
 from e2net.predict.settings import AUTO, THRESHOLD
 from e2net.speed import is_out_of_memory
-from e2net.trees import FILMS
+from e2net.trees import FILMS, distinct
 
 # The longer side of a picture on the page, of a frame of a film there, and of a small picture to choose by, in pixels.
 SHOWN, FRAME, SMALL = 1280, 640, 256
@@ -335,7 +334,7 @@ def archive(looks: Sequence[Look], models: Sequence[Model], threshold: float, fo
         ``features`` and ``objects.json``.
     """
     file = folder / "e2net.zip"
-    names = _different([Path(one.name).stem for one in looks])
+    names = distinct(_safe(Path(one.name).stem) for one in looks)
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as written:  # what is in it is compressed already
         for k, model in enumerate(models):
             top = f"{_safe(model.name)}/" if len(models) > 1 else ""
@@ -353,23 +352,12 @@ def archive(looks: Sequence[Look], models: Sequence[Model], threshold: float, fo
 
 
 def _document(model: Model, entries: Sequence[tuple[str, Prediction]], threshold: float) -> str:
-    """COCO's format, as ``e2net.predict`` writes it."""
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    for number, (name, found) in enumerate(entries, 1):
+    """As ``e2net.predict`` writes it."""
+    document = ObjectsFile(model.segmenter.checkpoint, threshold)
+    for name, found in entries:
         height, width = found.image.shape[:2]
-        images.append({"id": number, "file_name": name, "height": height, "width": width})
-        for one in found.objects():
-            ids = {"id": len(annotations) + 1, "image_id": number, "category_id": 1}
-            annotations.append({**ids, **one, "iscrowd": 0})
-    info = {"e2net": e2net.__version__, "checkpoint": str(model.segmenter.checkpoint)}
-    document = {
-        "info": {**info, "threshold": threshold, "min_area": 1},
-        "categories": [{"id": 1, "name": "object"}],
-        "images": images,
-        "annotations": annotations,
-    }
-    return json.dumps(document, ensure_ascii=False) + "\n"
+        document.add({"file_name": name, "height": height, "width": width}, found.objects())
+    return document.text()
 
 
 def _write(one: Look, found: list[Prediction], features: Picture | None, folder: Path, name: str) -> Iterable[Path]:
@@ -386,19 +374,8 @@ def _write(one: Look, found: list[Prediction], features: Picture | None, folder:
     if features is not None:
         path = folder / "features" / f"{name}.png"
         path.parent.mkdir(exist_ok=True)
-        path.write_bytes(cv2.imencode(".png", features[..., ::-1])[1].tobytes())
+        path.write_bytes(encoded(features))
         yield path
-
-
-def _different(names: Sequence[str]) -> list[str]:
-    """Names for files, each once on any file system: with its number behind it where it is there already."""
-    seen: set[str] = set()
-    found = []
-    for k, name in enumerate(map(_safe, names), 1):
-        chosen = name if name.casefold() not in seen else f"{name}~{k}"
-        seen.add(chosen.casefold())
-        found.append(chosen)
-    return found
 
 
 def _safe(name: str) -> str:

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import lightning as L
 import numpy as np
 from lightning.pytorch.callbacks import TQDMProgressBar
@@ -13,6 +12,7 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from e2net.drawing import contact_sheet
 from e2net.evaluation.report import masks_hash
 from e2net.files import write_atomically
+from e2net.formats import encoded
 from e2net.processes import gather_objects
 from e2net.structures import Batch, Encoded
 from e2net.tasks.base import Task
@@ -70,8 +70,7 @@ class SamplePictures(L.Callback):
             rows = {position: row for part in gather_objects(self._rows[sheet]) for position, row in part.items()}
             if rows and first_process:
                 first = [row for _, row in sorted(rows.items())[: self.count]]
-                _, png = cv2.imencode(".png", contact_sheet(first)[..., ::-1])
-                write_atomically(self.folder / f"{sheet}.png", png.tobytes())
+                write_atomically(self.folder / f"{sheet}.png", encoded(contact_sheet(first)))
         self._rows.clear()
 
     def on_validation_batch_end(

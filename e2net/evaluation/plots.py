@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from e2net.drawing import contact_sheet
+from e2net.formats import encoded
 from e2net.metrics.calibration import Calibration
 
 # The image where it is at hand, the target and the result, each (h, w, 3) uint8 RGB.
@@ -175,10 +176,7 @@ def extremes_sheet(
             parts += [_text(title, sheet.shape[1], 28, 0.6), sheet]
     width = max(part.shape[1] for part in parts)
     padded = [cv2.copyMakeBorder(p, 0, 0, 0, width - p.shape[1], cv2.BORDER_CONSTANT, value=_WHITE) for p in parts]
-    done, data = cv2.imencode(".png", cv2.vconcat(padded)[..., ::-1])
-    if not done:
-        raise ValueError("OpenCV could not encode the sheet as PNG")
-    return data.tobytes()
+    return encoded(cv2.vconcat(padded))
 
 
 def _cell(caption: str, pictures: Pictures) -> NDArray[Any]:

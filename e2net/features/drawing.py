@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,9 +12,10 @@ from e2net.features.inputs import Failures, find_pictures
 from e2net.features.sheet import column, enlarged, row
 from e2net.features.verbs.common import DrawingSettings, free_output
 from e2net.files import write_atomically
-from e2net.formats import printable
+from e2net.formats import encoded, printable
 from e2net.runs.folder import owned
 from e2net.runs.outputs import claim
+from e2net.trees import distinct
 
 SHEET, GALLERY, PICTURES = "sheet.png", "gallery.html", "pictures"
 _HEIGHT = 224
@@ -62,7 +62,7 @@ def draw(verb: str, settings: DrawingSettings, maps: Maps, from_first: bool = Fa
             features.append([one[-1] for one in levels])
             prefix = f"{encoder} " if len(names) > 1 else ""
             drawn |= {f"{prefix}{title}": found for title, found in maps(extractor, files, levels).items()}
-        titles = _titles([one.name for one in features[0]])
+        titles = distinct(one.name for one in features[0])
         claim(output, patterns, [SHEET, GALLERY, *(f"{PICTURES}/{title}.png" for title in titles)])
         heading = f"{verb}: {', '.join(map(printable, short))}"
         _write_all(output, heading, short, titles, features, drawn, settings.sharp)
@@ -91,19 +91,5 @@ def _write_all(
     print(f"page: {output / GALLERY}")
 
 
-def _titles(names: list[str]) -> list[str]:
-    """The names, each once: with its number behind it where it is there already."""
-    seen: set[str] = set()
-    titles = []
-    for k, name in enumerate(names):
-        title = name if name.casefold() not in seen else f"{name}~{k + 1}"
-        seen.add(title.casefold())
-        titles.append(title)
-    return titles
-
-
 def _write(path: Path, picture: NDArray[np.uint8]) -> None:
-    done, data = cv2.imencode(".png", picture[..., ::-1])
-    if not done:
-        raise ValueError(f"{path}: OpenCV could not encode a picture of shape {picture.shape} as PNG")
-    write_atomically(path, data.tobytes())
+    write_atomically(path, encoded(picture))

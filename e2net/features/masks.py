@@ -18,7 +18,7 @@ from e2net.features.few import fit
 from e2net.features.inputs import Failures, find_pictures
 from e2net.features.looks import Map, sharpened
 from e2net.files import write_atomically
-from e2net.formats import printable, read_image, read_mask, verify_image, write_map
+from e2net.formats import encoded, printable, read_image, read_mask, verify_image, write_map
 from e2net.metrics.scoring import score_map
 from e2net.metrics.table import ScoreTable
 from e2net.pictures import Picture
@@ -216,10 +216,7 @@ def line(name: str, scores: dict[str, float]) -> str:
 
 def encode(picture: NDArray[np.uint8]) -> bytes:
     """(h, w, 3) uint8 RGB as a JPEG."""
-    done, data = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 88])
-    if not done:
-        raise ValueError(f"OpenCV could not encode a picture of shape {picture.shape} as JPEG")
-    return bytes(data.tobytes())
+    return encoded(picture, ".jpg", 88)
 
 
 def panel(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:

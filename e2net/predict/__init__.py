@@ -8,5 +8,6 @@ is answered at once.
 - ``job``: from files to results on disk
 - ``segmenter``: a trained model for people who have pictures
 - ``result``: what it says about one of them
+- ``objects``: ``objects.json``, all objects in COCO's format
 - ``rle``: objects in COCO's run-length encoding
 """

@@ -1,6 +1,5 @@
 """From a list of files to maps, overlays, cut-outs and objects on disk; reading, network and writing at once."""
 
-import json
 import os
 import sys
 import time
@@ -16,21 +15,18 @@ from typing import Any, Self
 import cv2
 from tqdm import tqdm
 
-import e2net
 from e2net.arguments import check_folder
 from e2net.evaluation.report import write_atomically
 from e2net.film import FilmReader, FilmWriter, FrameFolder
 from e2net.formats import read_image
 from e2net.predict.inputs import CUTOUTS, MAPS, OVERLAYS, Item, shown
+from e2net.predict.objects import HEAD, OBJECTS, ObjectsFile
 from e2net.predict.result import Kind, Prediction
 from e2net.predict.segmenter import HELD_PIXELS, Failure, Picture, Segmenter, Timing, default_threads, load
 from e2net.predict.settings import PredictSettings
 from e2net.runs.checkpoint import find_checkpoint
 from e2net.runs.outputs import claim, is_claimed
 
-OBJECTS = "objects.json"
-# How that file begins; one that does not is somebody else's.
-_HEAD = b'{"info": {"e2net": '
 # The folder and the extension of each kind of result.
 _PLACES: dict[Kind, tuple[str, str]] = {
     "map": (MAPS, ".png"),
@@ -152,16 +148,9 @@ class Job:
             ):
                 if asked:
                     raise ValueError(f"{key}: {checkpoint} is of task={task.name}, which has no objects; leave it out")
-        self._about = {
-            "e2net": e2net.__version__,
-            "checkpoint": str(checkpoint),
-            "threshold": self.model.threshold,
-            "min_area": settings.min_area,
-        }
+        self._objects = ObjectsFile(checkpoint, self.model.threshold, settings.min_area)
         self._threads = settings.threads or default_threads()
         self._timing = Timing()
-        self._images: list[dict[str, Any]] = []
-        self._annotations: list[dict[str, Any]] = []
         self._frames: list[_Written] = []  # of the film at hand
         self._write_seconds = 0.0
         self._write_waited = 0.0
@@ -280,13 +269,8 @@ class Job:
             self._record(written)
 
     def _record(self, written: _Written) -> None:
-        if not self.settings.rle:
-            return
-        number = len(self._images) + 1
-        self._images.append({"id": number, **written.picture})
-        for found in written.objects:
-            ids = {"id": len(self._annotations) + 1, "image_id": number, "category_id": 1}
-            self._annotations.append({**ids, **found, "iscrowd": 0})
+        if self.settings.rle:
+            self._objects.add(written.picture, written.objects)
 
     def _fail(self, item: Item, error: BaseException) -> None:
         name = shown(item.source)
@@ -296,14 +280,8 @@ class Job:
             self._bar.update()
 
     def _write_objects(self) -> None:
-        document = {
-            "info": self._about,
-            "categories": [{"id": 1, "name": "object"}],
-            "images": self._images,
-            "annotations": self._annotations,
-        }
         try:
-            write_atomically(self._output / OBJECTS, json.dumps(document, ensure_ascii=False) + "\n")
+            write_atomically(self._output / OBJECTS, self._objects.text())
         except OSError as error:
             self.failures.append(f"{OBJECTS}: {error}")
 
@@ -327,7 +305,7 @@ def _is_ours(objects: Path) -> bool:
     if not objects.is_file():
         return False
     with objects.open("rb") as file:
-        return file.read(len(_HEAD)) == _HEAD
+        return file.read(len(HEAD)) == HEAD
 
 
 def _try(item: Item) -> None:

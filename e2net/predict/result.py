@@ -6,13 +6,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from e2net.drawing import GREEN, as_rgb, tinted
 from e2net.files import write_atomically
+from e2net.formats import encoded
 from e2net.predict.rle import find_objects
 from e2net.tasks.base import Task
 
@@ -78,7 +78,7 @@ class Prediction:
 
     def _repr_png_(self) -> bytes:
         """The overlay, as which a notebook shows a prediction."""
-        return _encoded(".png", self.overlay()[..., ::-1])
+        return encoded(self.overlay())
 
     def cutout(self) -> NDArray[np.uint8]:
         """The picture with the map as its alpha, (h, w, 4) uint8 RGBA; black where it is fully transparent.
@@ -116,12 +116,5 @@ class Prediction:
         if kind == "map":
             self.task.write(path, self.map)
             return
-        picture = self.overlay()[..., ::-1] if kind == "overlay" else cv2.cvtColor(self.cutout(), cv2.COLOR_RGBA2BGRA)
-        write_atomically(path, _encoded(path.suffix.lower(), picture))
-
-
-def _encoded(suffix: str, picture: np.ndarray) -> bytes:
-    done, data = cv2.imencode(suffix, picture)
-    if not done:
-        raise ValueError(f"OpenCV could not encode a picture of shape {picture.shape} as {suffix}")
-    return data.tobytes()
+        picture = self.overlay() if kind == "overlay" else self.cutout()
+        write_atomically(path, encoded(picture, path.suffix.lower()))

@@ -22,7 +22,7 @@ from e2net.predict import segmenter
 from e2net.predict.__main__ import main
 from e2net.predict.inputs import find_inputs, shown
 from e2net.predict.settings import PredictSettings
-from e2net.trees import FILMS, PICTURES, other_kind
+from e2net.trees import FILMS, PICTURES, distinct, other_kind
 
 PICTURE = cv2.imencode(".png", cv2.resize(PAIRS.read(0)[0], (40, 30)))[1].tobytes()
 
@@ -403,3 +403,13 @@ def test_names_are_printed_whatever_the_terminal(run, tmp_path, monkeypatch):
     assert rb"\xe9" in out and rb"\xfc.png" in err
     names = [i["file_name"] for i in json.loads((folder / "out" / "objects.json").read_bytes())["images"]]
     assert sorted(names) == ["\\xff.png", "雪.png"]
+
+
+@given(st.lists(st.sampled_from(["a", "A", "a~2", "a~3", "a~3~4", "b", ""]), max_size=8))
+def test_names_are_each_there_once(names):
+    """Also where a name looks like a numbered one."""
+    found = distinct(names)
+    assert len({one.casefold() for one in found}) == len(found) == len(names)
+    for k, (name, one) in enumerate(zip(names, found, strict=True)):
+        taken = {before.casefold() for before in found[:k]}
+        assert one == name if name.casefold() not in taken else one.startswith(f"{name}~")

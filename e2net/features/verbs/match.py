@@ -77,6 +77,7 @@ def _write(
 ) -> None:
     from e2net.features.matching import drawn  # noqa: PLC0415
     from e2net.files import write_atomically  # noqa: PLC0415
+    from e2net.formats import encoded  # noqa: PLC0415
     from e2net.runs.outputs import claim  # noqa: PLC0415
 
     document: dict[str, Any] = {
@@ -89,7 +90,7 @@ def _write(
     claim(output, _RESULTS, [name for name in _RESULTS if points or name != "points.png"])
     if points:
         document["points"] = _score(points, found, pictures, output)
-    write_atomically(output / "match.png", _png(drawn(found, pictures, settings.count)))
+    write_atomically(output / "match.png", encoded(drawn(found, pictures, settings.count)))
     write_atomically(output / "match.json", json.dumps(document, indent=1) + "\n")
     print(f"{len(found.first)} pairs: {output / 'match.png'}")
 
@@ -134,6 +135,7 @@ def _score(points: dict[str, Any], found: Any, pictures: list[Any], output: Path
 
     from e2net.features.matching import find_points, joined, score_points  # noqa: PLC0415
     from e2net.files import write_atomically  # noqa: PLC0415
+    from e2net.formats import encoded  # noqa: PLC0415
 
     first, truth = np.array(points["first"], float), np.array(points["second"], float)
     there = find_points(first, *found.features)
@@ -142,7 +144,7 @@ def _score(points: dict[str, Any], found: Any, pictures: list[Any], output: Path
     scores = score_points(there, truth, extent)
     right = np.hypot(*(there - truth).T) <= 0.1 * extent
     sizes = [p.shape[:2] for p in pictures]
-    write_atomically(output / "points.png", _png(joined(pictures, first, there, sizes, right.tolist())))
+    write_atomically(output / "points.png", encoded(joined(pictures, first, there, sizes, right.tolist())))
     print(", ".join(f"{name} {value:.3f}" for name, value in scores.items()))
     return {"found": there.round(1).tolist(), "extent": extent, **scores}
 
@@ -152,12 +154,3 @@ def _one(text: str, key: str) -> Path:
     if len(found) != 1:
         raise ValueError(f"{key}={text}: expected one picture, found {len(found)}")
     return found[0]
-
-
-def _png(picture: Any) -> bytes:
-    import cv2  # noqa: PLC0415
-
-    done, data = cv2.imencode(".png", picture[..., ::-1])
-    if not done:
-        raise ValueError(f"OpenCV could not encode a picture of {picture.shape} as PNG")
-    return bytes(data.tobytes())
