@@ -7,6 +7,7 @@ and keeps nothing for Hydra; Hydra itself makes a syntax error of ``input=*.jpg`
 import difflib
 import io
 import math
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import MISSING, fields
@@ -143,8 +144,11 @@ def output_folder(given: str | None, program: str) -> Path:
 def print_anywhere() -> None:
     """Has this program print question marks for what a terminal or file of another encoding than UTF-8 cannot hold.
 
-    Python would stop it there, after hours of training, at the first × of a table.
+    Python would stop it there, after hours of training, at the first × of a table. Where standard error is no terminal,
+    the Hub's library and transformers, which read this when they are imported, draw no bars either.
     """
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")

@@ -34,8 +34,6 @@ class Console(logging.StreamHandler[TextIO]):
 
     def __init__(self, stream: TextIO | None = None) -> None:
         super().__init__(stream)
-        if not self.stream.isatty():  # read by the Hub's library and by transformers when they are imported
-            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
     def format(self, record: logging.LogRecord) -> str:
         text = _PLAIN.format(record)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from tiny import rows_of, tiny_config, tiny_job
 
+from e2net.arguments import print_anywhere
 from e2net.evaluation.callbacks import Bars
 from e2net.runs.console import Console, quieten_lightning
 from e2net.training import prepare_training, train
@@ -174,7 +175,8 @@ def test_steps_are_told_where_they_end_a_training(caplog):
 @pytest.mark.parametrize("stream, found", [(Terminal(), None), (io.StringIO(), "1")])
 def test_other_libraries_have_bars_in_terminals_alone_too(monkeypatch, stream, found):
     monkeypatch.delenv("HF_HUB_DISABLE_PROGRESS_BARS", raising=False)
-    Console(stream)
+    monkeypatch.setattr("sys.stderr", stream)
+    print_anywhere()
     assert os.environ.pop("HF_HUB_DISABLE_PROGRESS_BARS", None) == found
 
 
