@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,6 +115,17 @@ def shared() -> Path:
     if not (folder / "data" / "sod300").is_dir():
         pytest.skip(f"real photographs are not here: {folder}/data/sod300 (set E2NET_SHARED)")
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def modules_of_temporary_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What a file of tests imported from a temporary folder is forgotten, so that the next may give the name anew."""
+    yield
+    folder = str(tmp_path_factory.getbasetemp())
+    for name, module in list(sys.modules.items()):
+        places = (vars(module).get("__file__"), *vars(module).get("__path__", ()))
+        if any(str(place).startswith(folder) for place in places):
+            del sys.modules[name]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -3,7 +3,6 @@
 import json
 import re
 import shlex
-import sys
 
 import cv2
 import numpy as np
@@ -56,8 +55,6 @@ def mine(tmp_path_factory):
         (export_,) = (words for words in commands() if words[0] == "export")
         patch.setenv(*export_[1].split("="))
         yield folder
-    for name in [name for name in sys.modules if name.partition(".")[0] == "mine"]:
-        del sys.modules[name]
 
 
 def arguments(mine, program):

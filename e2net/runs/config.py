@@ -557,13 +557,13 @@ def find_target(path: Any, name: str, trainer: bool = False) -> Callable[..., An
     if path == _TRAINER and trainer:
         return getattr(importlib.import_module("lightning"), "Trainer")  # noqa: B009 - typed as a function of nothing
     target = None
-    trusted = [name.strip() for name in os.environ.get(TRUST, "").split(",") if name.strip()]
+    trusted = [module.strip() for module in os.environ.get(TRUST, "").split(",") if module.strip()]
     if isinstance(path, str) and all(part.isidentifier() for part in path.split(".")):
         offered = max((m for m in OFFERED if path.startswith(f"{m}.")), key=len, default=None)
         if offered is not None:
             target = _offered(offered, path.removeprefix(f"{offered}.").split("."))
-        elif any(path.startswith(f"{name}.") for name in trusted):
-            target = _trusted(path)
+        elif any(path.startswith(f"{module}.") for module in trusted):
+            return _trusted(path, name)
     if target is None:
         raise ValueError(
             f"{name}={path}: expected a class that e2net offers for its configs; for one of your own, whose code you "
@@ -588,15 +588,23 @@ def _offered(module_name: str, names: list[str]) -> Callable[..., Any] | None:
     return getattr(target, names[1]) if len(names) == 2 and ours and not names[1].startswith("_") else None
 
 
-def _trusted(path: str) -> Callable[..., Any] | None:
-    parts = path.split(".")
+def _trusted(path: str, name: str) -> Callable[..., Any]:
+    parts, target = path.split("."), None
     for end in range(len(parts) - 1, 0, -1):
-        with contextlib.suppress(ModuleNotFoundError):
-            target: Any = importlib.import_module(".".join(parts[:end]))
-            for part in parts[end:]:
-                target = getattr(target, part, None)
-            return target if callable(target) else None
-    return None
+        try:
+            target = importlib.import_module(".".join(parts[:end]))
+        except ModuleNotFoundError as error:
+            if error.name and f"{path}.".startswith(f"{error.name}."):
+                continue  # no module of that name; what it imports itself would be another matter
+            raise
+        for part in parts[end:]:
+            target = getattr(target, part, None)
+        break
+    if not callable(target):
+        raise ValueError(
+            f"{name}={path}: {TRUST} names its module, but there is no such class; see that its folder is on PYTHONPATH"
+        )
+    return target
 
 
 def _built(target: Callable[..., Any]) -> type:

@@ -1,5 +1,6 @@
 """What a checkpoint holds, that it is enough, and that reading one runs nothing and touches nothing."""
 
+import importlib
 import json
 import random
 import shutil
@@ -453,6 +454,13 @@ def test_a_class_of_ones_own_is_named_by_the_environment(encoder_folder, tmp_pat
         build_model(config | {"decoder": {"_target_": "mine.Other"}})
     with pytest.raises(ValueError, match="minecraft"):
         build_model(config | {"decoder": {"_target_": "minecraft.Mine"}})
+    for path in ("another.Mine", "mine.Hers", "mine.hers.Mine"):
+        with pytest.raises(ValueError, match=rf"decoder.*{path}: E2NET_TRUST names its module, but there is no such"):
+            build_model(config | {"decoder": {"_target_": path}})
+    (tmp_path / "another.py").write_text("import mine.hers_as_well\n")
+    importlib.invalidate_caches()
+    with pytest.raises(ModuleNotFoundError, match="hers_as_well"):  # what it asks for, not what it is
+        build_model(config | {"decoder": {"_target_": "another.Mine"}})
     monkeypatch.delenv(TRUST)
     with pytest.raises(ValueError, match=r"mine\.Mine"):
         load_model(tmp_path / "run")
