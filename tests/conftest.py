@@ -3,7 +3,7 @@
 import gc
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +55,12 @@ def pytest_collection_finish() -> None:
     """What has been imported stays: to look through it for garbage again and again takes seconds."""
     gc.collect()
     gc.freeze()
+
+
+def mostly_slow(cases: Iterable[Any], quick: Container[int] = (0,)) -> list[Any]:
+    """Cases for ``parametrize``; only those at the ``quick`` places run by default: see ``slow`` in pyproject.toml."""
+    cases = [case if isinstance(case, tuple) else (case,) for case in cases]
+    return [pytest.param(*case, marks=() if i in quick else pytest.mark.slow) for i, case in enumerate(cases)]
 
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "image_size": 64}

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from conftest import ROOT, encoder_config
+from conftest import ROOT, encoder_config, mostly_slow
 from hydra import compose, initialize_config_dir
 
 from e2net.adapt.run import adapt, prepare_adapting
@@ -65,7 +65,7 @@ def test_figures_are_the_published_ones(recipe):
         assert found == value, key
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", mostly_slow(RECIPES, quick=(0, 2)))
 def test_recipe_trains_in_small(recipe, tmp_path):
     """All of its options but those that make it long or large."""
     config = _config(recipe, "encoder=tiny", "tuning=lora" if recipe == "one_gpu" else "schedule=cosine")

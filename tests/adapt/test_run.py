@@ -9,6 +9,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from conftest import mostly_slow
 from small import small_config, small_job
 from transformers import AutoModel
 
@@ -82,7 +83,7 @@ def test_the_folder_holds_the_best_teacher_and_transformers_loads_it(finished):
     assert not torch.allclose(got.patches, finished.before.patches, atol=1e-3)
 
 
-@pytest.mark.parametrize("stop", [2, 3])
+@pytest.mark.parametrize("stop", mostly_slow([2, 3]))
 def test_a_resumed_run_equals_a_straight_one_to_the_bit(finished, tmp_path, stop):
     """Interrupted at the end of an epoch and in the middle of one, where the Gram teacher has been copied."""
     job = small_job(tmp_path / "one", *EVERYTHING)

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 import yaml
-from conftest import ROOT, encoder_config
+from conftest import ROOT, encoder_config, mostly_slow
 
 from e2net.arguments import read_settings
 from e2net.encoders import ViTEncoder, listing
@@ -28,7 +28,7 @@ def test_flop_are_the_published_ones(name, expected):
 VITS = sorted(f.stem for f in (ROOT / "conf" / "encoder").glob("*.yaml") if "num_hidden_layers" in f.read_text())
 
 
-@pytest.mark.parametrize("name", [name for name in VITS if name != "tiny"])
+@pytest.mark.parametrize("name", mostly_slow([name for name in VITS if name != "tiny"], quick=range(0, 99, 3)))
 def test_flop_are_those_of_the_formula(name):
     """Four projections, the MLP's two or (gated) three matrices, and attention's two products, in each block."""
     config = _settings(name)["config"]

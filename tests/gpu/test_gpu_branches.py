@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from conftest import encoder_config
+from conftest import encoder_config, mostly_slow
 from pretend import TOTAL, install
 from test_gpu_training import TINY, fit, prepare
 
@@ -56,7 +56,7 @@ def test_precision_optimiser_and_frozen_weights(bf16, monkeypatch):
         assert all(v.dtype not in (torch.bfloat16, torch.float16) for v in saved_state(model).values())
 
 
-@pytest.mark.parametrize("name", ["bf16-mixed", "16-mixed"])
+@pytest.mark.parametrize("name", mostly_slow(["16-mixed", "bf16-mixed"]))
 def test_the_largest_batch_by_whole_steps_within_a_limit(name, monkeypatch):
     """The fraction is of the whole memory: what is free and what this process holds already, less a tenth."""
     made = []
@@ -97,7 +97,7 @@ def test_batch_size_auto_and_the_run_after_it(tmp_path, monkeypatch):
         assert train(job)["procedural"]["S"] > 0
 
 
-@pytest.mark.parametrize("bf16", [True, False], ids=["bf16", "fp16"])
+@pytest.mark.parametrize("bf16", mostly_slow([False, True]), ids=["fp16", "bf16"])
 def test_out_of_memory_in_training_names_what_fits(bf16, tmp_path, monkeypatch):
     """In fp16 the scaler is then between two steps, and cannot be copied."""
     with install(monkeypatch, bf16):
@@ -114,7 +114,7 @@ def _out_of_memory(*_, **__):
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
 
-@pytest.mark.parametrize("bf16", [True, False], ids=["bf16", "fp16"])
+@pytest.mark.parametrize("bf16", mostly_slow([False, True]), ids=["fp16", "bf16"])
 def test_profile_makes_the_steps_of_the_run(bf16, tmp_path, monkeypatch):
     clipped = []
     monkeypatch.setattr("e2net.training.step.clip", lambda *args: clipped.append(args))
@@ -142,7 +142,7 @@ def test_the_peak_is_that_of_a_large_product_on_the_device(monkeypatch):
         assert sides == [(8192, 8192)] * 2 and len(gpu.called("synchronize")) == 16
 
 
-@pytest.mark.parametrize("bf16", [True, False], ids=["bf16", "fp16"])
+@pytest.mark.parametrize("bf16", mostly_slow([False, True]), ids=["fp16", "bf16"])
 def test_cost_of_variants_cache_and_prediction(bf16, tmp_path, monkeypatch):
     """A frozen encoder with its features kept; then compare's figures of the run, and maps of a picture."""
     monkeypatch.setattr(cost, "_STEPS", 1)
@@ -184,7 +184,7 @@ def test_batches_are_pinned_by_a_thread_and_keep_their_type(tmp_path, monkeypatc
     assert threading.active_count() < 50
 
 
-@pytest.mark.parametrize("name", ["bf16-mixed", "16-mixed"])
+@pytest.mark.parametrize("name", mostly_slow(["16-mixed", "bf16-mixed"]))
 def test_compiled_under_autocast(name):
     torch._dynamo.reset()
     device = torch.device("cpu")

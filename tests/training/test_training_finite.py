@@ -1,5 +1,6 @@
 """Losses, gradients and scores that are not finite: skipped and told; many in a row end a run, its checkpoints good."""
 
+import itertools
 import logging
 import math
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from apart import Program
-from conftest import ROOT
+from conftest import ROOT, mostly_slow
 from tiny import TINY, rows_of, tiny_job
 
 from e2net.evaluation.inference import Predictor
@@ -66,8 +67,9 @@ class Spoil(L.Callback):
         self.now = False
 
 
-@pytest.mark.parametrize("value", BAD, ids=str)
-@pytest.mark.parametrize("what", ["loss", "gradient", "activation"])
+@pytest.mark.parametrize(
+    "what, value", mostly_slow(itertools.product(("loss", "gradient", "activation"), BAD), quick=(0, 4, 8))
+)
 def test_a_bad_step_is_skipped_counted_and_told_with_its_images(what, value, tmp_path, caplog):
     options = [*OPTIONS, "ema=0.9", f"decoder={'e2net' if math.isnan(value) else 'linear'}"]
     job, spoil = tiny_job(tmp_path, *options), Spoil(what, {2, 3, 9}, value)

@@ -12,6 +12,7 @@ import time
 import pytest
 import torch
 from apart import start
+from conftest import mostly_slow
 from tiny import rows_of, tiny_config
 
 from e2net.runs.checkpoint import read_checkpoint
@@ -105,7 +106,7 @@ def options_of(name, folder):
     return [*COMMON, *RUNS[name], f"cache.folder={folder}/cache"]
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", mostly_slow(RUNS, quick=(1, 3)))
 def test_killed_at_random_moments(name, tmp_path):
     options = options_of(name, tmp_path)
     start = time.monotonic()
@@ -125,7 +126,7 @@ def test_killed_at_random_moments(name, tmp_path):
     assert_same(tmp_path / "run", tmp_path / "whole", kills)
 
 
-@pytest.fixture(scope="module", params=["frozen", "full"])
+@pytest.fixture(scope="module", params=mostly_slow(["full", "frozen"]))
 def uninterrupted(request, tmp_path_factory):
     """A run without checkpoints within epochs: its options and its folder."""
     place = tmp_path_factory.mktemp("uninterrupted")
@@ -134,7 +135,7 @@ def uninterrupted(request, tmp_path_factory):
     return options, place / "run"
 
 
-@pytest.mark.parametrize("rows", [2, 9])
+@pytest.mark.parametrize("rows", mostly_slow([2, 9]))
 def test_sigterm_saves_first(uninterrupted, rows, tmp_path):
     """At the step at which it came, though no checkpoint was asked for within epochs."""
     options, whole = uninterrupted

@@ -6,7 +6,7 @@ import json
 import lightning as L
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, mostly_slow
 from hydra import compose, initialize_config_dir
 
 from e2net.evaluation.data import DataModule
@@ -72,12 +72,15 @@ class _Stop(L.Callback):
 
 @pytest.mark.parametrize(
     "options",
-    [
-        ["ema=0.9", "train_scales=[0.5,1.0]"],
-        ["data.num_workers=1"],
-        ["schedule=plateau", "schedule.patience=0"],
-        ["schedule=plateau", "schedule.monitor=train/mean_loss", "data.val_fraction=0"],
-    ],
+    mostly_slow(
+        [
+            ["ema=0.9", "train_scales=[0.5,1.0]"],
+            ["schedule=plateau", "schedule.monitor=train/mean_loss", "data.val_fraction=0"],
+            ["data.num_workers=1"],
+            ["schedule=plateau", "schedule.patience=0"],
+        ],
+        quick=(0, 1),
+    ),
 )
 def test_interrupted_and_resumed_equals_uninterrupted(options, tmp_path):
     """Bit by bit: weights, average, optimiser, random numbers and each loss."""

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import ROOT, encoder_config
+from conftest import ROOT, encoder_config, mostly_slow
 from hydra import compose, initialize_config_dir
 
 from e2net.decoders import E2NetDecoder, LinearDecoder
@@ -45,7 +45,9 @@ def _prepare(folder, *overrides):
 # torch.compile
 
 
-@pytest.mark.parametrize("tuning", [Frozen, Full, partial(Full, gradient_checkpointing=True), Adapters, LoRA])
+@pytest.mark.parametrize(
+    "tuning", mostly_slow([Adapters, Frozen, Full, partial(Full, gradient_checkpointing=True), LoRA])
+)
 def test_compiled_models_compute_the_same_under_the_same_names(tuning):
     # The large decoder once: it takes most of the time, and has no part in the tuning.
     model = _model(tuning(), decoder=partial(E2NetDecoder, width=16) if tuning is Full else LinearDecoder).eval()

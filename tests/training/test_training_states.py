@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from apart import start
+from conftest import mostly_slow
 from tiny import rows_of, tiny_job
 
 from e2net.compare.runs import read_run
@@ -158,7 +159,7 @@ def test_a_run_writes_what_is_tried_below(whole):
     assert written[-1] == "test_scores.json" and len(written) <= MOST
 
 
-@pytest.mark.parametrize("moment", range(MOST))
+@pytest.mark.parametrize("moment", mostly_slow(range(MOST), quick=range(0, MOST, 2)))
 def test_ended_while_it_trains(whole, tmp_path, moment):
     folder, written = whole
     if moment >= len(written):
