@@ -4,7 +4,6 @@ import itertools
 import logging
 import random
 import shutil
-import time
 
 import numpy as np
 import pytest
@@ -13,7 +12,6 @@ from PIL import Image
 from e2net.datasets import FolderData, ProceduralData
 from e2net.datasets.repeats import same_files
 from e2net.runs import compose_training
-from e2net.tasks import Camouflage
 from e2net.training import prepare_training
 
 QUICK = ["data=folder", "size=64", "data.num_workers=0", "decoder=linear", "trainer.accelerator=cpu", "logger=csv"]
@@ -128,27 +126,3 @@ def test_training_without_any_object_is_refused(root, tmp_path):
     assert not any(tmp_path.glob("run/*.yaml"))
     Image.new("L", (50, 40), 255).save(root / "train" / "GT" / "t5.png")
     _prepare(root, tmp_path)
-
-
-def test_it_costs_little(tmp_path):
-    """Of files that are all of one size, as BMPs are, too: at most a second for 1,000 pairs."""
-    for part, seed in (("train", 0), ("test", 1)):
-        for folder in ("Image", "GT"):
-            (tmp_path / part / folder).mkdir(parents=True)
-        for number in range(100):
-            image = np.random.default_rng([seed, number]).integers(0, 256, (200, 300, 3), dtype=np.uint8)
-            Image.fromarray(image).save(tmp_path / part / "Image" / f"{number}.bmp")
-            Image.fromarray(image[..., 0] // 128 * 255).save(tmp_path / part / "GT" / f"{number}.png")
-    data = FolderData(str(tmp_path), 32)
-    data.check()
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        assert data.warnings() == []
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 0.2
-    task, masks = Camouflage(), [np.random.default_rng(n).random((384, 512)) > 0.5 for n in range(20)]
-    start = time.perf_counter()
-    for mask in masks:
-        task.suspect(mask)
-    assert (time.perf_counter() - start) / len(masks) < 1e-3
