@@ -40,7 +40,7 @@ LONG = (
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """One more than cores that this process may use, as some wait; none for a single file or core, where it costs time."""
+    """One more than the cores of this process, as some wait; none for a single file or core, where it costs time."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     single = len(config.args) == 1 and ".py" in config.args[0]
     return 0 if single or cores == 1 else min(cores + 1, 8)

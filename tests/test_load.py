@@ -1,6 +1,5 @@
 """benchmarks/load.py over a few pictures, and that it would see what it looks for."""
 
-import os
 import sys
 
 import pytest
@@ -21,7 +20,7 @@ def test_memory_of_a_program_and_its_children_is_seen(tmp_path):
         watch([sys.executable, "-c", "raise SystemExit(3)"], tmp_path)
 
 
-@pytest.mark.skipif("E2NET_LOAD" not in os.environ, reason="starts four programs; E2NET_LOAD=1 tests them")
+@pytest.mark.slow
 def test_every_program_runs_over_a_few_pictures():
     found = main(24, workers=0)  # raises where one fails, or not every picture has its map
     assert list(found) == ["train", "eval", "eval of maps", "predict"]

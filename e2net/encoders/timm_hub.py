@@ -27,8 +27,8 @@ def load_timm(path: str, file: str | None, weights: Weights, checkpoint_dir: str
         model_args: for the model's constructor.
 
     Raises:
-        FileNotFoundError: the folder or the file is missing, or the Hub gave no such weights.
-        ValueError: an unknown name, an argument that the model does not take, or weights that do not fit it.
+        FileNotFoundError: a folder, a file or a model of that name is missing, or the Hub gave no such weights.
+        ValueError: an argument that the model does not take, or weights that do not fit it.
     """
     import timm  # noqa: PLC0415 - seconds that the other encoders don't need
     from safetensors import SafetensorError  # noqa: PLC0415
@@ -63,7 +63,7 @@ def load_timm(path: str, file: str | None, weights: Weights, checkpoint_dir: str
             f"encoder {path}: timm's model is of another kind than this encoder ({error}); expected a vision "
             "transformer that takes images of any size (encoder=timm) or a ConvNeXt (encoder=timm_convnext)"
         ) from error
-    except (RuntimeError, SafetensorError, UnpicklingError) as error:  # also for an unknown name
+    except (RuntimeError, SafetensorError, UnpicklingError) as error:
         reason = textwrap.shorten(str(error), 300, placeholder=" ...")  # timm names every weight that does not fit
         raise ValueError(f"encoder {path}: timm cannot build or fill this model: {reason}") from error
     _finish(model)
@@ -116,10 +116,13 @@ def _source(path: str, checkpoint_dir: str) -> str:
             )
         return f"local-dir:{folder}"
     name = path.removeprefix("timm/")
-    if "/" in name or ":" in name:
+    from timm import is_model  # noqa: PLC0415 - seconds that the other encoders don't need
+
+    if not is_model(name.partition(".")[0]):
         raise FileNotFoundError(
-            f"encoder folder {path} does not exist; expected a folder with timm's config.json and model.safetensors, "
-            "or a model name such as vit_small_patch16_dinov3.lvd1689m"
+            f"encoder folder {path} does not exist (and neither does {Path(checkpoint_dir) / Path(path).name}), and "
+            "timm has no model of that name; expected a folder with timm's config.json and model.safetensors, or a "
+            "name such as vit_small_patch16_dinov3.lvd1689m"
         )
     return name
 

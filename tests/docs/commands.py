@@ -267,6 +267,8 @@ def _check_pip(arguments, run):
 
 
 def _check_pytest(arguments, run):
+    if "-m" in arguments:
+        assert arguments.pop(arguments.index("-m") + 1) in ("", "slow")
     for one in arguments:
         assert one.startswith("-") or (ROOT / one).exists() or one.isdigit(), f"there is no {one}"
 

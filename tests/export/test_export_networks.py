@@ -1,12 +1,12 @@
 """Every encoder and every decoder becomes a file for any size of picture, with the same maps."""
 
 import operator
-import os
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import mostly_slow
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import largest_difference, network
@@ -31,12 +31,9 @@ COVER = [
     ("convnext", "linear"),
     ("timm", "e2net_standard", "vitdet", "frozen", "depth"),
 ]
-# To export takes from 8 to 50 s, so that most of them are for when this is set.
-if not os.environ.get("E2NET_EXPORT"):
-    COVER = COVER[:1]
 
 
-@pytest.mark.parametrize("names", COVER, ids="+".join)
+@pytest.mark.parametrize("names", mostly_slow([(names,) for names in COVER]), ids="+".join)
 def test_a_file_has_the_model_s_maps(names, tmp_path):
     assert largest_difference(network(*names), tmp_path) < 1e-4
 
