@@ -174,7 +174,7 @@ class FilmWriter:
         if found != self.count:
             raise OSError(
                 f"{self.path}: expected a film of {self.count} frames, found {found} on the disk: is it full, or a "
-                "quota reached?"
+                "quota reached? Make room there"
             )
         self._whole = True
 
@@ -190,7 +190,7 @@ class FilmWriter:
             writer = cv2.VideoWriter(name, _BACKEND, code, _writable(self.rate), (width, height))
         if not writer.isOpened():
             raise OSError(
-                f"{self.path}: OpenCV cannot write a {codec} film of {width}x{height} pixels there; is the disk full?"
+                f"{self.path}: OpenCV cannot write a {codec} film of {width}x{height} pixels; make room on the disk"
             )
         return writer
 

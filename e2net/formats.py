@@ -786,9 +786,9 @@ def write_map(path: str | Path, values: np.ndarray) -> None:
     if path.suffix.lower() != ".png":
         raise ValueError(f"{path}: maps are written as PNG, expected a name that ends in .png")
     if values.dtype not in (np.uint8, np.uint16):
-        raise TypeError(f"{path}: expected a uint8 map, got {values.dtype}. Scale to 0..255 and round it.")
+        raise TypeError(f"{path}: expected a uint8 map, found {values.dtype}. Scale to 0..255 and round it.")
     if values.ndim != 2 or values.size == 0:
-        raise ValueError(f"{path}: expected a map of shape (h, w), got {tuple(values.shape)}")
+        raise ValueError(f"{path}: expected a map of shape (h, w), found {tuple(values.shape)}")
     write_atomically(path, encoded(values))
 
 

@@ -309,8 +309,8 @@ class SelfSupervised(L.LightningModule):
         )
         if faults:
             raise ValueError(
-                f"checkpoint does not fit: {len(faults)} tensors differ ({', '.join(faults[:3])}); it is of another "
-                "encoder, tuning or recipe"
+                f"checkpoint does not fit: {len(faults)} tensors differ ({', '.join(faults[:3])}); give the "
+                "encoder, tuning and recipe that it is of"
             )
         super().load_state_dict(state_dict, strict=False)
 

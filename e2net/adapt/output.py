@@ -134,7 +134,7 @@ def _check_weights(encoder: Encoder) -> None:
         what = f"has {more[0]} beside them" if more else f"lacks {fewer[0]}"
         raise ValueError(
             f"output: expected the weights of transformers' {type(encoder.backbone).__name__}, but this encoder "
-            f"{what}; it cannot be written as its folder"
+            f"{what}; take an encoder that transformers has as it is"
         )
 
 

@@ -215,7 +215,7 @@ def _classes(task: Task) -> int:
         return 2
     kind = task.to_tensor(task.blank((1, 1)))
     if kind.is_floating_point():
-        raise ValueError(f"probe.task={task.name}: expected masks or label maps; its targets are no classes")
+        raise ValueError(f"probe.task={task.name}: expected a task of masks or label maps, found one without classes")
     return task.out_channels
 
 

@@ -262,7 +262,7 @@ def reading_processes(given: int | None = None) -> int:
         ValueError: a negative number is given.
     """
     if given is not None and given < 0:
-        raise ValueError(f"expected num_workers of 0 or more, or null (by CPU cores), got {given}")
+        raise ValueError(f"expected num_workers of 0 or more, or null (by CPU cores), found {given}")
     return min(8, max(1, _cpus() - 1)) if given is None else given
 
 
@@ -332,14 +332,14 @@ class DenseData:
     ) -> None:
         sides = (size, size) if isinstance(size, int) else tuple(size)
         if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
-            raise ValueError(f"expected size as a positive number of pixels or [H, W], got {size}")
+            raise ValueError(f"expected size as a positive number of pixels or [H, W], found {size}")
         if not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"expected batch_size of at least 1 (or auto, which train.py knows), got {batch_size}")
+            raise ValueError(f"expected batch_size of at least 1 (or auto, which train.py knows), found {batch_size}")
         self.num_workers = reading_processes(num_workers)
         if not 0 <= val_fraction < 1:
-            raise ValueError(f"expected val_fraction from 0 (no validation) to below 1, got {val_fraction}")
+            raise ValueError(f"expected val_fraction from 0 (no validation) to below 1, found {val_fraction}")
         if seed < 0:
-            raise ValueError(f"expected a seed of 0 or more, got {seed}")
+            raise ValueError(f"expected a seed of 0 or more, found {seed}")
         self.size: Size = (sides[0], sides[1])
         self.batch_size, self.val_fraction = batch_size, val_fraction
         self.augment, self.seed, self.task = augment, seed, task or Camouflage()
@@ -377,7 +377,7 @@ class DenseData:
 
     def _needed(self, stage: str | None) -> list[tuple[str, str]]:
         if stage not in _STAGES:
-            raise ValueError(f"expected a stage out of {', '.join(map(str, _STAGES))}, got {stage!r}")
+            raise ValueError(f"expected a stage out of {', '.join(map(str, _STAGES))}, found {stage!r}")
         tests = [("test", name) for name in self.test_names]
         if stage in ("test", "predict") and not tests:
             raise ValueError("no test sets are named: name at least one with data.test=[NAME].")
@@ -611,7 +611,7 @@ class FolderData(DenseData):
             return
         if isinstance(test, str):
             raise ValueError(
-                f"expected test as a list of folders or the word {VALIDATION}, got the text {test!r}: write [{test}]"
+                f"expected test as a list of folders or the word {VALIDATION}, found the text {test!r}: write [{test}]"
             )
         pairs = test.items() if isinstance(test, Mapping) else [(Path(path).name, path) for path in test]
         check_set_names({name: path for name, path in pairs})

@@ -221,15 +221,15 @@ class ProceduralPairs:
         target: str = "mask",
     ) -> None:
         if n < 1:
-            raise ValueError(f"expected n of at least 1 picture, got {n}")
+            raise ValueError(f"expected n of at least 1 picture, found {n}")
         if seed < 0:
-            raise ValueError(f"expected a seed of 0 or more, got {seed}")
+            raise ValueError(f"expected a seed of 0 or more, found {seed}")
         if not 0 <= difficulty <= 1:
-            raise ValueError(f"expected difficulty from 0 (obvious) to 1 (hardest), got {difficulty}")
+            raise ValueError(f"expected difficulty from 0 (obvious) to 1 (hardest), found {difficulty}")
         if not 32 <= sides[0] <= sides[1]:
-            raise ValueError(f"expected sides as (smallest, largest), 32 pixels or more, got {tuple(sides)}")
+            raise ValueError(f"expected sides as (smallest, largest), 32 pixels or more, found {tuple(sides)}")
         if target not in ("mask", "labels", "depth"):
-            raise ValueError(f"expected target as mask, labels or depth, got {target!r}")
+            raise ValueError(f"expected target as mask, labels or depth, found {target!r}")
         self.n, self.seed, self.difficulty, self.split, self.target = n, seed, difficulty, split, target
         self.sides = (sides[0], sides[1])
         self._split_key = int.from_bytes(hashlib.sha256(split.encode()).digest()[:4], "big")

@@ -164,11 +164,11 @@ class Augment:
             ("corrupt", corrupt, 1),
         ):
             if not 0 <= value <= top:
-                raise ValueError(f"augment: expected {name} between 0 (off) and {top}, got {value}")
+                raise ValueError(f"augment: expected {name} between 0 (off) and {top}, found {value}")
         if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
             raise ValueError(
                 f"augment: expected scale as [lo, hi] with 0 < lo <= hi <= 1 (fractions of the image's area;"
-                f" [1, 1] is off), got {list(scale)}"
+                f" [1, 1] is off), found {list(scale)}"
             )
         self.flip, self.rotate, self.colour, self.noise = flip, rotate, colour, noise
         self.scale = (scale[0], scale[1])

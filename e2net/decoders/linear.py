@@ -36,7 +36,7 @@ class LinearDecoder(Decoder):
     ) -> None:
         super().__init__()
         if not 0 <= dropout < 1:
-            raise ValueError(f"decoder.dropout: expected a share from 0 (off) to below 1, got {dropout}")
+            raise ValueError(f"decoder.dropout: expected a share from 0 (off) to below 1, found {dropout}")
         self.last_only = last_only
         self.dropout = nn.Dropout2d(dropout) if dropout else nn.Identity()  # of 0 it would still draw numbers
         chosen = channels[-1:] if last_only else channels

@@ -132,7 +132,7 @@ def load_backbone(path: str, config: Mapping[str, Any] | None, weights: Weights,
     if missing:
         raise ValueError(
             f"encoder {source}: its files lack {len(missing)} weights that {type(found).__name__} needs "
-            f"({', '.join(missing[:3])}, ...); the config and the weights belong to different models"
+            f"({', '.join(missing[:3])}, ...); config and weights belong to different models: download both again"
         )
     if not {"image_mean", "image_std"} <= processor.keys():
         raise ValueError(

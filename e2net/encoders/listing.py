@@ -166,8 +166,8 @@ def list_encoders(options: ListingSettings, conf: Path) -> Table:
     """
     if not conf.is_dir():
         raise FileNotFoundError(
-            f"no folder {conf}; the encoders are described there: run this from a checkout of e2net, installed with "
-            "`pip install -e .`"
+            f"expected the encoders' settings in {conf}, found no such folder; install e2net by pip install, from a "
+            "wheel or a checkout"
         )
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("encoder", no_wrap=True)

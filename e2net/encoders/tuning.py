@@ -88,7 +88,7 @@ class Full(Tuning):
     def __init__(self, lr_scale: float = 1.0, layer_decay: float = 1.0, gradient_checkpointing: bool = False) -> None:
         super().__init__(lr_scale, gradient_checkpointing)
         if not 0 < layer_decay <= 1:
-            raise ValueError(f"tuning.layer_decay must be in (0, 1], found {layer_decay}; 1 is off")
+            raise ValueError(f"tuning.layer_decay must be in (0, 1], found {layer_decay}; give 1 to switch it off")
         self.layer_decay = layer_decay
 
     def choose(self, encoder: Encoder) -> list[nn.Module]:
@@ -182,8 +182,8 @@ class Adapters(Tuning):
         super().__init__(lr_scale, gradient_checkpointing)
         if reduction < 1 or not 0 < scale < math.inf:
             raise ValueError(
-                f"tuning: reduction must be at least 1 and scale positive, found {reduction} and {scale}; "
-                "with a scale of 0 no adapter would ever get a gradient"
+                "tuning: reduction must be at least 1 and scale above 0, without which no adapter would ever get a "
+                f"gradient, found {reduction} and {scale}"
             )
         self.blocks, self.reduction, self.scale = blocks, reduction, scale
 
@@ -193,7 +193,7 @@ class Adapters(Tuning):
         if not chosen or not are_indices(chosen, len(layers)):
             raise ValueError(
                 f"tuning.blocks must be a list of different 0-based indices below {len(layers)}, the blocks that run, "
-                f"found {chosen}; null is all"
+                f"found {chosen}; give null for all"
             )
         adapters: list[nn.Module] = []
         for block in (layers[i] for i in chosen):
@@ -236,7 +236,7 @@ class LoRA(Tuning):
         if targets is not None and (not targets or isinstance(targets, str)):
             raise ValueError(
                 "tuning.targets must be a list of names of linear layers, such as [q_proj], found "
-                f"{targets or 'none'}; null is query and value"
+                f"{targets or 'none'}; give null for query and value"
             )
         if rank < 1 or not 0 < alpha < math.inf or not 0 <= dropout < 1:
             raise ValueError(
@@ -282,7 +282,9 @@ class LoRA(Tuning):
             return [name for name in names if name.endswith(default)]
         for target in self.targets:
             if not any(f".{name}".endswith(f".{target}") for name in names):
-                raise ValueError(f"tuning.targets must end names of linear layers, found {target}; there are: {found}")
+                raise ValueError(
+                    f"tuning.targets must end names of linear layers, found {target}; choose from: {found}"
+                )
         return [name for name in names if any(f".{name}".endswith(f".{target}") for target in self.targets)]
 
 

@@ -406,7 +406,7 @@ def _square(size: int | Sequence[int]) -> int:
     if isinstance(size, int):
         return size
     if len(set(size)) != 1:
-        raise ValueError(f"patch size {tuple(size)} is not square; only square patches are supported")
+        raise ValueError(f"expected square patches, found {tuple(size)}; take another encoder")
     return int(size[0])
 
 
@@ -447,7 +447,7 @@ def _drop_heads(backbone: Any) -> None:
 def _check_blocks(blocks: Sequence[int] | None, depth: int) -> tuple[int, ...]:
     if blocks is None:
         if depth < 4:
-            raise ValueError(f"encoder has {depth} blocks; at least 4 are needed for F1..F4")
+            raise ValueError(f"expected an encoder of at least 4 blocks, one for each of F1..F4, found {depth}")
         return tuple(depth * i // 4 - 1 for i in (1, 2, 3, 4))
     if not are_indices(blocks, depth) or len(blocks) != 4 or list(blocks) != sorted(blocks):
         raise ValueError(

@@ -81,14 +81,14 @@ class Predictor:
         sides = (window, window) if isinstance(window, int) else tuple(window or ())
         if window is not None and (len(sides) != 2 or not all(isinstance(s, int) and s > 0 for s in sides)):
             raise ValueError(
-                f"window: expected a positive number of pixels, [H, W] or null (whole image), got {window}"
+                f"window: expected a positive number of pixels, [H, W] or null (whole image), found {window}"
             )
         if not 0 <= overlap < 1:
-            raise ValueError(f"window_overlap: expected a fraction from 0 to below 1, got {overlap}")
+            raise ValueError(f"window_overlap: expected a fraction from 0 to below 1, found {overlap}")
         if windows_at_once < 1:
-            raise ValueError(f"windows_at_once: expected at least 1, got {windows_at_once}")
+            raise ValueError(f"windows_at_once: expected at least 1, found {windows_at_once}")
         if not 0 < sharpen <= _SHARPEST:
-            raise ValueError(f"sharpen: expected a factor above 0 and at most {_SHARPEST}, got {sharpen}")
+            raise ValueError(f"sharpen: expected a factor above 0 and at most {_SHARPEST}, found {sharpen}")
         self.sharpen = sharpen
         self.flip, self.scales = flip, check_scales("test_scales", scales)
         self.window: Size | None = (sides[0], sides[1]) if sides else None

@@ -35,7 +35,7 @@ def check_scales(key: str, scales: Sequence[float]) -> tuple[float, ...]:
         or not all(isinstance(s, int | float) and 0 < s < math.inf for s in scales)
     ):
         raise ValueError(
-            f"{key}: expected a list of positive factors on the size, such as [0.75, 1, 1.25], got {scales}"
+            f"{key}: expected a list of positive factors on the size, such as [0.75, 1, 1.25], found {scales}"
         )
     return tuple(float(scale) for scale in scales)
 

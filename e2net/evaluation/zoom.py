@@ -22,7 +22,7 @@ def check_zoom(zoom: float, task: Task) -> None:
     if not 1 <= zoom < math.inf:
         raise ValueError(
             "zoom_test: expected 0 (off) or a number of at least 1, the side of the second look as a multiple of the "
-            f"found object's, got {zoom}"
+            f"found object's, found {zoom}"
         )
     if not task.objects:
         raise ValueError(f"zoom_test={zoom:g}: task={task.name} has no objects to look at again; expected 0")

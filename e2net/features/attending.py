@@ -69,8 +69,8 @@ def _of_one(
         extractor.encoder.tokens(extractor.tensor(picture), blocks=[block], norm=False)
     if watch.rows is None or watch.calls != depth:
         raise ValueError(
-            f"encoder={extractor.name} does not attend by PyTorch's scaled_dot_product_attention, once a block; its "
-            "attention cannot be shown"
+            f"encoder={extractor.name} does not attend by PyTorch's scaled_dot_product_attention, once a block, "
+            "and cannot show it; take another encoder"
         )
     height, width = (side // extractor.encoder.size_multiple for side in picture.shape[:2])
     rows = watch.rows[0, :, :, -height * width :].transpose(0, 1)
@@ -100,6 +100,6 @@ def _rows(
 ) -> Tensor:
     """(B, heads, N, c) -> (B, heads, tokens, N), each row summing to 1."""
     if attn_mask is not None or more.get("is_causal") or more.get("enable_gqa"):
-        raise ValueError("this encoder masks its attention, or shares keys between heads; it cannot be shown")
+        raise ValueError("this encoder masks its attention, or shares keys between heads; take another one")
     scale = more.get("scale") or query.shape[-1] ** -0.5
     return (query[:, :, :tokens].float() @ key.float().transpose(-1, -2) * scale).softmax(-1)

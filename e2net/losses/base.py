@@ -51,7 +51,9 @@ def part_weights(
         for part, weights in given.items()
     }
     if "final" not in counted(found):
-        raise ValueError("loss.final has no term with a positive weight; nothing would train the final map")
+        raise ValueError(
+            "loss.final has no term with a positive weight, and nothing would train the final map; give one"
+        )
     return found
 
 

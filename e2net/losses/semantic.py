@@ -93,7 +93,8 @@ def class_weights(counts: Tensor) -> Tensor:
     """
     if counts.ndim != 1 or (counts < 0).any() or counts.sum() <= 0:
         raise ValueError(
-            f"expected pixel counts (K,), at least 0 and one above, found {counts.tolist()}; are all labels ignored?"
+            f"expected pixel counts (K,), at least 0 and one above, found {counts.tolist()}: are all labels ignored? "
+            "See task.ignore"
         )
     share = counts.double() / counts.sum()
     weights = 1 / torch.log(1.02 + share)

@@ -32,7 +32,7 @@ class SemanticLoss(TermLoss):
         smoothing: float = 0.0,
     ) -> None:
         if not 0 <= smoothing < 1:
-            raise ValueError(f"loss.smoothing: expected a share from 0 (off) to below 1, got {smoothing}")
+            raise ValueError(f"loss.smoothing: expected a share from 0 (off) to below 1, found {smoothing}")
         terms = {
             "ce": self._cross_entropy,
             "dice": lambda logits, labels: dice(logits, labels, IGNORED),

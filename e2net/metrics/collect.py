@@ -59,7 +59,7 @@ class Collector(Metric):
         if self._numbered not in (None, index is None):
             raise ValueError("index: give it for every image or for none")
         if index is not None and index < 0:
-            raise ValueError(f"index: expected at least 0, got {index}")
+            raise ValueError(f"index: expected at least 0, found {index}")
         return sum(part.shape[0] for part in self.rows) if index is None else index
 
     def _append(self, name: str | None, numbered: bool = False, **parts: Array) -> None:
@@ -70,7 +70,7 @@ class Collector(Metric):
         """
         encoded = (name or "").encode("utf-8", "surrogateescape")  # a file name that is no UTF-8 keeps its bytes
         if len(encoded) > _NAME_BYTES:
-            raise ValueError(f"name: expected at most {_NAME_BYTES} bytes, got {len(encoded)}")
+            raise ValueError(f"name: expected at most {_NAME_BYTES} bytes, found {len(encoded)}")
         label = np.zeros(1 + _NAME_BYTES, dtype=np.uint8)
         label[0] = len(encoded)
         label[1 : 1 + len(encoded)] = np.frombuffer(encoded, dtype=np.uint8)

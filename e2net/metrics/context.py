@@ -73,7 +73,7 @@ def check_weights(beta2: float | None, alpha: float) -> None:
         ValueError: if one of them is not; None stands for a default.
     """
     if (beta2 is not None and not beta2 > 0) or not alpha > 0:
-        raise ValueError(f"beta2, alpha: expected positive numbers, got {beta2}, {alpha}")
+        raise ValueError(f"beta2, alpha: expected positive numbers, found {beta2}, {alpha}")
 
 
 def context_of(
@@ -157,9 +157,9 @@ def camouflage_degree(
     inside = as_mask(mask)
     rgb = to_numpy(image, "image") if isinstance(image, Tensor) else np.asarray(image)
     if rgb.dtype != np.uint8:
-        raise TypeError(f"image: expected uint8, got {rgb.dtype}")
+        raise TypeError(f"image: expected uint8, found {rgb.dtype}")
     if rgb.shape != (*inside.shape, 3):
-        raise ValueError(f"image: expected RGB of shape {(*inside.shape, 3)}, got {rgb.shape}")
+        raise ValueError(f"image: expected RGB of shape {(*inside.shape, 3)}, found {rgb.shape}")
     rgb = np.ascontiguousarray(rgb)
     object8 = inside.view(np.uint8)
     grown = np.asarray(cv2.dilate(object8, np.ones((_SURROUNDINGS, _SURROUNDINGS), np.uint8)), dtype=np.uint8)

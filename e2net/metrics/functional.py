@@ -213,7 +213,7 @@ def as_map(map: Tensor | NDArray[np.generic]) -> Tensor:
 
 
 _WRONG_MAP = (
-    "map: expected uint8 levels or a floating-point tensor of probabilities, got {}; scale to 0..255 as uint8, or"
+    "map: expected uint8 levels or a floating-point tensor of probabilities, found {}; scale to 0..255 as uint8, or"
     " divide by the type's range"
 )
 
@@ -475,7 +475,7 @@ def s_measure(
         ValueError: if they don't fit each other, the map leaves [0, 1], or ``alpha`` does.
     """
     if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha: expected a weight in [0, 1], got {alpha}")
+        raise ValueError(f"alpha: expected a weight in [0, 1], found {alpha}")
     return _scalar(s_from(_statistics(map, mask, statistics, geometry), alpha))
 
 
@@ -919,7 +919,7 @@ def boundary_of(prepared: Prepared, geometry: MaskGeometry, beta2: float = 1.0) 
 
 def _check_beta2(beta2: float) -> None:
     if not beta2 > 0:
-        raise ValueError(f"beta2: expected a positive weight (beta squared), got {beta2}")
+        raise ValueError(f"beta2: expected a positive weight (beta squared), found {beta2}")
 
 
 def _scalar(value: float | np.floating) -> Tensor:

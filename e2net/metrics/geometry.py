@@ -75,11 +75,11 @@ def as_mask(mask: Tensor | NDArray[np.bool_]) -> NDArray[np.bool_]:
     array = to_numpy(mask, "mask") if isinstance(mask, Tensor) else np.asarray(mask)
     if array.dtype != np.bool_:
         raise TypeError(
-            f"mask: expected bool, got {array.dtype}; threshold it where its coding is known "
+            f"mask: expected bool, found {array.dtype}; threshold it where its coding is known "
             "(mask > 127 for 0/255 files, mask > 0 for 0/1 arrays)"
         )
     if array.ndim != 2 or array.size == 0:
-        raise ValueError(f"mask: expected one non-empty mask (h, w), got shape {array.shape}")
+        raise ValueError(f"mask: expected one non-empty mask (h, w), found shape {array.shape}")
     return canonical_mask(array)
 
 
@@ -90,7 +90,7 @@ def to_numpy(tensor: Tensor, what: str) -> NDArray[Any]:
         TypeError: it is sparse, or has another layout of its own.
     """
     if tensor.layout != torch.strided or tensor.is_quantized:
-        raise TypeError(f"{what}: expected a dense tensor, got {tensor.layout}, {tensor.dtype}")
+        raise TypeError(f"{what}: expected a dense tensor, found {tensor.layout}, {tensor.dtype}")
     return tensor.detach().cpu().numpy()
 
 
@@ -337,7 +337,7 @@ class GeometryCache:
 
     def __init__(self, max_bytes: int = 1 << 30) -> None:
         if max_bytes < 0:
-            raise ValueError(f"max_bytes: expected at least 0, got {max_bytes}")
+            raise ValueError(f"max_bytes: expected at least 0, found {max_bytes}")
         self.max_bytes = max_bytes
         self._items: dict[Hashable, MaskGeometry] = {}
         self._weighed = 0  # bytes of all items but the newest

@@ -44,10 +44,10 @@ def _one_by_one(pred: Maps, mask: Maps) -> list[tuple[Tensor | Array, Tensor | A
     """Pair up one map and mask, or equally many of them."""
     for what, given in (("pred", pred), ("mask", mask)):
         if not isinstance(given, Iterable):
-            raise TypeError(f"{what}: expected (h, w), or a list or stack of such, got {type(given).__name__}")
+            raise TypeError(f"{what}: expected (h, w), or a list or stack of such, found {type(given).__name__}")
     preds, masks = ([x] if getattr(x, "ndim", 3) == 2 else list(x) for x in (pred, mask))
     if len(preds) != len(masks):
-        raise ValueError(f"expected as many masks as maps, got {len(preds)} maps and {len(masks)} masks")
+        raise ValueError(f"expected as many masks as maps, found {len(preds)} maps and {len(masks)} masks")
     return list(zip(preds, masks, strict=True))
 
 
@@ -114,7 +114,7 @@ class SMeasure(_MeanOverImages):
 
     def __init__(self, alpha: float = 0.5, protocol: MaskProtocol | None = None, **kwargs: Any) -> None:
         if not 0 <= alpha <= 1:
-            raise ValueError(f"alpha: expected a weight in [0, 1], got {alpha}")
+            raise ValueError(f"alpha: expected a weight in [0, 1], found {alpha}")
         super().__init__(1, protocol, **kwargs)
         self.alpha = alpha
 
@@ -137,7 +137,7 @@ class WeightedFMeasure(_MeanOverImages):
 
     def __init__(self, beta2: float = 1.0, protocol: MaskProtocol | None = None, **kwargs: Any) -> None:
         if not beta2 > 0:
-            raise ValueError(f"beta2: expected a positive weight (beta squared), got {beta2}")
+            raise ValueError(f"beta2: expected a positive weight (beta squared), found {beta2}")
         super().__init__(1, protocol, **kwargs)
         self.beta2 = beta2
 
@@ -292,7 +292,7 @@ class ContextMeasure(_MeanOverImages):
         if image is not None:
             images = [image] if getattr(image, "ndim", 4) == 3 else list(image)
         if len(images) != len(pairs):
-            raise ValueError(f"expected as many images as maps, got {len(pairs)} maps and {len(images)} images")
+            raise ValueError(f"expected as many images as maps, found {len(pairs)} maps and {len(images)} images")
         for (one, other), rgb in zip(pairs, images, strict=True):
             prepared, geometry = pair(one, other, self.protocol, None)
             degree = None if rgb is None else camouflage_degree(rgb, geometry.mask)
@@ -307,7 +307,7 @@ class _OverThresholds(_MeanOverImages):
 
     def __init__(self, reduction: Reduction, protocol: MaskProtocol | None, **kwargs: Any) -> None:
         if reduction not in ("max", "mean", "adaptive"):
-            raise ValueError(f"reduction: expected 'max', 'mean' or 'adaptive', got {reduction!r}")
+            raise ValueError(f"reduction: expected 'max', 'mean' or 'adaptive', found {reduction!r}")
         super().__init__(257, protocol, **kwargs)
         self.reduction = reduction
 
@@ -339,7 +339,7 @@ class FMeasure(_OverThresholds):
         **kwargs: Any,
     ) -> None:
         if not beta2 > 0:
-            raise ValueError(f"beta2: expected a positive weight (beta squared), got {beta2}")
+            raise ValueError(f"beta2: expected a positive weight (beta squared), found {beta2}")
         super().__init__(reduction, protocol, **kwargs)
         self.beta2 = beta2
 
@@ -437,7 +437,7 @@ class MapScores(Collector):
         names = [None] * len(pairs) if name is None else [name] if isinstance(name, str) else list(name)
         if not len(indices) == len(names) == len(images) == len(pairs):
             raise ValueError(
-                f"expected one index, name and image per map, got {len(pairs)} maps, {len(indices)} indices, "
+                f"expected one index, name and image per map, found {len(pairs)} maps, {len(indices)} indices, "
                 f"{len(names)} names, {len(images)} images"
             )
         for (one, other), number, label, rgb in zip(pairs, indices, names, images, strict=True):

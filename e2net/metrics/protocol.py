@@ -29,15 +29,15 @@ def check_probability(prob: Tensor, what: str = "prob") -> None:
     """
     if not isinstance(prob, Tensor) or not prob.is_floating_point():
         got = prob.dtype if isinstance(prob, Tensor) else type(prob).__name__
-        raise TypeError(f"{what}: expected a floating-point tensor of probabilities, got {got}")
+        raise TypeError(f"{what}: expected a floating-point tensor of probabilities, found {got}")
     if prob.ndim != 2 or prob.numel() == 0:
         raise ValueError(
-            f"{what}: expected one non-empty map (h, w), got shape {tuple(prob.shape)}; score one at a time"
+            f"{what}: expected one non-empty map (h, w), found shape {tuple(prob.shape)}; score one at a time"
         )
     low, high = (float(x) for x in torch.aminmax(prob.detach()))
     if not (low >= 0.0 and high <= 1.0):
         raise ValueError(
-            f"{what}: expected values in [0, 1], got [{low:g}, {high:g}]; pass logits through a sigmoid first"
+            f"{what}: expected values in [0, 1], found [{low:g}, {high:g}]; pass logits through a sigmoid first"
         )
 
 
@@ -59,7 +59,7 @@ def to_map(prob: Tensor, size: tuple[int, int]) -> Tensor:
     """
     check_probability(prob)
     if len(size) != 2 or min(size) < 1:
-        raise ValueError(f"size: expected (h, w) with both at least 1 pixel, got {tuple(size)}")
+        raise ValueError(f"size: expected (h, w) with both at least 1 pixel, found {tuple(size)}")
     prob = _resize(prob, size)
     return (prob * 255).round_().clamp_(0, 255).to(torch.uint8)  # of a large picture there is one copy at a time
 
@@ -106,10 +106,10 @@ class MaskProtocol(ResultProtocol):
         for name in ("quantise", "binarise"):
             value = getattr(self, name)
             if not isinstance(value, bool):
-                raise ValueError(f"protocol.{name}: expected True or False, got {value!r}")
+                raise ValueError(f"protocol.{name}: expected True or False, found {value!r}")
         names = get_args(Normalize)
         if self.normalize not in names:
-            raise ValueError(f"protocol.normalize: expected one of {names}, got {self.normalize!r}")
+            raise ValueError(f"protocol.normalize: expected one of {names}, found {self.normalize!r}")
 
     def describe(self) -> dict[str, Any]:
         """Plain values for a score file: the fields, the resize rule and the thresholds' definition."""
@@ -155,7 +155,7 @@ class MaskProtocol(ResultProtocol):
         """
         if isinstance(map, Tensor) and map.dtype == torch.uint8:
             if map.ndim != 2 or map.numel() == 0:
-                raise ValueError(f"map: expected one non-empty map (h, w), got shape {tuple(map.shape)}")
+                raise ValueError(f"map: expected one non-empty map (h, w), found shape {tuple(map.shape)}")
             return (map > 127).to(torch.uint8) * 255 if self.binarise else map
         check_probability(map, "map")
         return self.resize_map(map, (map.shape[0], map.shape[1]))

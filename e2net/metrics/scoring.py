@@ -75,11 +75,11 @@ def check_scores(scores: Sequence[str], own: Iterable[str] = ()) -> tuple[str, .
         ValueError: naming the culprits and what is known.
     """
     if isinstance(scores, str):
-        raise ValueError(f"scores: expected a sequence of names, got {scores!r}")
+        raise ValueError(f"scores: expected a sequence of names, found {scores!r}")
     known = tuple(dict.fromkeys((*ALL_SCORES, *own)))
     unknown = [s for s in scores if s not in known]
     if unknown or not scores or len(set(scores)) != len(scores):
-        raise ValueError(f"scores: expected distinct names out of {known}, got {tuple(scores)}")
+        raise ValueError(f"scores: expected distinct names out of {known}, found {tuple(scores)}")
     return tuple(scores)
 
 

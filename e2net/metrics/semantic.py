@@ -73,7 +73,7 @@ class LabelProtocol(ResultProtocol):
 
     def __post_init__(self) -> None:
         if not 0 < self.boundary < 1:
-            raise ValueError(f"protocol.boundary: expected a share of the diagonal, such as 0.02, got {self.boundary}")
+            raise ValueError(f"protocol.boundary: expected a share of the diagonal, as 0.02, found {self.boundary}")
 
     def describe(self) -> dict[str, Any]:
         """Plain values for a score file."""
@@ -370,7 +370,7 @@ def _pair(
         if strange.any():
             found = ", ".join(map(str, np.unique(array[strange])[:5]))
             expected = f"classes 0 to {classes - 1}" + (f" or {ignore} to ignore" if array is target else "")
-            raise ValueError(f"{what}: expected {expected}, found {found}; does the number of classes fit?")
+            raise ValueError(f"{what}: expected {expected}, found {found}; check the number of classes")
     return predicted, target, counted
 
 

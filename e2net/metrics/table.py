@@ -177,7 +177,7 @@ def bootstrap_intervals(
     n = len(rows)
     if n == 0 or rows.shape != (n, len(names)) or curves.shape != (n, len(CURVES), 256):
         raise ValueError(
-            f"expected rows (n, {len(names)}) and curves (n, {len(CURVES)}, 256) of at least one image, got "
+            f"expected rows (n, {len(names)}) and curves (n, {len(CURVES)}, 256) of at least one image, found "
             f"{rows.shape} and {curves.shape}"
         )
     # Relative to the first image, so that what is the same for all images stays exactly the same in every draw.

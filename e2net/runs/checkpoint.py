@@ -121,7 +121,7 @@ def load_state(model: DenseModel, state: dict[str, Tensor]) -> None:
     if faults:
         raise ValueError(
             f"checkpoint does not fit the model: {len(faults)} tensors differ "
-            f"({'; '.join(sorted(faults)[:3])}); it was trained with another encoder, decoder or tuning"
+            f"({', '.join(sorted(faults)[:3])}) as it is of another encoder, decoder or tuning; give those of its run"
         )
     model.load_state_dict({k: split_like(v, expected.get(k)) for k, v in state.items()}, strict=False)
 

@@ -544,7 +544,9 @@ def _check_value(name: str, value: Any, hint: Any) -> None:
         raise ValueError(f"{name}={value}: expected at most {_MOST_WORKERS} processes")
     if not _fits(value, hint):
         shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else value
-        hint_path = f"; a file or folder of that name is ./{value}" if type(value) is int and _fits("", hint) else ""
+        hint_path = (
+            f"; for a file or folder of that name give ./{value}" if type(value) is int and _fits("", hint) else ""
+        )
         raise ValueError(f"{name}={shown}: expected {type_words(hint)}{hint_path}")
 
 

@@ -88,7 +88,9 @@ def read_saved(file: Path) -> dict[str, Any]:
     try:
         return {**document, "state_dict": load_file(file)}
     except SafetensorError as error:
-        raise ValueError(f"{file} is no readable file of safetensors ({error})") from error
+        raise ValueError(
+            f"{file} is no readable file of safetensors ({error}); save or download the model again"
+        ) from error
 
 
 def find_saved(path: str) -> Path | None:
@@ -119,7 +121,7 @@ def find_saved(path: str) -> Path | None:
         reason = " ".join((str(error).strip() or type(error).__name__).split())
         raise FileNotFoundError(
             f"no checkpoint at {path}: there is no such file or folder, and as a model of the Hugging Face Hub it "
-            f"could not be had ({type(error).__name__}: {reason:.300})"
+            f"could not be had ({type(error).__name__}: {reason:.300}); check the name"
         ) from error
 
 

@@ -243,8 +243,8 @@ class Camouflage(Task):
         listed = isinstance(extra, (list, tuple))
         if not listed or len(set(extra) & set(EXTRA_SCORES)) != len(extra):
             raise ValueError(
-                f"expected scores as a list of further scores, each once, out of {', '.join(EXTRA_SCORES)}, found"
-                f" {extra!r}; {', '.join(DEFAULT_SCORES)} are always there"
+                f"expected scores as a list of further scores, each once, out of {', '.join(EXTRA_SCORES)}"
+                f" ({', '.join(DEFAULT_SCORES)} are always there), found {extra!r}"
             )
         own = [score for score in self.own_scores if score in self.scores]
         return dataclasses.replace(self, scores=check_scores((*DEFAULT_SCORES, *own, *extra), own))

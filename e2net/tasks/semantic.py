@@ -164,7 +164,7 @@ class Semantic(Task):
         labels: Labels = self._coding(ignoring)[values]
         fault = self._strange(values, labels, ignoring)
         if fault is not None:
-            raise ValueError(f"{path}: {fault}; do task.classes fit?")
+            raise ValueError(f"{path}: {fault}; see task.classes and task.ignore")
         return labels
 
     def _strange(self, values: Labels, labels: Labels, ignoring: bool) -> str | None:

@@ -44,7 +44,7 @@ class WeightAverage(L.Callback):
 
     def __init__(self, decay: float) -> None:
         if not isinstance(decay, int | float) or not 0 < decay < 1:
-            raise ValueError(f"ema: expected a decay above 0 and below 1, such as 0.99, or null (off), got {decay}")
+            raise ValueError(f"ema: expected a decay above 0 and below 1, such as 0.99, or null (off), found {decay}")
         self.decay = decay
         self.updates = 0
         self.average: dict[str, Tensor] = {}

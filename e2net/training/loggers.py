@@ -31,7 +31,7 @@ class TensorBoard(RunLogger):
 
 
 class Wandb(RunLogger):
-    """Curves for Weights & Biases, which is an extra: ``pip install -e ".[wandb]"``.
+    """Curves for Weights & Biases, which is an extra: ``pip install 'e2net[wandb]'``.
 
     Args:
         project: where the run is listed.
@@ -50,7 +50,7 @@ class Wandb(RunLogger):
 
 
 class MLflow(RunLogger):
-    """Curves for MLflow, which is an extra: ``pip install -e ".[mlflow]"``.
+    """Curves for MLflow, which is an extra: ``pip install 'e2net[mlflow]'``.
 
     Args:
         experiment: where the run is listed.
@@ -76,5 +76,5 @@ class MLflow(RunLogger):
 def _need(package: str) -> None:
     if importlib.util.find_spec(package) is None:
         raise ValueError(
-            f'logger={package}: expected the package {package}, which is not here: pip install -e ".[{package}]"'
+            f"logger={package}: expected the package {package}, found none; pip install 'e2net[{package}]'"
         )

@@ -350,7 +350,7 @@ def test_test_sets_by_path_and_by_name(root):
         (["a/test", "b/test"], "more than one set named test"),
         (["a/.."], "gives no plain name"),
         ({"a/b": "x"}, "gives no plain name"),
-        ("CAMO", r"or the word validation, got the text 'CAMO': write \[CAMO\]"),
+        ("CAMO", r"or the word validation, found the text 'CAMO': write \[CAMO\]"),
     ],
 )
 def test_test_set_names(tmp_path, test, message):

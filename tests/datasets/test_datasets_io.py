@@ -218,9 +218,9 @@ def test_write_map_leaves_nothing_half_written(tmp_path, monkeypatch):
 
 
 def test_write_map_refuses_what_is_no_map(tmp_path):
-    with pytest.raises(TypeError, match=r"a\.png: expected a uint8 map, got float32"):
+    with pytest.raises(TypeError, match=r"a\.png: expected a uint8 map, found float32"):
         write_map(tmp_path / "a.png", np.zeros((2, 2), np.float32))
-    with pytest.raises(ValueError, match=r"expected a map of shape \(h, w\), got \(2, 2, 3\)"):
+    with pytest.raises(ValueError, match=r"expected a map of shape \(h, w\), found \(2, 2, 3\)"):
         write_map(tmp_path / "a.png", np.zeros((2, 2, 3), np.uint8))
     with pytest.raises(ValueError, match=r"ends in \.png"):
         write_map(tmp_path / "a.jpg", np.zeros((2, 2), np.uint8))

@@ -142,11 +142,11 @@ def test_noise_is_unbiased():
 @pytest.mark.parametrize(
     ("knobs", "message"),
     [
-        ({"flip": 1.5}, "flip between 0 .* and 1, got 1.5"),
+        ({"flip": 1.5}, "flip between 0 .* and 1, found 1.5"),
         ({"rotate": -1}, "rotate between 0"),
         ({"colour": 2}, "colour between 0"),
         ({"noise": -0.1}, "noise between 0"),
-        ({"scale": (0.0, 1.0)}, r"scale as \[lo, hi\].*got \[0\.0, 1\.0\]"),
+        ({"scale": (0.0, 1.0)}, r"scale as \[lo, hi\].*found \[0\.0, 1\.0\]"),
         ({"scale": (0.9, 0.5)}, r"scale as \[lo, hi\]"),
         ({"scale": (0.5, 1.5)}, r"scale as \[lo, hi\]"),
     ],

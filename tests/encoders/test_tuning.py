@@ -239,7 +239,7 @@ def test_lora_by_default_takes_query_and_value_under_any_name():
 
 
 def test_lora_says_what_there_is():
-    with pytest.raises(ValueError, match=r"found qkv; there are: down_proj, k_proj, o_proj, q_proj, up_proj, v_proj"):
+    with pytest.raises(ValueError, match=r"found qkv; choose from: down_proj, k_proj, o_proj, q_proj, up_proj, v_proj"):
         LoRA(targets=["q_proj", "qkv"]).apply(_encoder("dinov3"))
     with pytest.raises(ValueError, match=r"query and value, .* linear layers: pointwise_conv1, pointwise_conv2"):
         LoRA().apply(_encoder("convnext"))
@@ -328,13 +328,13 @@ def test_recomputation_changes_no_feature(mode):
         (lambda: Adapters(blocks=[1, 1]).apply(_encoder("dinov3")), "must be a list of different"),
         (lambda: Adapters(blocks=WRONG).apply(_encoder("dinov3")), "must be a list of different .* found 3; null"),
         (lambda: Adapters(blocks=[cast(Any, 1.5)]).apply(_encoder("dinov3")), r"found \[1.5\]"),
-        (lambda: Adapters(blocks=[]).apply(_encoder("dinov3")), r"found \[\]; null is all"),
+        (lambda: Adapters(blocks=[]).apply(_encoder("dinov3")), r"found \[\]; give null for all"),
         (lambda: Adapters(blocks=[-1]).apply(_encoder("dinov3")), r"found \[-1\]"),
         (lambda: Adapters(reduction=64).apply(_encoder("dinov3")), "at most the width 32, found 64"),
         (lambda: LoRA(rank=0), "rank must be at least 1"),
         (lambda: LoRA(alpha=0.0), "alpha positive"),
         (lambda: LoRA(dropout=1.0), r"dropout in \[0, 1\)"),
-        (lambda: LoRA(targets=[]), "must be a list of names .* found none; null is query and value"),
+        (lambda: LoRA(targets=[]), "must be a list of names .* found none; give null for query and value"),
         (lambda: LoRA(targets="q_proj"), "must be a list of names .* found q_proj; null"),
     ],
 )

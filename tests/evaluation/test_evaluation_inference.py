@@ -157,7 +157,7 @@ def test_impossible_arguments(arguments, words):
 
 def test_window_must_suit_the_encoder():
     Predictor(window=(32, 48)).check(16, Camouflage())
-    with pytest.raises(ValueError, match="multiples of the encoder's 16 pixels, got 32x40"):
+    with pytest.raises(ValueError, match="multiples of the encoder's 16 pixels, found 32x40"):
         Predictor(window=(32, 40)).check(16, Camouflage())
 
 

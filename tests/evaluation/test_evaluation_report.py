@@ -92,7 +92,7 @@ def test_bootstrap_follows_its_seed():
 
 
 def test_bootstrap_refuses_what_does_not_fit():
-    with pytest.raises(ValueError, match=r"expected rows \(n, 2\).*at least one image, got \(0, 2\)"):
+    with pytest.raises(ValueError, match=r"expected rows \(n, 2\).*at least one image, found \(0, 2\)"):
         bootstrap_intervals(("S", "MAE"), np.zeros((0, 2)), np.zeros((0, 4, 256)))
 
 

@@ -85,7 +85,7 @@ def test_degree_where_one_side_is_missing(value):
 
 def test_errors():
     level_map, mask, image = scene(0)
-    with pytest.raises(TypeError, match="image: expected uint8, got float64"):
+    with pytest.raises(TypeError, match="image: expected uint8, found float64"):
         context_measure(level_map, mask, image / 255)
     with pytest.raises(ValueError, match="image: expected RGB of shape"):
         context_measure(level_map, mask, image[:-1])

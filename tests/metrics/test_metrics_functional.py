@@ -372,7 +372,7 @@ class TestErrors:
 
     def test_zero_one_mask_is_refused(self):
         """PySODMetrics, normalising, reads such a mask as empty and returns plausible scores."""
-        with pytest.raises(TypeError, match=r"mask: expected bool, got uint8.*0/1"):
+        with pytest.raises(TypeError, match=r"mask: expected bool, found uint8.*0/1"):
             s_measure(torch.zeros(4, 5), torch.ones(4, 5, dtype=torch.uint8))
 
     @pytest.mark.parametrize("score", [s_measure, e_measure, f_measure, mae, iou, weighted_f_measure, boundary_scores])
@@ -386,11 +386,11 @@ class TestErrors:
             mae(torch.full((4, 5), bad), self.mask)
 
     def test_type(self):
-        with pytest.raises(TypeError, match="floating-point tensor of probabilities, got torch"):
+        with pytest.raises(TypeError, match="floating-point tensor of probabilities, found torch"):
             mae(torch.zeros(4, 5, dtype=torch.int64), self.mask)
 
     def test_batch_is_refused(self):
-        with pytest.raises(ValueError, match=r"one non-empty map \(h, w\), got shape \(1, 4, 5\)"):
+        with pytest.raises(ValueError, match=r"one non-empty map \(h, w\), found shape \(1, 4, 5\)"):
             mae(torch.zeros(1, 4, 5), self.mask)
         with pytest.raises(ValueError, match=r"one non-empty mask \(h, w\)"):
             mae(torch.zeros(4, 5), self.mask[None])

@@ -268,7 +268,7 @@ def test_context_measure_is_told_whether_images_come():
 
 
 def test_reduction_is_checked():
-    with pytest.raises(ValueError, match="'max', 'mean' or 'adaptive', got 'best'"):
+    with pytest.raises(ValueError, match="'max', 'mean' or 'adaptive', found 'best'"):
         FMeasure("best")  # type: ignore[arg-type]  # what is refused
 
 

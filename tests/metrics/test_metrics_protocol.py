@@ -35,7 +35,7 @@ class TestToMap:
     @pytest.mark.parametrize(
         ("prob", "error", "message"),
         [
-            (torch.zeros(1, 1, 4, 4), ValueError, r"got shape \(1, 1, 4, 4\)"),
+            (torch.zeros(1, 1, 4, 4), ValueError, r"found shape \(1, 1, 4, 4\)"),
             (torch.full((4, 4), 3.0), ValueError, r"\[3, 3\]; pass logits through a sigmoid"),
             (torch.zeros(4, 4, dtype=torch.uint8), TypeError, "floating-point"),
         ],
@@ -98,7 +98,7 @@ class TestProtocol:
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
-        [({"normalize": "min-max"}, "'minmax', 'as_is'.*got 'min-max'"), ({"quantise": 1}, "quantise.*got 1")],
+        [({"normalize": "min-max"}, "'minmax', 'as_is'.*found 'min-max'"), ({"quantise": 1}, "quantise.*found 1")],
     )
     def test_values_are_checked(self, arguments, message):
         with pytest.raises(ValueError, match=message):

@@ -176,7 +176,7 @@ def _refused(*overrides):
         (["data.augment._target_=e2net.losses.Criterion"], "e2net.losses.Criterion: expected Augment"),
         (["run_dir="], "run_dir is empty"),
         (["resume=5"], "no checkpoint at 5"),
-        (["data=folder", "data.root=5"], "data.root=5: expected text; a file or folder of that name is ./5"),
+        (["data=folder", "data.root=5"], "data.root=5: expected text; for a file or folder of that name give ./5"),
     ],
 )  # fmt: skip
 def test_odd_settings_are_named(overrides, words):

@@ -27,7 +27,7 @@ def test_every_logger_in_a_run(name, tmp_path, monkeypatch):
 
 def test_an_extra_that_is_not_installed_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r'the package wandb, which is not here: pip install -e "\.\[wandb\]"'):
+    with pytest.raises(ValueError, match=r"the package wandb, found none; pip install 'e2net\[wandb\]'"):
         tiny_job(tmp_path, "logger=wandb")
 
 

@@ -108,7 +108,7 @@ def test_evaluation_at_other_scales_and_in_windows(run, tmp_path):
     digest = hashlib.sha256((folder / "checkpoints" / "best.ckpt").read_bytes()).hexdigest()
     assert record["checkpoint_sha256"] == digest and len(record["encoder_sha256"]) == 64
     with pytest.raises(
-        ValueError, match="window: expected sides that are multiples of the encoder's 8 pixels, got 60x60"
+        ValueError, match="window: expected sides that are multiples of the encoder's 8 pixels, found 60x60"
     ):
         _evaluate(folder, tmp_path / "bad", "window=60")
 
