@@ -8,7 +8,7 @@ import dataclasses
 import importlib
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
@@ -142,7 +142,7 @@ def constructors(group: str) -> list[Constructor]:
     for option in options(group):
         for path, node in nodes(group, option):
             found.setdefault(f"{node['_target_']} {path}", {})[option] = node
-    return [_constructor(key.split()[0], key.split()[1], one) for key, one in found.items()]
+    return [_constructor(key.split()[0], key.split()[1], one, group) for key, one in found.items()]
 
 
 def nodes(group: str, option: str) -> list[tuple[str, dict[str, Any]]]:
@@ -158,7 +158,7 @@ def _nodes(node: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
             yield from _nodes(value, f"{path}.{key}".lstrip("."))
 
 
-def _constructor(path: str, place: str, given: dict[str, dict[str, Any]]) -> Constructor:
+def _constructor(path: str, place: str, given: dict[str, dict[str, Any]], group: str = "") -> Constructor:
     target = find_target(path, place, trainer=place == "trainer")
     hints = type_hints(target)
     settings = []
@@ -167,9 +167,19 @@ def _constructor(path: str, place: str, given: dict[str, dict[str, Any]]) -> Con
         foreign = path.startswith("lightning.")  # of whose many parameters those are shown that the files have
         if in_yaml or not (foreign or name in _GIVEN or parameter.default is inspect.Parameter.empty):
             key = f"{'' if in_yaml else '+'}{place}.{name}"
-            default = _default({o: node[name] for o, node in given.items() if name in node}, parameter.default)
-            settings.append(Setting(key, type_words(hints.get(name, Any)), default, meaning_of(target, name)))
+            own = parameter.default
+            nodes_of = {option: node.get(name, own) for option, node in given.items()} if in_yaml else {}
+            default = _default({o: value for o, value in nodes_of.items() if value is not inspect.Parameter.empty}, own)
+            # What Lightning says of its Trainer names defaults that are not those of the files.
+            meaning = _said(group, given, name) if foreign else meaning_of(target, name)
+            settings.append(Setting(key, type_words(hints.get(name, Any)), default, meaning))
     return Constructor(path, list(given), settings)
+
+
+def _said(group: str, options: Iterable[str], key: str) -> str:
+    """What the files of a group's options say of a key: the comment before it."""
+    texts = [(CONF / group / f"{option}.yaml").read_text(encoding="utf-8") for option in options]
+    return next((said for text in texts if (said := _comments(text).get(key))), "")
 
 
 def _default(given: dict[str, Any], own: Any) -> str:

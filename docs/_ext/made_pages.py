@@ -114,7 +114,7 @@ def _constructors(found: list[settings.Constructor]) -> list[str]:
     for one in found:
         target = settings.find_target(one.target, one.target, trainer=one.target.startswith("lightning."))
         chosen = " Of " + ", ".join(f"`{option}`" for option in one.options) + "."
-        lines += [f"## `{one.target}`", "", f"{_first_sentences(target)}{chosen}", ""]
+        lines += [f"## `{one.target}`", "", f"{_first_sentences(target)}{chosen}".strip(), ""]
         lines += _table(one.settings) if one.settings else ["It takes no settings.", ""]
     return lines
 

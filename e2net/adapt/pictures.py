@@ -88,7 +88,7 @@ class Pictures:
             a text file (.txt) of paths, one a line, relative to its folder, each taken once; a film; or a picture.
         every: of films, each n-th frame is taken. They are decoded once, by :meth:`check`, and lie as JPEGs in a
             temporary folder as long as this object is there.
-        batch_size: pictures a step and process.
+        batch_size: pictures a step and process; a config may also have ``auto``, the most that fit.
         num_workers: processes that read; None: one less than the usable CPU cores, 8 at most.
         seed: for the order and the crops.
 

@@ -301,7 +301,8 @@ class DenseData:
 
     Args:
         size: of the network's input, pixels: a number (square) or [H, W].
-        batch_size: images per step and process, in training and evaluation.
+        batch_size: images per step and process, in training and evaluation; a config may also have ``auto``, the most
+            that fit.
         num_workers: processes that read images, for each loader; 0 reads in the main process, None takes one
             less than the usable CPU cores, 8 at most.
         val_fraction: of the training images, held out for validation, 0 to below 1; 0 means no validation.

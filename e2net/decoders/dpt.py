@@ -26,7 +26,7 @@ class ResidualUnit(nn.Module):
 
 
 class DPTDecoder(Decoder):
-    """Dense prediction transformer's decoder (Ranftl et al. 2021, section 3.1), made for one logit.
+    """Dense prediction transformer's decoder (Ranftl et al. 2021, section 3.1), with BatchNorm.
 
     Reassemble: 1x1-BN per level, then the pyramid's strides. Fusion, from coarse to fine: the level through one
     residual unit is added to the upsampled result so far, and both go through another one and a 1x1 convolution.

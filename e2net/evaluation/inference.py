@@ -101,7 +101,7 @@ class Predictor:
             raise ValueError(f"sharpen={self.sharpen:g}: task={task.name} has no probability of objects; leave it out")
         if self.window is not None and any(side % multiple for side in self.window):
             raise ValueError(
-                f"window: expected sides that are multiples of the encoder's {multiple} pixels, got"
+                f"window: expected sides that are multiples of the encoder's {multiple} pixels, found"
                 f" {self.window[0]}x{self.window[1]} (height x width)"
             )
 

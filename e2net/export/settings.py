@@ -47,7 +47,7 @@ class ExportSettings:
         ValueError: a value is out of its range, a package is missing, or an override is not of the data.
     """
 
-    ckpt: Annotated[str, "a run folder (its best checkpoint) or a checkpoint file"]
+    ckpt: Annotated[str, "a run folder (its best checkpoint), a checkpoint file, a saved model or its name on the Hub"]
     format: Annotated[str, f"{', '.join(FORMATS)}, or MODULE.CLASS of your own (E2NET_TRUST=MODULE)"] = "onnx"
     precision: Annotated[Literal["fp32", "fp16", "int8"], "fp32, fp16, or int8 by static quantisation"] = "fp32"
     output: Annotated[str | None, "folder for the file; null: runs/export_<time>"] = None

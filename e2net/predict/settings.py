@@ -26,7 +26,8 @@ and where the task is one of objects
 Of a film, maps (as pictures) and overlays are films (.mp4, no sound) of the same mean frame rate, cutouts a file a
 frame.
 
-Results replace files of the same names there; nothing else in OUT is touched. Of the input nothing is.
+Results replace those of an earlier prediction there; a file of such a name that e2net did not write is an error.
+Nothing else in OUT is touched, and nothing of the input.
 
 Exit status: 0 everything was written, 1 some files failed (they are listed), 2 a setting or the input is wrong.
 """

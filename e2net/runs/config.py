@@ -665,6 +665,8 @@ def type_words(hint: Any) -> str:
     if origin is Literal:
         return ", ".join(map(str, args))
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+    if hint is Any:
+        return "anything"
     if hint in names:
         return names[hint]
     kind = origin or hint

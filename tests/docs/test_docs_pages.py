@@ -130,7 +130,7 @@ def test_messages_are_read_from_code(tmp_path, monkeypatch):
     monkeypatch.setattr(errors, "PACKAGE", tmp_path)
     found = errors.messages.__wrapped__()
     assert [(one.place, one.text, one.remedy) for one in found] == [
-        ("room/file.py: check", "<key>=<value>: expected at most 3, found <names> of <size>", "at most 3"),
+        ("room/file.py: check", "<key>=<value>: expected at most 3, found <number of names> of <size>", "at most 3"),
         ("room/file.py: check", "no file <names>; copy it again", "copy it again"),
     ]
 

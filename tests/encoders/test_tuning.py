@@ -323,10 +323,10 @@ def test_recomputation_changes_no_feature(mode):
         (lambda: Partial(last=0), "tuning.last must be at least 1, found 0"),
         (lambda: Partial(last=5).apply(_encoder("dinov3")), "tuning.last must be at most 4, .* found 5"),
         (lambda: Adapters(reduction=0), "reduction must be at least 1"),
-        (lambda: Adapters(scale=0.0), "scale positive, found 4 and 0.0"),
+        (lambda: Adapters(scale=0.0), "scale above 0, .*found 4 and 0.0"),
         (lambda: Adapters(blocks=[3, 6]).apply(_encoder("dinov3")), r"indices below 4, .* found \[3, 6\]"),
         (lambda: Adapters(blocks=[1, 1]).apply(_encoder("dinov3")), "must be a list of different"),
-        (lambda: Adapters(blocks=WRONG).apply(_encoder("dinov3")), "must be a list of different .* found 3; null"),
+        (lambda: Adapters(blocks=WRONG).apply(_encoder("dinov3")), "must be a list of different .* found 3; give null"),
         (lambda: Adapters(blocks=[cast(Any, 1.5)]).apply(_encoder("dinov3")), r"found \[1.5\]"),
         (lambda: Adapters(blocks=[]).apply(_encoder("dinov3")), r"found \[\]; give null for all"),
         (lambda: Adapters(blocks=[-1]).apply(_encoder("dinov3")), r"found \[-1\]"),
@@ -335,7 +335,7 @@ def test_recomputation_changes_no_feature(mode):
         (lambda: LoRA(alpha=0.0), "alpha positive"),
         (lambda: LoRA(dropout=1.0), r"dropout in \[0, 1\)"),
         (lambda: LoRA(targets=[]), "must be a list of names .* found none; give null for query and value"),
-        (lambda: LoRA(targets="q_proj"), "must be a list of names .* found q_proj; null"),
+        (lambda: LoRA(targets="q_proj"), "must be a list of names .* found q_proj; give null"),
     ],
 )
 def test_impossible_values(make, words):
