@@ -28,8 +28,8 @@ def check_probability(prob: Tensor, what: str = "prob") -> None:
         ValueError: if it is not two-dimensional, is empty, or leaves [0, 1] (NaN included).
     """
     if not isinstance(prob, Tensor) or not prob.is_floating_point():
-        got = prob.dtype if isinstance(prob, Tensor) else type(prob).__name__
-        raise TypeError(f"{what}: expected a floating-point tensor of probabilities, found {got}")
+        found = prob.dtype if isinstance(prob, Tensor) else type(prob).__name__
+        raise TypeError(f"{what}: expected a floating-point tensor of probabilities, found {found}")
     if prob.ndim != 2 or prob.numel() == 0:
         raise ValueError(
             f"{what}: expected one non-empty map (h, w), found shape {tuple(prob.shape)}; score one at a time"
