@@ -15,8 +15,8 @@ def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """softmax(query · keyᵀ / √c) · value.
 
     PyTorch's fused kernel, which never holds the whole attention matrix; but in half precision on a CPU, where that
-    kernel has no fast matrix products, two plain ones if the matrix is small: forward and backward 2 to 2.5 times as
-    fast at 257 to 1,025 tokens, and as near to float32.
+    kernel has no fast matrix products, two plain ones if the matrix is small: forward and backward 1.8 to 2.3 times
+    as fast at 257 to 1,025 tokens (docs/performance.md), and as near to float32.
 
     Args:
         query: (B, heads, N, c), floating point.
