@@ -4,9 +4,10 @@ A message says for itself what was expected or what to do; one that does not is 
 """
 
 import ast
+import operator
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,8 +20,8 @@ _VERBS = (
     "add|call|change|check|choose|compute|convert|copy|download|export|give|install|keep|leave|lower|make|move|"
     "or download|put|remove|report|run|save|scale|see|set|take|try|update|wait|write"
 )
-_ADVICE = re.compile(rf"(?:[.?:,>] (?={_VERBS})|[.:] (?=name))(\w+\b.+)$", re.IGNORECASE)
-_FOUND = r"(?:[,;:] (?:found|which) |$)"
+_ADVICE = re.compile(rf"(?:[.?:,>] (?=(?:{_VERBS})\b)|[.:] (?=name\b))(.+)$", re.IGNORECASE)
+_FOUND = r"(?:[,;:] found |$)"
 _EXPECTED = re.compile(rf"\bexpect(?:ed|s) (.+?){_FOUND}")
 _MUST = re.compile(rf"((?:[^:;]|:(?! ))+? (?:must|may|needs?|takes?)\b .+?){_FOUND}")
 # What no setting can mend: faults of e2net, of a library or of the machine.
@@ -55,7 +56,7 @@ class Message:
         if re.fullmatch(r"(?:one of )?<[^<>]+>", behind):
             return "as the line itself says"
         if behind:
-            return behind.removeprefix("expected ").rstrip(".")
+            return re.sub(r"(?<!\.)\.$", "", behind.removeprefix("expected "))
         if _OURS.match(self.text):
             return "report it, with the command: a fault of e2net or of a library"
         return "as the error within it says" if _ANOTHER.search(self.text) else ""
@@ -181,6 +182,8 @@ def _placeholder(node: ast.expr, scope: dict[str, ast.expr]) -> str:
     """What is filled in: the text itself where the code has it, else a word for it."""
     if isinstance(node, ast.IfExp):
         return _placeholder(node.body, scope)
+    if isinstance(node, ast.BinOp | ast.Name) and (number := _number(node, scope)) is not None:
+        return str(number)
     if isinstance(node, ast.Name) and node.id in scope:
         without = {name: value for name, value in scope.items() if name != node.id}
         return _listed(scope[node.id]) or _template(scope[node.id], without) or f"<{node.id.strip('_')}>"
@@ -205,6 +208,18 @@ def _placeholder(node: ast.expr, scope: dict[str, ast.expr]) -> str:
     return f"<{names[0]}>" if names else "<...>"
 
 
+def _number(node: ast.expr, scope: dict[str, ast.expr]) -> int | None:
+    """What a sum, a product or a power of the code's own whole numbers is."""
+    if isinstance(node, ast.Name) and node.id in scope:
+        return _number(scope[node.id], {name: value for name, value in scope.items() if name != node.id})
+    if isinstance(node, ast.Constant):
+        return node.value if type(node.value) is int else None
+    if not isinstance(node, ast.BinOp):
+        return None
+    left, right, operation = _number(node.left, scope), _number(node.right, scope), _OPERATIONS.get(type(node.op))
+    return None if left is None or right is None or operation is None else operation(left, right)
+
+
 def _part(node: ast.Subscript, scope: dict[str, ast.expr]) -> str:
     """What is taken of a list, of a mapping of the code's, or of anything else."""
     whole = scope.get(node.value.id) if isinstance(node.value, ast.Name) else None
@@ -218,6 +233,15 @@ def _part(node: ast.Subscript, scope: dict[str, ast.expr]) -> str:
     return _placeholder(node.value, scope)
 
 
+_OPERATIONS: dict[type, Callable[[int, int], int]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.FloorDiv: operator.floordiv,
+    ast.Pow: operator.pow,
+    ast.LShift: operator.lshift,
+    ast.RShift: operator.rshift,
+}
 # Of an array's own values, not of what holds them.
 _OF_VALUES = {"min": "<lowest>", "max": "<highest>", "sum": "<number>"}
 

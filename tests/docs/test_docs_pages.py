@@ -118,11 +118,16 @@ def test_every_message_says_what_was_expected_or_what_to_do():
 def test_messages_are_read_from_code(tmp_path, monkeypatch):
     (tmp_path / "room").mkdir()
     (tmp_path / "room" / "file.py").write_text(
-        "LIMIT = 'at most 3'\n"
+        "LIMIT, _MOST = 'at most 3', 1 << 4\n"
+        "Kind = Literal['map', 'mask']\n"
         "def check(key, value, names):\n"
         "    if value: raise ValueError(f'{key}={value!r}: expected {LIMIT}, found {len(names)} of {value.size}')\n"
         "    if names: raise _made(names)\n"
+        "    if key: raise ValueError(f'{key}: expected one of {\", \".join(get_args(Kind))}, found {value.min()}')\n"
+        "    if value < 1: raise ValueError(f'x: a must be at least 1 and b at most {_MOST} (off; 0), found {value}')\n"
         "    raise TypeError('a bug')\n"
+        "def own(names, key):\n"
+        "    for LIMIT in names: raise ValueError(f'expected {LIMIT}, found none. Write {key}=...')\n"
         "def _made(names):\n"
         "    return FileNotFoundError(f'no file {names[0]}; copy it again')\n",
         encoding="utf-8",
@@ -132,6 +137,13 @@ def test_messages_are_read_from_code(tmp_path, monkeypatch):
     assert [(one.place, one.text, one.remedy) for one in found] == [
         ("room/file.py: check", "<key>=<value>: expected at most 3, found <number of names> of <size>", "at most 3"),
         ("room/file.py: check", "no file <names>; copy it again", "copy it again"),
+        ("room/file.py: check", "<key>: expected one of map, mask, found <lowest>", "one of map, mask"),
+        (
+            "room/file.py: check",
+            "x: a must be at least 1 and b at most 16 (off; 0), found <value>",
+            "a must be at least 1 and b at most 16 (off; 0)",
+        ),
+        ("room/file.py: own", "expected <LIMIT>, found none. Write <key>=...", "Write <key>=..."),
     ]
 
 
