@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
 
 from e2net.arguments import output_folder
 from e2net.datasets import DenseData
@@ -21,7 +20,7 @@ from e2net.export.metadata import metadata_of
 from e2net.export.network import OnePass
 from e2net.export.parity import Parity, compare_runs
 from e2net.export.settings import ExportSettings
-from e2net.export.table import document, table
+from e2net.export.table import document, print_table
 from e2net.files import part_of, write_atomically
 from e2net.runs import build_data, compose_evaluation, load_model
 from e2net.runs.checkpoint import find_checkpoint, trained_with
@@ -183,7 +182,7 @@ def _report(job: ExportJob, file: Path, results: Sequence[Parity], costs: Sequen
     ending = settings.kind().beside
     beside = [] if ending is None else [file.with_name(file.stem + ending)]
     sizes = [weights, sum(one.stat().st_size for one in (file, *beside) if one.is_file())]
-    Console(highlight=False).print(table(file.name, results, sizes, costs, task))
+    print_table(file.name, results, sizes, costs, task)
     if costs:
         height, width = job.data.size
         threads = torch.get_num_threads()

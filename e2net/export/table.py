@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -13,8 +14,8 @@ from e2net.formats import printable
 from e2net.tasks.base import Task
 
 
-def table(name: str, results: Sequence[Parity], sizes: Sequence[int], costs: Sequence[Cost], task: Task) -> Table:
-    """A table for the terminal: a row each for a figure, a column each for the model and the file.
+def print_table(name: str, results: Sequence[Parity], sizes: Sequence[int], costs: Sequence[Cost], task: Task) -> None:
+    """Prints a table: a row each for a figure, a column each for the model and the file.
 
     Args:
         name: of the file.
@@ -36,7 +37,7 @@ def table(name: str, results: Sequence[Parity], sizes: Sequence[int], costs: Seq
             found.add_row(words, *(f"{getattr(cost, key):.0f}" for cost in costs))
         found.add_row("pictures a second", *(f"{cost.throughput:.1f}" for cost in costs))
         found.add_row("memory, MB", *("" if cost.memory is None else f"{cost.memory / 1e6:.0f}" for cost in costs))
-    return found
+    Console(highlight=False).print(found)
 
 
 def document(results: Sequence[Parity], sizes: Sequence[int], costs: Sequence[Cost]) -> dict[str, Any]:
