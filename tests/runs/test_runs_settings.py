@@ -5,7 +5,7 @@ import importlib
 import math
 
 import pytest
-from conftest import ROOT, mostly_slow
+from conftest import ROOT
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 
@@ -104,7 +104,7 @@ def _keys(config):
     return [key for key in flatten(config) if not key.startswith("optim.schedule")]  # that is ${schedule}
 
 
-@pytest.mark.parametrize("groups", mostly_slow([[], GROUPS]), ids=["default", "groups"])
+@pytest.mark.parametrize("groups", [[], GROUPS], ids=["default", "groups"])
 def test_every_wrong_value_of_every_key_is_one_line(groups):
     """For each key of conf/train.yaml, and of all groups with keys of their own."""
     config = resolve(_compose())
