@@ -77,7 +77,13 @@ FRAMEWORKS = {
     "jinja2": {"page/render.py"},
     "matplotlib": {"evaluation/plots.py"},
     "rich": {
-        *("check/report.py", "encoders/listing.py", "evaluation/breakdown.py", "evaluation/corruptions.py"),
+        *(
+            "check/report.py",
+            "export/table.py",
+            "encoders/listing.py",
+            "evaluation/breakdown.py",
+            "evaluation/corruptions.py",
+        ),
         "evaluation/report.py",
     },
 }

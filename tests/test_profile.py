@@ -145,6 +145,7 @@ def test_the_command_line(tmp_path, capsys):
     assert printed[-1].startswith("Bottleneck: ") and any(line.startswith("MFU ") for line in printed)
 
 
+@pytest.mark.slow
 def test_the_benchmark_and_the_python_api_need_no_hydra():
     code = (
         "import sys, runpy; sys.modules['hydra'] = sys.modules['omegaconf'] = None\n"

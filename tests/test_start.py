@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, mostly_slow
 from tiny import TINY
 
 # A home that is none, a narrow dumb terminal, and no UTF-8 anywhere.
@@ -48,7 +48,6 @@ def _start(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
 
 def test_some_of_each_kind_of_test_pass_in_a_hostile_environment(tmp_path):
     chosen = {
-        "encoders/test_encoders_listing.py": "is_listed",
         "training/test_training_run.py": "Ctrl-C",
         "predict/test_predict_settings.py": "settings",
         "test_profile.py": "table_fits or wrong_arguments",
@@ -61,7 +60,7 @@ def test_some_of_each_kind_of_test_pass_in_a_hostile_environment(tmp_path):
     assert found.returncode == 0, found.stdout[-3000:].decode(errors="replace")
 
 
-@pytest.mark.parametrize("program", ["train.py", "e2net.encoders", "e2net.check"])
+@pytest.mark.parametrize("program", mostly_slow(["train.py", "e2net.check", "e2net.encoders"], quick=(0, 1)))
 def test_a_program_ends_well_in_a_terminal_that_is_not_utf_8(tmp_path, program):
     if program == "train.py":
         found = _start(

@@ -20,7 +20,7 @@ from e2net.export.metadata import metadata_of
 from e2net.export.network import OnePass
 from e2net.export.parity import Parity, compare_runs
 from e2net.export.settings import ExportSettings
-from e2net.export.table import document, markdown
+from e2net.export.table import document, print_table
 from e2net.files import part_of, write_atomically
 from e2net.runs import build_data, compose_evaluation, load_model
 from e2net.runs.checkpoint import find_checkpoint, trained_with
@@ -182,10 +182,11 @@ def _report(job: ExportJob, file: Path, results: Sequence[Parity], costs: Sequen
     ending = settings.kind().beside
     beside = [] if ending is None else [file.with_name(file.stem + ending)]
     sizes = [weights, sum(one.stat().st_size for one in (file, *beside) if one.is_file())]
-    print(markdown(file.name, results, sizes, costs, task))
+    print_table(file.name, results, sizes, costs, task)
     if costs:
         height, width = job.data.size
-        print(f"{height}x{width}, {torch.get_num_threads()} threads; 8-bit instructions: {processor_instructions()}")
+        threads = torch.get_num_threads()
+        print(f"{height}x{width}, {threads} thread{'s'[: threads - 1]}; 8-bit instructions: {processor_instructions()}")
     difference, loss = settings.tolerances()
     faults = [fault for one in results for fault in one.faults(task, difference, loss)]
     if faults:

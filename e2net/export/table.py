@@ -3,13 +3,19 @@
 from collections.abc import Sequence
 from typing import Any
 
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
 from e2net.export.cost import Cost
 from e2net.export.parity import Parity
+from e2net.formats import printable
 from e2net.tasks.base import Task
 
 
-def markdown(name: str, results: Sequence[Parity], sizes: Sequence[int], costs: Sequence[Cost], task: Task) -> str:
-    """A table in Markdown: a row each for the model and the file.
+def print_table(name: str, results: Sequence[Parity], sizes: Sequence[int], costs: Sequence[Cost], task: Task) -> None:
+    """Prints a table: a row each for a figure, a column each for the model and the file.
 
     Args:
         name: of the file.
@@ -18,21 +24,20 @@ def markdown(name: str, results: Sequence[Parity], sizes: Sequence[int], costs: 
         costs: of the model and of the file; empty where they were not measured.
         task: whose scores these are.
     """
-    columns = task.paper_columns
-    head = ["", *(f"{r.name} {heading}" for r in results for _, _, heading in columns), "largest difference", "MB"]
-    rows = []
-    for i, row in enumerate(("PyTorch", name)):
-        scores = [r.reference if i == 0 else r.exported for r in results]
-        cells = [row, *(f"{one[key]:.4f}" for one in scores for key, _, _ in columns)]
-        cells.append("" if i == 0 else f"{max(r.difference for r in results):.1e}")
-        rows.append([*cells, f"{sizes[i] / 1e6:.1f}"])
+    found = Table("", "PyTorch", name, box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in found.columns[1:]:
+        column.justify = "right"
+    for r in results:
+        for key, _, heading in task.paper_columns:
+            found.add_row(Text(printable(f"{r.name} {heading}")), f"{r.reference[key]:.4f}", f"{r.exported[key]:.4f}")
+    found.add_row("largest difference of a map", "", f"{max(r.difference for r in results):.1e}", end_section=True)
+    found.add_row("size, MB", *(f"{size / 1e6:.1f}" for size in sizes))
     if costs:
-        head += ["ms p50", "ms p95", "pictures/s", "memory MB"]
-        for cells, cost in zip(rows, costs, strict=True):
-            memory = "" if cost.memory is None else f"{cost.memory / 1e6:.0f}"
-            cells += [f"{cost.p50:.0f}", f"{cost.p95:.0f}", f"{cost.throughput:.1f}", memory]
-    rule = ["---", *["---:"] * (len(head) - 1)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *rows))
+        for words, key in (("one picture, ms, median", "p50"), ("95 % within", "p95")):
+            found.add_row(words, *(f"{getattr(cost, key):.0f}" for cost in costs))
+        found.add_row("pictures a second", *(f"{cost.throughput:.1f}" for cost in costs))
+        found.add_row("memory, MB", *("" if cost.memory is None else f"{cost.memory / 1e6:.0f}" for cost in costs))
+    Console(highlight=False).print(found)
 
 
 def document(results: Sequence[Parity], sizes: Sequence[int], costs: Sequence[Cost]) -> dict[str, Any]:

@@ -146,7 +146,7 @@ def test_a_folder_without_labels(tmp_path, caplog):
     assert "| pictures | 12 |" in card and "| steps | 6 |" in card
 
 
-@pytest.mark.parametrize("tuning", ["lora", "explora", "partial"])
+@pytest.mark.parametrize("tuning", mostly_slow(["explora", "lora", "partial"]))
 def test_each_tuning_ends_in_a_plain_folder(tmp_path, tuning):
     job = small_job(tmp_path / "run", f"tuning={tuning}", "trainer.max_steps=3", "optim.lr=0.05")
     adapt(job)

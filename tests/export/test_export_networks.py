@@ -24,11 +24,11 @@ if not torch_suffices(torch.__version__):
 
 # Each encoder, decoder, neck, tuning and task once; all pairs by a command in docs/export.md.
 COVER = [
-    ("siglip", "dpt", "none", "frozen", "semantic"),
+    ("convnext", "linear"),
     ("dinov3", "e2net"),
     ("dinov2", "caem", "norm", "lora"),
     ("dinov2_registers", "upernet", "none", "adapter"),
-    ("convnext", "linear"),
+    ("siglip", "dpt", "none", "frozen", "semantic"),
     ("timm", "e2net_standard", "vitdet", "frozen", "depth"),
 ]
 

@@ -33,7 +33,7 @@ from e2net.metrics import (
 
 TOLERANCE = 1e-9
 # E2NET_FUZZ=5000 for more.
-many = settings(max_examples=int(os.environ.get("E2NET_FUZZ", "400")), deadline=None, derandomize=True)
+many = settings(max_examples=int(os.environ.get("E2NET_FUZZ", "200")), deadline=None, derandomize=True)
 PREDICTIONS = ("noise", "smooth", "binary", "constant", "zeros", "ones", "few", "half flat")
 MASKS = ("noise", "blob", "empty", "full", "pixel", "corner", "hole", "stripe")
 

@@ -74,7 +74,7 @@ def cases(draw):
     return level_map, mask, odd_map, odd_mask
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=150, deadline=None, derandomize=True)
 @given(cases())
 def test_scores_do_not_depend_on_memory(case):
     level_map, mask, odd_map, odd_mask = case

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 from apart import start
-from conftest import hf_model
+from conftest import hf_model, mostly_slow
 from small_recipes import one_of_each
 from tiny import tiny_config, tiny_job
 from torch import nn
-from two_processes import all_cases
+from two_processes import SPLIT, all_cases, split_cases
 
 from e2net.runs import build, compose_training
 from e2net.runs.checkpoint import load_model, read_checkpoint
@@ -23,7 +23,6 @@ from e2net.runs.config import check_training
 from e2net.training.strategies import FSDP, has_values, shards_on_cpus
 
 RECIPES = one_of_each()
-SPLIT = ("frozen", "full")
 splits = pytest.mark.skipif(not shards_on_cpus(), reason="this version of torch splits models on GPUs alone")
 
 
@@ -36,10 +35,21 @@ def out(tmp_path_factory):
     (folder / "encoder" / "preprocessor_config.json").write_text(json.dumps(means))
     for name in ("one", "two"):
         (folder / name).mkdir()
-    process = start(lambda: all_cases(folder))
+    _do(all_cases, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def split(out):
+    """The same folder, with what is slow."""
+    _do(split_cases, out)
+    return out
+
+
+def _do(cases, folder):
+    process = start(lambda: cases(folder))
     process.join(500)
     assert process.exitcode == 0, {log: log.read_text()[-1500:] for log in folder.glob("*/*.log")}
-    return folder
 
 
 def _found(out, name):
@@ -124,11 +134,19 @@ def _tensors(content, place=""):
         yield place, content
 
 
-@pytest.mark.parametrize(
-    "whole, ended", [("ddp_whole", "ddp_killed"), pytest.param("fsdp_whole", "fsdp_stopped", marks=splits)]
-)
-def test_a_run_that_went_on_equals_one_that_never_ended(out, whole, ended):
-    """To the last bit; one ended as its second process was killed, the other by Ctrl-C, and both as on two machines."""
+def test_a_run_that_went_on_equals_one_that_never_ended(out):
+    """To the last bit; it ended as its second process was killed, and went on as on two machines."""
+    _goes_on(out, "ddp_whole", "ddp_killed")
+
+
+@pytest.mark.slow
+@splits
+def test_a_split_run_that_went_on_equals_one_that_never_ended(split):
+    """This one ended by Ctrl-C."""
+    _goes_on(split, "fsdp_whole", "fsdp_stopped")
+
+
+def _goes_on(out, whole, ended):
     folders = [out / "two" / name for name in (whole, ended)]
     for name in ("best.ckpt", "last.ckpt"):
         contents = [torch.load(folder / "checkpoints" / name, weights_only=True) for folder in folders]
@@ -152,8 +170,9 @@ def test_a_torch_that_splits_on_gpus_alone_is_refused(out):
 
 
 @splits
-@pytest.mark.parametrize("tuning", SPLIT)
-def test_a_split_model_trains_as_copies_do(out, tuning):
+@pytest.mark.parametrize("tuning, place", mostly_slow([(SPLIT[0], "out"), (SPLIT[1], "split")]))
+def test_a_split_model_trains_as_copies_do(request, tuning, place):
+    out = request.getfixturevalue(place)
     for found in _found(out, tuning):
         ddp, fsdp = found["ddp"], found["fsdp"]
         assert len(ddp["losses"]) == 4
@@ -163,8 +182,9 @@ def test_a_split_model_trains_as_copies_do(out, tuning):
 
 
 @splits
-@pytest.mark.parametrize("tuning", SPLIT)
-def test_the_checkpoint_of_a_split_model_is_whole(out, tuning):
+@pytest.mark.parametrize("tuning, place", mostly_slow([(SPLIT[0], "out"), (SPLIT[1], "split")]))
+def test_the_checkpoint_of_a_split_model_is_whole(request, tuning, place):
+    out = request.getfixturevalue(place)
     ddp, fsdp = (out / "two" / f"{strategy}_{tuning}" for strategy in ("ddp", "fsdp"))
     (model, _), (other, _) = (load_model(folder) for folder in (fsdp, ddp))
     for (name, value), expected in zip(other.state_dict().items(), model.state_dict().values(), strict=True):

@@ -46,7 +46,7 @@ def _prepare(folder, *overrides):
 
 
 @pytest.mark.parametrize(
-    "tuning", mostly_slow([Adapters, Frozen, Full, partial(Full, gradient_checkpointing=True), LoRA])
+    "tuning", mostly_slow([Adapters, Frozen, Full, partial(Full, gradient_checkpointing=True), LoRA], quick=())
 )
 def test_compiled_models_compute_the_same_under_the_same_names(tuning):
     # The large decoder once: it takes most of the time, and has no part in the tuning.
