@@ -85,9 +85,7 @@ def _check_port(settings: DemoSettings) -> None:
         with socket.create_server((settings.host, settings.port)):
             pass
     except OSError as error:
-        raise ValueError(
-            f"host={settings.host} port={settings.port}: cannot listen there ({error}); give another port"
-        ) from None
+        raise ValueError(f"host={settings.host} port={settings.port}: cannot listen there ({error})") from None
 
 
 if __name__ == "__main__":
