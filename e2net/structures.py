@@ -125,7 +125,8 @@ class Output(NamedTuple):
     """What a decoder says about one batch, before any activation.
 
     Attributes:
-        prediction: (B, K, H, W), at the image's size; K is the task's ``out_channels``.
+        prediction: (B, K, H, W), at the image's size; K is the task's ``out_channels``, or what its ``convert`` makes
+            of them.
         auxiliary: by name, further maps for the loss alone, (B, K, h_i, w_i) each; empty where a decoder has none.
     """
 

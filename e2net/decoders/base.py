@@ -21,7 +21,10 @@ class Decoder(nn.Module):
     convert: Callable[[Tensor], Tensor] | None = None
 
     def forward(self, features: Sequence[Tensor], image_size: Sequence[int]) -> Output:
-        """F1..F4 (B, D_i, h_i, w_i) -> prediction (B, out_channels, H, W) at the image's size, without activation."""
+        """F1..F4 (B, D_i, h_i, w_i) -> prediction (B, K, H, W) at the image's size, without activation.
+
+        K is ``out_channels``, or what :meth:`converted` makes of them.
+        """
         raise NotImplementedError
 
     def leave_out(self, auxiliary: Collection[str]) -> None:

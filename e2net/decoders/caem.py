@@ -94,7 +94,7 @@ class CAEMDecoder(Decoder):
         self.head = nn.Sequential(nn.BatchNorm2d(width), nn.ReLU(inplace=True), nn.Conv2d(width, out_channels, 1))
 
     def forward(self, features: Sequence[Tensor], image_size: Sequence[int]) -> Output:
-        """F1..F4 (B, D_i, h_i, w_i) -> logits (B, out_channels, H, W) at the image's size."""
+        """F1..F4 (B, D_i, h_i, w_i) -> the prediction, see :class:`Decoder`."""
         maps = self.caem(features, image_size)
         size = maps[0].shape[-2:]
         fused = add(convolve(conv, g, size) for conv, g in zip(self.convs, maps, strict=True))

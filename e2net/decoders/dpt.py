@@ -59,7 +59,7 @@ class DPTDecoder(Decoder):
         self.head = nn.Sequential(conv_bn(width, width, 3), nn.Conv2d(width, out_channels, 1))
 
     def forward(self, features: Sequence[Tensor], image_size: Sequence[int]) -> Output:
-        """F1..F4 (B, D_i, h_i, w_i), the image's (H, W) -> logits (B, out_channels, H, W)."""
+        """F1..F4 (B, D_i, h_i, w_i), the image's (H, W) -> the prediction, see :class:`Decoder`."""
         maps = [conv(f) for conv, f in zip(self.project, features, strict=True)]
         sizes = self.pyramid.sizes(*image_size)
         x = self.fuse[-1](resize(maps[-1], sizes[-1]))

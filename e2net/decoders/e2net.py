@@ -167,7 +167,7 @@ class E2NetDecoder(Decoder):
         self.cfzm.heads.requires_grad_(self._refine)
 
     def forward(self, features: Sequence[Tensor], image_size: Sequence[int]) -> Output:
-        """F1..F4 (B, D_i, h_i, w_i), the image's (H, W) -> logits at the image's size, coarse and refined logits."""
+        """F1..F4 (B, D_i, h_i, w_i), the image's (H, W) -> the prediction, coarse and refined maps."""
         maps = self.caem(features, image_size)
         searched, coarse = self.lfsm(maps[-1])
         zoomed, refined = self.cfzm([*maps[:-1], searched], coarse, self._refine)

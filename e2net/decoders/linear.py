@@ -43,7 +43,7 @@ class LinearDecoder(Decoder):
         self.probes = nn.ModuleList(nn.Sequential(nn.BatchNorm2d(c), nn.Conv2d(c, out_channels, 1)) for c in chosen)
 
     def forward(self, features: Sequence[Tensor], image_size: Sequence[int]) -> Output:
-        """F1..F4 (B, D_i, h_i, w_i) -> logits (B, out_channels, H, W) at the image's size."""
+        """F1..F4 (B, D_i, h_i, w_i) -> the prediction, see :class:`Decoder`."""
         features = features[-1:] if self.last_only else features
         finest = max((f.shape[-2:] for f in features), key=lambda size: size[0] * size[1])
         logits = []

@@ -104,7 +104,7 @@ class UPerNetDecoder(Decoder):
         self.head = nn.Sequential(nn.BatchNorm2d(width), nn.ReLU(inplace=True), nn.Conv2d(width, out_channels, 1))
 
     def forward(self, features: Sequence[Tensor], image_size: Sequence[int]) -> Output:
-        """F1..F4 (B, D_i, h_i, w_i), the image's (H, W) -> logits (B, out_channels, H, W)."""
+        """F1..F4 (B, D_i, h_i, w_i), the image's (H, W) -> the prediction, see :class:`Decoder`."""
         maps = [conv(f) for conv, f in zip(self.lateral, features, strict=True)]
         sizes = self.pyramid.sizes(*image_size)
         tops = [self.pool(resize(maps[-1], sizes[-1]))]  # P4, P3, P2
