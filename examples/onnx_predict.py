@@ -12,7 +12,7 @@ import onnxruntime
 
 
 def main(file, picture, output, size=None):
-    """Reads, resizes, predicts, writes: a probability as 0 to 255, classes by number, depth in task.result_scale."""
+    """Reads, resizes, predicts, writes: a probability as 0 to 255, labels, depth in task.result_scale."""
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     about = session.get_modelmeta().custom_metadata_map
     step, sides = int(about["size_multiple"]), int(size) if size else json.loads(about["size"])
@@ -29,14 +29,17 @@ def main(file, picture, output, size=None):
 
     (maps,) = session.run(None, {"image": np.ascontiguousarray(inputs)})
     values = cv2.resize(maps[0].transpose(1, 2, 0), (w, h), interpolation=cv2.INTER_LINEAR)
+    task = json.loads(about["task_settings"])
     if about["task"] == "semantic":
-        result = values.argmax(2).astype(np.uint8 if values.shape[2] <= 256 else np.uint16)
+        first = task.get("first_label", 0)
+        result = (values.argmax(2) + first).astype(np.uint8 if first + values.shape[2] <= 256 else np.uint16)
     elif about["task"] == "depth":
-        metres = json.loads(about["task_settings"]).get("result_scale", 0.001)  # of one unit; 0 would be unknown
-        result = np.rint(values / metres).clip(1, 65535).astype(np.uint16)
+        units = np.rint(values / task.get("result_scale", 0.001))
+        result = units.clip(1, 65535).astype(np.uint16)  # 0 would be unknown
     else:
         result = np.rint(values * 255).astype(np.uint8)
-    cv2.imwrite(output, result)
+    if not cv2.imwrite(output, result):
+        raise SystemExit(f"{output}: cannot be written; is its folder there?")
     print(f"{output}: task {about['task']}, looked at as {width}x{height}")
 
 

@@ -102,8 +102,9 @@ class ExportSettings:
                 raise ValueError(f"{key}={value}: expected from {low} to {high:g}")
         if self.sharpen is not None and not 0 < self.sharpen <= 100:
             raise ValueError(f"sharpen={self.sharpen}: expected a factor above 0 and at most 100")
-        if self.calibration is not None and self.precision != "int8":
-            raise ValueError("calibration=... is for precision=int8; leave it out")
+        for key in ("calibration", "calibration_pictures"):
+            if self.precision != "int8" and getattr(self, key) != getattr(type(self), key):  # its default
+                raise ValueError(f"{key}=... is for precision=int8; leave it out")
         _check_size(self.size)
 
     def kind(self) -> Format:

@@ -3,6 +3,7 @@
 import json
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
 import types
@@ -124,13 +125,13 @@ def test_the_example_predicts_as_the_model_does(run, exported, tmp_path):
     np.testing.assert_allclose(found / 255, expected, atol=0.6 / 255)
 
 
-@pytest.mark.parametrize("task", [Depth(maximum=80.0, result_scale=1 / 256), Semantic(classes=300)])
+@pytest.mark.parametrize("task", [Depth(maximum=80.0, result_scale=1 / 256), Semantic(classes=300, first_label=1)])
 def test_the_example_writes_what_the_task_does(tmp_path, monkeypatch, task):
     """At the one size that the file has: depths beyond 65 m, and more classes than a byte holds."""
     file, sizes = ROOT / "tests" / "runs" / "old" / "format_1_depth.ckpt", []
     model, config = load_model(file)
     model.task = task
-    config["task"] = {"_target_": "x", **({"result_scale": 1 / 256} if task.name == "depth" else {})}
+    config["task"] = {"_target_": "x", **({"result_scale": 1 / 256} if task.name == "depth" else {"first_label": 1})}
     about = metadata_of(network.OnePass(model), config, "", (32, 48))
     maps = np.full((1, task.out_channels, 32, 48), 79.3, np.float32)
     maps[:, -1] += 0.25
@@ -150,9 +151,12 @@ def test_the_example_writes_what_the_task_does(tmp_path, monkeypatch, task):
     cv2.imwrite(str(tmp_path / "in.png"), np.zeros((70, 90, 3), np.uint8))
     example = runpy.run_path(str(ROOT / "examples" / "onnx_predict.py"))
     example["main"]("model.onnx", str(tmp_path / "in.png"), str(tmp_path / "out.png"))
-    expected = task.to_file(task.finish(torch.from_numpy(maps[0]), (70, 90)))
-    assert sizes == [(1, 3, 32, 48)] and len(np.unique(expected)) == 1
+    task.write(tmp_path / "expected.png", task.to_file(task.finish(torch.from_numpy(maps[0]), (70, 90))))
+    expected = cv2.imread(str(tmp_path / "expected.png"), cv2.IMREAD_UNCHANGED)
+    assert sizes == [(1, 3, 32, 48)] and expected.min() == expected.max() > 256
     np.testing.assert_array_equal(cv2.imread(str(tmp_path / "out.png"), cv2.IMREAD_UNCHANGED), expected)
+    with pytest.raises(SystemExit, match="cannot be written"):
+        example["main"]("model.onnx", str(tmp_path / "in.png"), str(tmp_path / "nowhere" / "out.png"))
 
 
 def test_8_bits_are_calibrated_on_training_pictures(run, tmp_path, capsys):
@@ -223,6 +227,17 @@ def test_nothing_is_kept_of_a_file_that_differs(run, tmp_path, capsys, monkeypat
     assert not (tmp_path / "new").exists()
 
 
+def test_nothing_is_left_of_an_export_that_sigterm_ends(run, tmp_path, capsys, monkeypatch):
+    given = [f"ckpt={run}", f"output={tmp_path / 'new'}", "format=safetensors", "measure=false"]
+    monkeypatch.setattr(job, "_open", lambda *_: signal.raise_signal(signal.SIGTERM))
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        assert main(given) == 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert "nothing was kept" in capsys.readouterr().err and list(tmp_path.iterdir()) == []
+
+
 def test_the_model_itself_stays_as_it_was(run):
     model, _ = load_model(run)
     half = network.OnePass(model, dtype=torch.float16)
@@ -251,6 +266,7 @@ def test_somebody_else_s_file_is_not_replaced(run, tmp_path, capsys):
         (["size=[32]"], "expected pixels a side or"),
         (["pictures=0"], "pictures=0: expected from 1"),
         (["calibration=DIR"], "calibration=... is for precision=int8"),
+        (["calibration_pictures=8", "precision=fp16"], "calibration_pictures=... is for precision=int8"),
     ],
 )
 def test_wrong_settings_are_told_at_once(given, message):
