@@ -8,6 +8,7 @@ import difflib
 import io
 import math
 import os
+import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import MISSING, fields
@@ -128,6 +129,19 @@ def check_folder(key: str, folder: Path) -> None:
     found = next(p for p in (folder, *folder.parents) if p.exists())
     if not found.is_dir():
         raise ValueError(f"{key}={folder}: expected a folder or a free name, found a file: {found}")
+
+
+def check_port(host: str, port: int) -> None:
+    """Makes sure that this machine can listen at an address, before a model is loaded.
+
+    Raises:
+        ValueError: it has no such address, or somebody listens there already.
+    """
+    try:
+        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
+            pass
+    except OSError as error:
+        raise ValueError(f"host={host} port={port}: cannot listen there ({error})") from None
 
 
 def output_folder(given: str | None, program: str) -> Path:

@@ -1,6 +1,6 @@
 """Predicts a picture's map with a file of ``python -m e2net.export``; needs numpy, OpenCV and onnxruntime alone.
 
-python onnx_predict.py model.onnx frog.jpg frog_map.png [SIZE]
+python onnx_predict.py model.onnx frog.jpg frog_map.png [SIZE]; a file of one size alone looks at that one.
 """
 
 import json
@@ -12,12 +12,11 @@ import onnxruntime
 
 
 def main(file, picture, output, size=None):
-    """Reads, resizes, predicts, writes: a probability as 0 to 255, classes by number, depth in millimetres."""
+    """Reads, resizes, predicts, writes: a probability as 0 to 255, labels, depth in task.result_scale."""
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     about = session.get_modelmeta().custom_metadata_map
-    step, trained = int(about["size_multiple"]), json.loads(about["size"])
-    sides = [int(size)] * 2 if size else trained if isinstance(trained, list) else [trained] * 2
-    height, width = (max(1, round(side / step)) * step for side in sides)
+    step, sides = int(about["size_multiple"]), int(size) if size else json.loads(about["size"])
+    height, width = (max(1, round(side / step)) * step for side in (sides if isinstance(sides, list) else [sides] * 2))
 
     image = cv2.imread(picture)
     if image is None:
@@ -30,12 +29,17 @@ def main(file, picture, output, size=None):
 
     (maps,) = session.run(None, {"image": np.ascontiguousarray(inputs)})
     values = cv2.resize(maps[0].transpose(1, 2, 0), (w, h), interpolation=cv2.INTER_LINEAR)
+    task = json.loads(about["task_settings"])
     if about["task"] == "semantic":
-        result = values.argmax(2).astype(np.uint8)
+        first = task.get("first_label", 0)
+        result = (values.argmax(2) + first).astype(np.uint8 if first + values.shape[2] <= 256 else np.uint16)
+    elif about["task"] == "depth":
+        units = np.rint(values / task.get("result_scale", 0.001))
+        result = units.clip(1, 65535).astype(np.uint16)  # 0 would be unknown
     else:
-        largest, kind = (1000, np.uint16) if about["task"] == "depth" else (255, np.uint8)
-        result = np.rint(values * largest).astype(kind)
-    cv2.imwrite(output, result)
+        result = np.rint(values * 255).astype(np.uint8)
+    if not cv2.imwrite(output, result):
+        raise SystemExit(f"{output}: cannot be written; is its folder there?")
     print(f"{output}: task {about['task']}, looked at as {width}x{height}")
 
 

@@ -43,7 +43,7 @@ ALLOWED = {
         "datasets": "files formats lock processes structures tasks",
         "model": "structures encoders decoders tasks",
         "speed": "model processes",
-        "hub": "model runs",
+        "hub": "encoders model runs",
         "runs": "files formats installation lock processes structures tasks datasets model",
         "evaluation": "drawing files formats page processes progress structures metrics tasks datasets model speed "
         "runs",

@@ -3,13 +3,12 @@
 import contextlib
 import os
 import signal
-import socket
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from e2net.arguments import help_text, print_anywhere, read_settings
+from e2net.arguments import check_port, help_text, print_anywhere, read_settings
 from e2net.demo.settings import USAGE, DemoSettings
 
 
@@ -32,7 +31,7 @@ def main(arguments: Sequence[str]) -> int:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         settings = read_settings(DemoSettings, arguments)
-        _check_port(settings)
+        check_port(settings.host, settings.port)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -77,15 +76,6 @@ def silence_gradio(place: Path, host: str) -> None:
     # It asks itself whether it is there, which no proxy can answer.
     for key in ("NO_PROXY", "no_proxy"):
         os.environ[key] = ",".join(filter(None, (os.environ.get(key), "localhost", "127.0.0.1", host)))
-
-
-def _check_port(settings: DemoSettings) -> None:
-    """Raises ValueError if nobody can listen there."""
-    try:
-        with socket.create_server((settings.host, settings.port)):
-            pass
-    except OSError as error:
-        raise ValueError(f"host={settings.host} port={settings.port}: cannot listen there ({error})") from None
 
 
 if __name__ == "__main__":

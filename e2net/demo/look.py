@@ -182,7 +182,7 @@ def _look_at_picture(file: Path, models: Sequence[Model], limits: Limits, progre
     features: list[Picture | None] = []
     for k, model in enumerate(models):
         progress(k, len(models))
-        predictions.append([model.segmenter.predict(image)])
+        predictions.append([_of(image, model.segmenter.predict(image))])
         features.append(model.see(image) if model.features else None)
     return Look(file.name, predictions, features, shrunk(image, SMALL))
 
@@ -211,10 +211,15 @@ def _look_at_film(file: Path, models: Sequence[Model], limits: Limits, progress:
         for found in model.segmenter.stream(frames, _BATCH):
             if isinstance(found, Failure):
                 raise found.error
-            many.append(found)
+            many.append(_of(frames[len(many)], found))
             progress(len(predictions) * len(frames) + len(many), steps)
         predictions.append(many)
     return Look(file.name, predictions, [None] * len(models), shrunk(frames[0], SMALL), reader.rate, tuple(notes))
+
+
+def _of(image: Picture, found: Prediction) -> Prediction:
+    """The same with a picture that others have too: a prediction has a copy of its own."""
+    return dataclasses.replace(found, image=image)
 
 
 class Kept:

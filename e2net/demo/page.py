@@ -323,10 +323,11 @@ def _choice(label: str, pictures: Sequence[Any], name: str) -> gr.Gallery:
 
 def _slider(first: float | None) -> gr.Slider:
     """One for all models."""
+    value = first or THRESHOLD
     return gr.Slider(
-        0.01,
-        0.99,
-        first or THRESHOLD,
+        min(0.01, value),  # beyond its ends Gradio refuses every request
+        max(0.99, value),
+        value,
         step=0.01,
         label="Threshold",
         info="Above this probability a pixel belongs to an object",

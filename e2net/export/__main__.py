@@ -1,6 +1,7 @@
 """Exports a trained model. See ``python -m e2net.export --help``."""
 
 import logging
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -25,6 +26,8 @@ def main(arguments: Sequence[str]) -> int:
     from e2net.export.job import DifferentError, export, prepare_export  # noqa: PLC0415
     from e2net.runs import user_errors  # noqa: PLC0415
 
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # what is half written goes then too
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     # What the exporters say to their own authors.
     for name in ("torch.onnx", "onnxscript", "onnx_ir", "root"):
         logging.getLogger(name).setLevel(logging.ERROR)

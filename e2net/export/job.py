@@ -101,7 +101,8 @@ def export(job: ExportJob) -> Path:
     """
     threads = job.settings.threads or torch.get_num_threads()
     torch.set_num_threads(threads)
-    claim(job.output, job.patterns())
+    made = not job.output.exists()
+    job.output.mkdir(parents=True, exist_ok=True)
     folder = part_of(job.output / "model")
     folder.mkdir()
     try:
@@ -109,10 +110,14 @@ def export(job: ExportJob) -> Path:
         run = _open(job, file, threads)
         results = _compared(job, run)
         _report(job, file, results, _costs(job, file, run, threads))
+        check_free("output", job.output, job.patterns())  # again: what has come meanwhile is somebody else's
+        claim(job.output, job.patterns())
         for one in sorted(folder.iterdir(), key=lambda path: path.suffix == ".json"):
             one.replace(job.output / one.name)
     finally:
         shutil.rmtree(folder)
+        if made and not any(job.output.iterdir()):
+            job.output.rmdir()
     return job.output / file.name
 
 

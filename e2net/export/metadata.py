@@ -39,7 +39,7 @@ def metadata_of(
         "output": "map: (batch, channels, height, width) float32, what the task averages; activated inside",
         "channels": task.out_channels,
         "size_multiple": step,
-        "size": trained_with(dict(config), "size"),
+        "size": trained_with(dict(config), "size") if size is None else list(size),
         "mean": encoder.mean.flatten().tolist(),
         "std": encoder.std.flatten().tolist(),
         "sharpen": network.sharpen,

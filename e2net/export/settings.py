@@ -32,6 +32,8 @@ Exit status: 0 written, 1 the file differed and was not kept, 2 a setting, a fil
 
 # With 2.6 ONNX of a size left open fails, and torch.export fixes the number of pictures.
 OLDEST_TORCH = (2, 14)
+# The packages of the extra "export".
+_EXTRA = frozenset({"onnx", "onnxscript", "onnxruntime"})
 # By precision: the largest difference of a map, of the map's range or of 1, and the largest loss of the task's score.
 TOLERANCES: dict[str, tuple[float | None, float]] = {"fp32": (1e-3, 1e-3), "fp16": (0.05, 2e-3), "int8": (None, 5e-3)}
 
@@ -100,8 +102,9 @@ class ExportSettings:
                 raise ValueError(f"{key}={value}: expected from {low} to {high:g}")
         if self.sharpen is not None and not 0 < self.sharpen <= 100:
             raise ValueError(f"sharpen={self.sharpen}: expected a factor above 0 and at most 100")
-        if self.calibration is not None and self.precision != "int8":
-            raise ValueError("calibration=... is for precision=int8; leave it out")
+        for key in ("calibration", "calibration_pictures"):
+            if self.precision != "int8" and getattr(self, key) != getattr(type(self), key):  # its default
+                raise ValueError(f"{key}=... is for precision=int8; leave it out")
         _check_size(self.size)
 
     def kind(self) -> Format:
@@ -134,9 +137,11 @@ class ExportSettings:
         needed = (*kind.needs, *(["onnxruntime"] if self.precision == "int8" else []))
         missing = [name for name in needed if importlib.util.find_spec(name) is None]
         if missing:
+            extra = ["'e2net[export]'"] if not _EXTRA.isdisjoint(missing) else []
+            names = " ".join([*extra, *(name for name in missing if name not in _EXTRA)])
             raise ValueError(
                 f"format={self.format}: expected the packages {', '.join(needed)}, found no {', '.join(missing)}; "
-                "install them by: pip install 'e2net[export]'"
+                f"install them by: pip install {names}"
             )
         found = importlib.metadata.version("torch")
         if kind.traced and not torch_suffices(found):

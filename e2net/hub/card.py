@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from e2net.encoders.hub import is_hub_id
 from e2net.model import DenseModel
 from e2net.runs.cards import cell
 
@@ -65,7 +66,8 @@ def _head(model: DenseModel, entry: Mapping[str, Any]) -> str:
         "tags": ["e2net", model.task.name],
     }
     path = _encoder_path(entry)
-    if path is not None and path.count("/") == 1:  # one of the Hub's; of a folder on a machine there is but the name
+    folder = entry["config"]["encoder"].get("checkpoint_dir") or "checkpoint"
+    if path is not None and is_hub_id(path, folder):  # not a folder on somebody's machine
         head["base_model"] = path
     licence = licence_of(path)
     if licence is not None and _is_whole(entry):

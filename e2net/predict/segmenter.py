@@ -23,6 +23,7 @@ from e2net.model import DenseModel
 from e2net.pictures import FAULTS, Picture, check_many, decode, is_picture, take
 from e2net.predict.result import Prediction
 from e2net.predict.settings import AUTO, LARGEST, THRESHOLD, check_value
+from e2net.runs.about import ABOUT
 from e2net.runs.checkpoint import KEY, find_checkpoint, model_of, read_checkpoint, trained_with
 from e2net.speed import AUTOCAST, choose_device
 
@@ -109,7 +110,7 @@ class Segmenter:
 
     Attributes:
         checkpoint: the file that it was loaded from; None of a model that was made otherwise.
-        content: what that held, less the tensors.
+        content: what that says of the model and its training, plain values.
 
     Raises:
         ValueError: the size does not suit the encoder, the device or precision is not to be had, or the task has no
@@ -430,7 +431,8 @@ def load(
     size = trained_with(config, "size") if size is None else size
     first = THRESHOLD if isinstance(threshold, str) else float(threshold)
     segmenter = Segmenter(model, size, device, predictor, precision, first)
-    segmenter.checkpoint, segmenter.content = file, {k: v for k, v in content.items() if k != "state_dict"}
+    # Nothing else: a training leaves tensors in many places, of its optimiser, of an average and what not.
+    segmenter.checkpoint, segmenter.content = file, {k: v for k, v in content.items() if k in (KEY, ABOUT)}
     if threshold == AUTO:
         segmenter.threshold = stored_threshold(segmenter)
     return segmenter

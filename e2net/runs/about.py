@@ -13,7 +13,7 @@ from e2net.runs.provenance import file_hash
 # The key under which a saved model's config.json holds it.
 ABOUT = "about"
 # Of a path of this machine, all but its last part.
-_PLACE = re.compile(r"(?:^|(?<=[=\[,'\"( ]))(?:[A-Za-z]:)?[\\/](?:[^'\",\[\]\\/=]+[\\/])*(?=[^'\",\[\]\\/=])")
+_PLACE = re.compile(r"(?:^|(?<=[=:\[,'\"( ]))(?:[A-Za-z]:)?[\\/](?:[^'\",\[\]\\/=]+[\\/])*(?=[^'\",\[\]\\/=])")
 
 
 def about_of(content: Mapping[str, Any], file: Path) -> dict[str, Any]:
@@ -37,7 +37,8 @@ def about_of(content: Mapping[str, Any], file: Path) -> dict[str, Any]:
     environment = _json(run / ENVIRONMENT)
     if isinstance(environment.get("command"), str):
         about["command"] = _as_program(environment["command"])
-    about |= {key: environment[key] for key in ("started", "git", "packages", "device") if key in environment}
+    told = {key: environment[key] for key in ("started", "git", "packages", "device") if key in environment}
+    about |= without_places(told)  # where git gives no commit it may say of which folder
     scores = _json(run / f"{TEST_SCORES}.json")
     if scores and scores.get("checkpoint_sha256") == file_hash(file):
         about["protocol"] = scores["protocol"]

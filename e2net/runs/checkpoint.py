@@ -292,7 +292,8 @@ def model_of(content: dict[str, Any], path: str | Path, encoder_path: str | None
             raise ValueError(
                 "encoder_path is given, but this checkpoint's encoder was not loaded from files; leave it out"
             )
-        config["encoder"]["path"] = encoder_path
+        # Not in the content: the config says where the encoder is published, and stays that of the training.
+        config = {**config, "encoder": {**config["encoder"], "path": encoder_path}}
     described = encoder_path is None and content[KEY]["backbone"] is not None
     model = build_model({**config, "encoder": _without_files(content[KEY])} if described else config)
     restore(model, content)

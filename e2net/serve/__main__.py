@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from e2net.arguments import help_text, print_anywhere, read_settings
+from e2net.arguments import check_port, help_text, print_anywhere, read_settings
 from e2net.serve.settings import USAGE, ServeSettings
 
 
@@ -15,13 +15,14 @@ def main(arguments: Sequence[str]) -> int:
         arguments: of the command line, without the program's name.
 
     Returns:
-        The exit status: 0 ended, 2 a wrong setting or input.
+        The exit status: 0 ended, 2 a wrong setting or input, or an address at which nobody can listen.
     """
     if not arguments or {"-h", "--help"} & set(arguments):
         print(help_text(ServeSettings, USAGE))
         return 0 if arguments else 2
     try:
         settings = read_settings(ServeSettings, arguments)
+        check_port(settings.host, settings.port)
         import uvicorn  # noqa: PLC0415 - of an extra
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -45,7 +46,9 @@ def main(arguments: Sequence[str]) -> int:
     else:
         del model
         to_environment(settings)
-        uvicorn.run("e2net.serve.app:from_environment", factory=True, workers=settings.workers, **options)
+        # A worker that imports libraries, or is busy, may not say that it lives: after five seconds it would be killed.
+        options |= {"workers": settings.workers, "timeout_worker_healthcheck": settings.timeout}
+        uvicorn.run("e2net.serve.app:from_environment", factory=True, **options)
     return 0
 
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from starlette.requests import ClientDisconnect
 
 from e2net.predict.result import Prediction
 from e2net.predict.segmenter import Segmenter, load
@@ -93,10 +94,14 @@ def make_app(model: Segmenter, settings: ServeSettings) -> FastAPI:
     @app.middleware("http")
     async def measured(request: Request, call: Any) -> Response:
         start = time.perf_counter()
-        response: Response = await call(request)
-        if request.url.path == "/predict":
-            metrics.add(response.status_code, time.perf_counter() - start)
-        return response
+        status = 500  # where an error comes instead of an answer
+        try:
+            response: Response = await call(request)
+            status = response.status_code
+            return response
+        finally:
+            if request.url.path == "/predict":
+                metrics.add(status, time.perf_counter() - start)
 
     @app.get("/health")
     async def health() -> Response:
@@ -124,6 +129,8 @@ def make_app(model: Segmenter, settings: ServeSettings) -> FastAPI:
             raise HTTPException(
                 503, f"{settings.queue} pictures wait already; try later", {"Retry-After": "1"}
             ) from None
+        except ClientDisconnect:  # nobody reads this but the metrics
+            raise HTTPException(400, "expected the rest of the file, found that the client has gone") from None
         except PictureError as error:
             raise HTTPException(400, f"expected the bytes of a picture's file, found what is none: {error}") from None
 

@@ -93,12 +93,21 @@ class Batcher:
         self.pictures += len(batch)
         try:
             found = list(self.model.stream([one.data for one in batch], self._batch_size, threads=self._threads))
-        except Exception as error:  # whatever it is, those who wait are told, and the next batch may be a better one
-            for one in batch:
-                one.result.set_exception(error)
+        except Exception as error:  # whatever it is, who waits is told, and the next one may be a better one
+            if len(batch) == 1:
+                batch[0].result.set_exception(error)
+            else:  # one picture's fault is not the others'
+                for one in batch:
+                    self._predict([one])
             return
         for one, result in zip(batch, found, strict=True):
             if isinstance(result, Failure):
-                one.result.set_exception(PictureError(str(result.error)))
+                one.result.set_exception(_fault(result.error))
             else:
                 one.result.set_result(result)
+
+
+def _fault(error: Exception) -> Exception:
+    """Whose fault it is that a picture could not be read: its own, or that of this machine, whose disk is full, say."""
+    ours = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None)
+    return error if ours else PictureError(str(error))

@@ -28,8 +28,9 @@ Answers pictures with their maps over HTTP: an extra, pip install "e2net[serve]"
   GET  /metrics   counts and times in Prometheus' text format, of the worker that is asked
 
 Requests that come while others are computed go through the network together. 400: no readable picture; 413: it is too
-large; 422: an unknown format; 503: too many are waiting; 504: it took too long. SIGTERM: what has come is answered,
-then it ends. Whoever can reach the port can use it, so by default only this machine can.
+large; 422: an unknown format; 500: an error of the model or of this machine; 503: too many are waiting; 504: it took
+too long. SIGTERM: what has come is answered, then it ends. Whoever can reach the port can use it, so by default only
+this machine can.
 """
 # Of the settings that are whole numbers.
 _RANGES = {"port": (1, 65535), "workers": (1, 64), "queue": (1, 65536), "max_mb": (1, 1024), "timeout": (1, 3600)}

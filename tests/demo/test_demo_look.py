@@ -81,6 +81,7 @@ def test_a_picture_is_what_the_models_say_of_it(models, picture):
     parts = [np.asarray(part) for part in (one.predictions[0][0].image, one.small, *one.features[:2])]
     parts += [np.asarray(found.result) for (found,) in one.predictions]
     assert one.nbytes == sum(part.nbytes for part in parts)
+    assert len({id(found.image) for (found,) in one.predictions}) == 1
 
 
 def test_features_are_those_of_the_network_on_its_own_input(models, picture):
@@ -108,6 +109,8 @@ def test_a_film_is_cut_and_scaled_down_and_says_so(models, film, tmp_path):
     assert one.notes == ("the first 5 of 7 frames (0.5 s) are shown", f"scaled down to {FRAME} pixels a side")
     assert steps == sorted(steps) and steps[-1] == 1
     assert one.predictions[0][0].image.shape == (FRAME // 2, FRAME, 3)
+    # One picture for all models, as its memory is counted.
+    assert all(a.image is b.image is c.image for a, b, c in zip(*one.predictions, strict=True))
     assert one.rate is not None
     for many in one.predictions:
         reader = FilmReader(film_of(many, "overlay", one.rate, tmp_path / "x.webm"))

@@ -336,6 +336,14 @@ def test_files_that_came_and_were_made_are_deleted_when_they_are_old(visitor, pa
     assert len(made) == len(left) == 6 and {file.suffix for file in left} == {".webp"}  # the examples
 
 
+@pytest.mark.parametrize("first", [0.003, 0.5, 0.998])
+def test_the_slider_takes_every_first_threshold(page, first):
+    from e2net.demo.page import _slider  # noqa: PLC0415
+
+    slider = _slider(first)
+    assert slider.preprocess(slider.value) == first
+
+
 def test_the_program_ends_well_and_leaves_nothing(environment, monkeypatch, capsys):
     """As SIGTERM ends it, while it waits for that."""
     port, places = free_port(), []

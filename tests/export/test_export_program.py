@@ -1,9 +1,12 @@
 """The program from end to end, with a tiny trained model."""
 
 import json
+import runpy
 import shutil
+import signal
 import subprocess
 import sys
+import types
 
 import cv2
 import numpy as np
@@ -17,11 +20,11 @@ from e2net.arguments import read_settings
 from e2net.export import job, network, onnx_file
 from e2net.export import settings as export_settings
 from e2net.export.__main__ import main
-from e2net.export.metadata import licence_words
+from e2net.export.metadata import licence_words, metadata_of
 from e2net.export.parity import Parity
 from e2net.export.settings import ExportSettings, torch_suffices
 from e2net.runs import compose_training, load_model
-from e2net.tasks import Camouflage, Depth
+from e2net.tasks import Camouflage, Depth, Semantic
 from e2net.training import prepare_training, train
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="an extra: pip install 'e2net[export]'")
@@ -122,6 +125,40 @@ def test_the_example_predicts_as_the_model_does(run, exported, tmp_path):
     np.testing.assert_allclose(found / 255, expected, atol=0.6 / 255)
 
 
+@pytest.mark.parametrize("task", [Depth(maximum=80.0, result_scale=1 / 256), Semantic(classes=300, first_label=1)])
+def test_the_example_writes_what_the_task_does(tmp_path, monkeypatch, task):
+    """At the one size that the file has: depths beyond 65 m, and more classes than a byte holds."""
+    file, sizes = ROOT / "tests" / "runs" / "old" / "format_1_depth.ckpt", []
+    model, config = load_model(file)
+    model.task = task
+    config["task"] = {"_target_": "x", **({"result_scale": 1 / 256} if task.name == "depth" else {"first_label": 1})}
+    about = metadata_of(network.OnePass(model), config, "", (32, 48))
+    maps = np.full((1, task.out_channels, 32, 48), 79.3, np.float32)
+    maps[:, -1] += 0.25
+
+    class Session:
+        def __init__(self, *args, **kwargs):
+            pass
+
+        def get_modelmeta(self):
+            return types.SimpleNamespace(custom_metadata_map=about)
+
+        def run(self, names, inputs):
+            sizes.append(inputs["image"].shape)
+            return [maps]
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    cv2.imwrite(str(tmp_path / "in.png"), np.zeros((70, 90, 3), np.uint8))
+    example = runpy.run_path(str(ROOT / "examples" / "onnx_predict.py"))
+    example["main"]("model.onnx", str(tmp_path / "in.png"), str(tmp_path / "out.png"))
+    task.write(tmp_path / "expected.png", task.to_file(task.finish(torch.from_numpy(maps[0]), (70, 90))))
+    expected = cv2.imread(str(tmp_path / "expected.png"), cv2.IMREAD_UNCHANGED)
+    assert sizes == [(1, 3, 32, 48)] and expected.min() == expected.max() > 256
+    np.testing.assert_array_equal(cv2.imread(str(tmp_path / "out.png"), cv2.IMREAD_UNCHANGED), expected)
+    with pytest.raises(SystemExit, match="cannot be written"):
+        example["main"]("model.onnx", str(tmp_path / "in.png"), str(tmp_path / "nowhere" / "out.png"))
+
+
 def test_8_bits_are_calibrated_on_training_pictures(run, tmp_path, capsys):
     given = [f"ckpt={run}", "precision=int8", "max_loss=0.1", "measure=false", "calibration_pictures=3"]
     assert main([*given, f"output={tmp_path}"]) == 0
@@ -186,6 +223,19 @@ def test_nothing_is_kept_of_a_file_that_differs(run, tmp_path, capsys, monkeypat
         assert main(given) == 1
         assert message in capsys.readouterr().err
         assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+    assert main([one.replace(str(tmp_path), str(tmp_path / "new")) for one in given]) == 1
+    assert not (tmp_path / "new").exists()
+
+
+def test_nothing_is_left_of_an_export_that_sigterm_ends(run, tmp_path, capsys, monkeypatch):
+    given = [f"ckpt={run}", f"output={tmp_path / 'new'}", "format=safetensors", "measure=false"]
+    monkeypatch.setattr(job, "_open", lambda *_: signal.raise_signal(signal.SIGTERM))
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        assert main(given) == 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert "nothing was kept" in capsys.readouterr().err and list(tmp_path.iterdir()) == []
 
 
 def test_the_model_itself_stays_as_it_was(run):
@@ -216,6 +266,7 @@ def test_somebody_else_s_file_is_not_replaced(run, tmp_path, capsys):
         (["size=[32]"], "expected pixels a side or"),
         (["pictures=0"], "pictures=0: expected from 1"),
         (["calibration=DIR"], "calibration=... is for precision=int8"),
+        (["calibration_pictures=8", "precision=fp16"], "calibration_pictures=... is for precision=int8"),
     ],
 )
 def test_wrong_settings_are_told_at_once(given, message):
@@ -229,6 +280,9 @@ def test_a_missing_package_is_told_with_its_command(monkeypatch):
     with pytest.raises(ValueError, match=r"found no onnxscript; install them by: pip install 'e2net\[export\]'"):
         ExportSettings(ckpt="RUN").check_packages()
     ExportSettings(ckpt="RUN", format="torch").check_packages()
+    monkeypatch.setattr(export_settings.importlib.util, "find_spec", lambda name: None if name == "openvino" else 1)
+    with pytest.raises(ValueError, match=r"found no openvino; install them by: pip install openvino$"):
+        ExportSettings(ckpt="RUN", format="openvino").check_packages()
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import resource
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,9 @@ from e2net.compare.sweep import evaluation_config
 from e2net.evaluation import evaluate, prepare_evaluation
 from e2net.files import no_space
 from e2net.hub import save_pretrained
+from e2net.hub.card import _head
 from e2net.predict.segmenter import Segmenter
-from e2net.runs.about import without_places
+from e2net.runs.about import about_of, without_places
 from e2net.runs.checkpoint import KEY, checkpoint_entry, find_checkpoint, load_model, saved_state
 from e2net.runs.config import build, build_model
 from e2net.runs.folder import LAST
@@ -197,6 +199,39 @@ def test_the_card_tells_what_the_run_knows(encoder_folder, tmp_path, monkeypatch
     ).replace('"frog"', '"again"')
 
 
+def test_a_model_is_the_same_wherever_its_encoder_lies(encoder_folder, tmp_path):
+    """Its licence, too, is that of the name by which it was trained; and of a training's state nothing is held."""
+    encoder = encoder_of("dinov3", encoder_folder)
+    file = run_of(tmp_path / "run", encoder)
+    content = torch.load(file, weights_only=True)
+    torch.save({**content, "optimizer_states": [torch.zeros(9)], "average": {"weights": torch.zeros(9)}}, file)
+    save_pretrained(file, tmp_path / "here" / "frogs")
+    Path(encoder["path"]).rename(tmp_path / "moved")
+    model = load(file, "cpu", encoder_path=tmp_path / "moved")
+    assert set(model.content) == {KEY} and model.content[KEY]["config"]["encoder"]["path"] == encoder["path"]
+    model.save_pretrained(tmp_path / "there" / "frogs")
+    here, there = (tmp_path / place / "frogs" for place in ("here", "there"))
+    assert (there / "README.md").read_text() == (here / "README.md").read_text()
+    one, other = (json.loads((place / "config.json").read_text())[KEY]["config"] for place in (here, there))
+    assert one == other
+
+
+def test_why_there_is_no_commit_is_told_without_a_place(tmp_path):
+    git = {"commit": None, "dirty": None, "reason": "fatal: detected dubious ownership in repository at '/home/me/a'"}
+    (tmp_path / "environment.json").write_text(json.dumps({"git": git, "started": "2026-01-31T12:00:00+00:00"}))
+    found = about_of({}, tmp_path / "checkpoints" / "best.ckpt")
+    assert found["git"]["reason"] == "fatal: detected dubious ownership in repository at 'a'"
+    assert found["started"] == "2026-01-31T12:00:00+00:00"
+
+
+@pytest.mark.parametrize("path", ["facebook/dinov2-base", "checkpoint/dinov2-base", "../dinov2-base", "~/base"])
+def test_only_a_name_on_the_hub_is_a_base_model(path):
+    """The Hub refuses a card with another one."""
+    model: Any = SimpleNamespace(task=SimpleNamespace(pipeline="image-segmentation", name="camouflage"))
+    head = _head(model, {"config": {"encoder": {"path": path}}, "encoder_fingerprint": None})
+    assert ("base_model: facebook/dinov2-base\n" in head) == ("base_model" in head) == (path[0] == "f")
+
+
 def test_scores_of_other_weights_are_not_told(encoder_folder, tmp_path):
     told_run(tmp_path / "run", encoder_of("dinov3", encoder_folder), of_these=False)
     save_pretrained(tmp_path / "run", tmp_path / "saved")
@@ -214,6 +249,7 @@ def test_scores_of_other_weights_are_not_told(encoder_folder, tmp_path):
         ("**/GT/*.png", "**/GT/*.png"),
         ("https://a.b/c/d", "https://a.b/c/d"),
         ("../x/y", "../x/y"),
+        ("{root:/a/b,test:[/c/d]}", "{root:b,test:[d]}"),
         (["/a/b", {"k": "x=/a/b"}, 3, None], ["b", {"k": "x=b"}, 3, None]),
     ],
 )

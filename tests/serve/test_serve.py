@@ -1,6 +1,7 @@
 """The server over real HTTP: what the model says comes back, for many clients at once, and for broken pictures too."""
 
 import asyncio
+import errno
 import signal
 import socket
 import subprocess
@@ -18,9 +19,11 @@ import uvicorn
 from conftest import ROOT
 
 from e2net import load
+from e2net.predict.segmenter import Failure
 from e2net.serve import Batcher, make_app
+from e2net.serve.__main__ import main
 from e2net.serve.app import SETTINGS, from_environment, to_environment
-from e2net.serve.batching import FullError
+from e2net.serve.batching import FullError, PictureError
 from e2net.serve.settings import ServeSettings
 
 RUN = ROOT / "tests" / "runs" / "old" / "format_1.ckpt"
@@ -166,18 +169,73 @@ def test_what_waits_becomes_one_batch_and_more_than_that_is_refused():
 
 
 def test_an_error_of_the_model_is_told_and_the_next_batch_goes_on():
-    class Failing:
-        def stream(self, images, batch_size, threads):
-            if images == [b"bad"]:
-                raise RuntimeError("out of memory")
-            return iter(images)
-
+    """Nor is it that of those which came with the bad one."""
     failing: Any = Failing()
     batcher = Batcher(failing)
+    first = batcher.submit(b"0")
+    while batcher.waiting:
+        time.sleep(0.01)
+    several = [batcher.submit(one) for one in (b"1", b"bad", b"2")]
+    failing.may.set()
     with pytest.raises(RuntimeError, match="out of memory"):
-        batcher.submit(b"bad").result(10)
+        several.pop(1).result(10)
+    assert [one.result(10) for one in (first, *several)] == [b"0", b"1", b"2"]
     assert batcher.submit(b"good").result(10) == b"good"
     batcher.close()
+
+
+class Failing(Slow):
+    def stream(self, images, batch_size, threads):
+        if b"bad" in images:
+            raise RuntimeError("out of memory")
+        return super().stream(images, batch_size, threads)
+
+
+def test_what_this_machine_lacks_is_not_the_clients_fault():
+    errors = [OSError(errno.ENOSPC, "no space"), MemoryError(), OSError("truncated"), ValueError("no picture")]
+
+    class Unread:
+        def stream(self, images, batch_size, threads):
+            return iter([Failure(None, errors[int(image)]) for image in images])
+
+    unread: Any = Unread()
+    batcher = Batcher(unread)
+    found = [batcher.submit(b"%d" % i).exception(10) for i in range(4)]
+    batcher.close()
+    assert found[:2] == errors[:2] and [type(one) for one in found[2:]] == [PictureError] * 2
+
+
+def test_errors_and_clients_that_have_gone_are_counted():
+    """As 500 and 400; the latter without a traceback in the log."""
+    failing: Any = Failing()
+    app = make_app(failing, ServeSettings(ckpt=str(RUN)))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        asked(app, b"bad", "map")
+    scope = {"type": "http", "method": "POST", "path": "/predict", "query_string": b"", "headers": []}
+    came = [{"type": "http.disconnect"}, {"type": "http.request", "body": b"half", "more_body": True}]
+
+    async def receive():
+        return came.pop() if came else {"type": "http.disconnect"}
+
+    async def send(message):
+        pass
+
+    asyncio.run(app(scope, receive, send))
+
+    async def counted():
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here") as client:
+            return (await client.get("/metrics")).text
+
+    metrics = asyncio.run(counted())
+    assert all(f'e2net_requests_total{{status="{status}"}} 1\n' in metrics for status in (400, 500))
+
+
+def test_an_address_that_is_taken_is_told_before_a_model_is_loaded(capsys):
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        port = one.getsockname()[1]
+        assert main(["ckpt=nowhere", f"port={port}"]) == 2
+    told = capsys.readouterr()
+    assert f"host=127.0.0.1 port={port}: cannot listen there" in told.err and told.out == ""
 
 
 def test_a_request_that_takes_too_long_is_ended(model, pictures):
@@ -188,12 +246,12 @@ def test_a_request_that_takes_too_long_is_ended(model, pictures):
     assert found.status_code == 504 and "within 1 s" in found.text
 
 
-def asked(app, picture):
+def asked(app, picture, form="json"):
     """What an application answers, without a server."""
 
     async def ask():
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here") as client:
-            return await client.post("/predict?format=json", content=picture)
+            return await client.post(f"/predict?format={form}", content=picture)
 
     return asyncio.run(ask())
 
@@ -204,6 +262,16 @@ def test_a_worker_gets_every_setting(monkeypatch, pictures):
     to_environment(settings)
     alone = load(RUN, "cpu", threshold=0.25, size=[32, 64], flip=True).predict(pictures[1])
     assert asked(from_environment(), pictures[1]).json()["objects"] == alone.objects()
+
+
+def test_a_worker_that_is_busy_is_not_taken_for_one_that_hangs(monkeypatch):
+    found = {}
+    monkeypatch.setenv(SETTINGS, "")
+    monkeypatch.setattr("e2net.serve.app.load_model", lambda settings: None)
+    monkeypatch.setattr(uvicorn, "run", lambda app, **options: found.update(options))
+    assert main(["ckpt=x", "workers=2", "timeout=70", f"port={free_port()}"]) == 0
+    config = uvicorn.Config("x", **found)
+    assert (config.workers, config.timeout_worker_healthcheck) == (2, 70)
 
 
 @pytest.mark.parametrize("key, value", [("port", 0), ("workers", 0), ("max_mb", -1), ("batch_size", 0), ("timeout", 0)])
