@@ -137,7 +137,7 @@ def test_checkpoint_of_another_tuning_is_refused(encoder_folder, tmp_path):
     encoder = _local(encoder_folder("dinov2"))
     _save(_config(encoder, ADAPTER), tmp_path / "run")
     for tuning in (FROZEN, LORA, ADAPTER | {"blocks": [3]}):
-        with pytest.raises(ValueError, match="trained with another encoder, decoder or tuning"):
+        with pytest.raises(ValueError, match="as it is of another encoder, decoder or tuning"):
             restore(build_model(_config(encoder, tuning)), read_checkpoint(tmp_path / "run"))
 
 
