@@ -55,7 +55,7 @@ from e2net.structures import NotFiniteError
 from e2net.tasks.base import Task
 from e2net.training.averaging import WeightAverage
 from e2net.training.cache import FeatureCache
-from e2net.training.callbacks import BestCheckpoint, EpochLines, LastCheckpoint, ResumeState
+from e2net.training.callbacks import BestCheckpoint, EarlyStopping, EpochLines, LastCheckpoint, ResumeState
 from e2net.training.memory import OutOfMemoryError, Trial, advise, choose_batch_size, is_out_of_memory, without_auto
 from e2net.training.module import DenseModule
 from e2net.training.records import MetricsFile, WholeCheckpoints
@@ -175,6 +175,8 @@ def _resumed(config: dict[str, Any], task: Task) -> tuple[Path | None, dict[str,
 def _trainer(config: dict[str, Any], output: Path, data: DenseData, step: int, strategy: Strategy) -> L.Trainer:
     """The Trainer of a run that begins at an optimiser step, with loggers and callbacks."""
     task = data.task
+    callbacks = [build(one) for one in config["callbacks"].values()]
+    EarlyStopping.check(callbacks, data.validated)
     checkpoints, further = output / CHECKPOINTS, build(config["logger"]).open(output, step)
     return build_trainer(
         {**config["trainer"], "precision": choose_precision(**_pick(config["trainer"], "precision", "accelerator"))},
@@ -194,7 +196,7 @@ def _trainer(config: dict[str, Any], output: Path, data: DenseData, step: int, s
             LastCheckpoint(checkpoints / LAST, config["checkpoint_every_n_steps"]),
             SamplePictures(output / SAMPLES, config["num_samples"]),
             EpochLines(),
-            *(build(one) for one in config["callbacks"].values()),
+            *callbacks,
         ],
         plugins=[WholeCheckpoints(), SharedLayers()],
         default_root_dir=output,
