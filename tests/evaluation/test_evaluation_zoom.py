@@ -155,6 +155,11 @@ def test_a_cut_out_shows_what_the_box_shows(size, picture, begin, end):
     assert cut_out(places, (0, size[0], 0, size[1]), size).shape == places.shape
 
 
+def test_a_map_without_any_number_is_left_to_who_refuses_it():
+    for certainty in (torch.full((8, 6), torch.nan), torch.full((8, 6), 0.2).index_fill(1, torch.tensor(2), torch.nan)):
+        assert found_box(certainty, 1.5) == (0, 8, 0, 6)
+
+
 def test_off_is_the_first_look_alone():
     model, images = _Model(), _images()
     assert torch.equal(Predictor(zoom=0)(model, images), Predictor()(model, images)) and len(model.seen) == 2
