@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from e2net.files import read_yaml
+from e2net.files import read_yaml, unescaped
 from e2net.formats import printable, some
 from e2net.runs.checkpoint import of_today
 from e2net.runs.config import build_task, flatten
@@ -68,7 +68,7 @@ class Run:
         found: dict[str, dict[str, dict[str, float]]] = {}
         with _rows(self.folder / PER_IMAGE) as rows:
             for row in rows:
-                name, stem = row.pop("test_set"), row.pop("name")
+                name, stem = row.pop("test_set"), unescaped(row.pop("name"))
                 found.setdefault(name, {})[stem] = {k: float(v) for k, v in row.items()}
         return found
 
