@@ -133,7 +133,7 @@ class Semantic(Task):
         if self.ignore is not None and 0 <= self.ignore - self.first_label < self.out_channels:
             name = self.names[self.ignore - self.first_label]
             log.warning(
-                "task.ignore=%d is the label of class %s too: none of its pixels is learned from or scored; give "
+                "task.ignore=%d is the label of %s too: none of its pixels is learned from or scored; give "
                 "task.ignore=null, or a label of no class",
                 self.ignore,
                 name,

@@ -1,7 +1,9 @@
 """What may differ in a resumed run, and what a run folder holds after one."""
 
 import json
+import os
 import shutil
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
@@ -18,6 +20,7 @@ from e2net.evaluation import evaluate, prepare_evaluation
 from e2net.formats import write_map
 from e2net.runs import inherit, resolve
 from e2net.runs.checkpoint import read_checkpoint
+from e2net.runs.resume import images_hash
 from e2net.training import prepare_training, train
 
 
@@ -223,3 +226,10 @@ def test_a_run_of_so_many_steps_goes_on_within_an_epoch(tmp_path):
     states = [read_checkpoint(tmp_path / name / "checkpoints" / "last.ckpt") for name in ("run", "whole")]
     assert states[0]["global_step"] == states[1]["global_step"] == 13
     assert all(torch.equal(v, states[1]["state_dict"][key]) for key, v in states[0]["state_dict"].items())
+
+
+def test_images_are_told_apart_by_the_bytes_of_their_names():
+    """Which need be no UTF-8."""
+    names = [os.fsdecode(name) for name in (b"caf\xe9", b"caf\xe8", "caf\u00e9".encode())]
+    hashes = {images_hash(SimpleNamespace(train_names=lambda: [one], val_names=list)) for one in names}  # noqa: B023
+    assert len(hashes) == 3
