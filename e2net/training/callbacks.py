@@ -242,6 +242,10 @@ class EarlyStopping(early_stopping.EarlyStopping):
             self.best_score = torch.tensor(-torch.inf if self.mode == "max" else torch.inf)
         super().setup(trainer, pl_module, stage)
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # A resumed run may have another patience, which Lightning would take from the checkpoint.
+        super().load_state_dict({**state_dict, "patience": self.patience})
+
 
 class ResumeState(L.Callback):
     """Keeps in checkpoints what Lightning leaves out, so that a resumed run equals an uninterrupted one bit by bit.

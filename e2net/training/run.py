@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import lightning as L
 import yaml
+from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from e2net.datasets import DenseData
@@ -132,6 +133,7 @@ def prepare_training(config: dict[str, Any]) -> TrainingJob:
     step = 0 if content is None else content["global_step"]
     trainer = _trainer(config, output, data, step, strategy)
     strategy.check(trainer, model, cached=cache.views > 0)
+    _warn_of_time(trainer, content)
     _check_batches(config, data, trainer.world_size, auto)
     if auto and content is None:
         data.batch_size = choose_batch_size(
@@ -161,6 +163,20 @@ def _warn_of(data: DenseData) -> None:
     if lines:
         more = f"{len(lines) - _WARNINGS} more like these; " if len(lines) > _WARNINGS else ""
         log.warning("%spython -m e2net.check with the same data and task shows all, with pictures", more)
+
+
+def _warn_of_time(trainer: L.Trainer, content: dict[str, Any] | None) -> None:
+    """Says that a resumed run will not train, its time being used up: that of all its parts counts together."""
+    timer = next((c for c in trainer.callbacks if isinstance(c, Timer)), None)  # type: ignore[attr-defined]
+    if timer is None or content is None or timer.state_key not in content.get("callbacks", {}):
+        return
+    timer.load_state_dict(content["callbacks"][timer.state_key])
+    if (timer.time_remaining() or 0) <= 0:
+        log.warning(
+            "the run has trained for %.0f s, all that trainer.max_time gives it: it is tested as it is; give more to"
+            " go on",
+            timer.time_elapsed(),
+        )
 
 
 def _resumed(config: dict[str, Any], task: Task) -> tuple[Path | None, dict[str, Any] | None]:

@@ -113,7 +113,8 @@ def test_only_common_seeds_count(tmp_path):
 
 def test_curves_are_means_over_epochs(tmp_path):
     folder = fake_run(tmp_path / "run")
-    (folder / "metrics.csv").write_text("epoch,step,train/loss,val/S\n0,1,4,\n0,2,2,\n0,2,,.5\n1,3,1,\n1,4,,.75\n")
+    rows = "0,1,4,\n0,2,2,\n0,2,,.5\n0,2,nan,\n1,3,1,\n1,3,inf,\n1,4,,.75\n"
+    (folder / "metrics.csv").write_text(f"epoch,step,train/loss,val/S\n{rows}")
     assert read_run(folder).curves() == {"train/loss": [(1, 3.0), (2, 1.0)], "val/S": [(1, 0.5), (2, 0.75)]}
 
 

@@ -51,14 +51,18 @@ def test_early_stopping_ends_a_run(tmp_path):
 
 @pytest.mark.parametrize("task", [Camouflage(), Depth()], ids=lambda task: task.name)
 def test_early_stopping_goes_on_while_the_score_improves(task):
+    trainer = SimpleNamespace(val_check_interval=1.0, check_val_every_n_epoch=1)
     callback = EarlyStopping(patience=2, min_delta=0.1)
-    callback.setup(
-        SimpleNamespace(val_check_interval=1.0, check_val_every_n_epoch=1), SimpleNamespace(task=task), "fit"
-    )
+    callback.setup(trainer, SimpleNamespace(task=task), "fit")
     way = 1 if task.directions[task.monitor] == "max" else -1
     better = [way * score for score in (0.0, 0.2, 0.4, 0.6, 0.8, 0.85, 0.85)]
     stops = [callback._evaluate_stopping_criteria(torch.tensor(score))[0] for score in better]
     assert stops == [False] * 6 + [True]
+    resumed = EarlyStopping(patience=4, min_delta=0.1)
+    resumed.setup(trainer, SimpleNamespace(task=task), "fit")
+    resumed.load_state_dict(callback.state_dict())
+    stops = [resumed._evaluate_stopping_criteria(torch.tensor(way * 0.85))[0] for _ in range(2)]
+    assert stops == [False, True]  # after two without improvement before
 
 
 def test_early_stopping_without_a_validation_is_refused(tmp_path):

@@ -216,6 +216,17 @@ def test_a_run_that_was_to_end_within_an_epoch_goes_on_within_it(tmp_path, worke
     assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
 
 
+@pytest.mark.parametrize(("time", "told"), [("00:00:00:00", True), ("00:01:00:00", False)])
+def test_a_resumed_run_whose_time_is_used_up_says_so(tmp_path, caplog, time, told):
+    options = ["decoder=linear", "+trainer.max_time='00:01:00:00'", "data.test={}"]
+    train(tiny_job(tmp_path / "run", *options, "trainer.max_epochs=1"))
+    options[1] = f"+trainer.max_time='{time}'"
+    job = tiny_job(tmp_path / "run", *options, "trainer.max_epochs=2", f"resume={tmp_path}/run")
+    assert ("all that trainer.max_time gives it" in caplog.text) == told
+    train(job)
+    assert (job.trainer.global_step > job.step) != told
+
+
 def test_a_run_of_so_many_steps_goes_on_within_an_epoch(tmp_path):
     """And ends where the uninterrupted one does, in the middle of another."""
     options = ["data.n_train=30", "data.num_workers=0", "trainer.max_epochs=100", "+trainer.max_steps=13"]
