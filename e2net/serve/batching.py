@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from e2net.predict.result import Prediction
 from e2net.predict.segmenter import Failure, Segmenter
+from e2net.structures import NotFiniteError
 
 
 class FullError(Exception):
@@ -99,6 +100,7 @@ class Batcher:
             return
         for one, result in zip(batch, found, strict=True):
             if isinstance(result, Failure):
-                one.result.set_exception(PictureError(str(result.error)))
+                ours = isinstance(result.error, NotFiniteError)  # no fault of the picture's
+                one.result.set_exception(result.error if ours else PictureError(str(result.error)))
             else:
                 one.result.set_result(result)
