@@ -1,6 +1,7 @@
 """The groups callbacks and logger: each option through a whole small training, without a network."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -51,7 +52,7 @@ def test_early_stopping_ends_a_run(tmp_path):
 
 @pytest.mark.parametrize("task", [Camouflage(), Depth()], ids=lambda task: task.name)
 def test_early_stopping_goes_on_while_the_score_improves(task):
-    trainer = SimpleNamespace(val_check_interval=1.0, check_val_every_n_epoch=1)
+    trainer: Any = SimpleNamespace(val_check_interval=1.0, check_val_every_n_epoch=1)
     callback = EarlyStopping(patience=2, min_delta=0.1)
     callback.setup(trainer, SimpleNamespace(task=task), "fit")
     way = 1 if task.directions[task.monitor] == "max" else -1
