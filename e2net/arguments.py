@@ -150,7 +150,8 @@ def output_folder(given: str | None, program: str) -> Path:
     Raises:
         ValueError: see :func:`check_folder`.
     """
-    folder = Path(given or f"runs/{program}_{datetime.now():%Y-%m-%d_%H-%M-%S}").expanduser()
+    # To the microsecond: of several processes that a loop starts in one second each has its own.
+    folder = Path(given or f"runs/{program}_{datetime.now():%Y-%m-%d_%H-%M-%S-%f}").expanduser()
     check_folder("output", folder)
     return folder
 

@@ -31,6 +31,11 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         temporary.write_bytes(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
 
 
+def unescaped(text: str) -> str:
+    """A file name as it was before :func:`write_atomically` wrote it into a text."""
+    return re.sub(r"\\udc([89a-f][0-9a-f])", lambda found: chr(0xDC00 + int(found[1], 16)), text)
+
+
 def copy_atomically(old: Path, new: Path) -> None:
     """Copies a file whole or not at all."""
     with naming(new), replacing(new) as temporary:

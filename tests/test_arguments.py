@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import pytest
 
-from e2net.arguments import help_text, read_settings, refuse_overrides
+from e2net.arguments import help_text, output_folder, read_settings, refuse_overrides
 
 
 @dataclass(frozen=True)
@@ -89,3 +89,7 @@ def test_help_has_a_line_for_each_setting():
         "  way=up     one of two words",
     ]
     assert "overrides" not in help_text(Passing, "")
+
+
+def test_programs_that_start_in_one_second_write_to_folders_of_their_own():
+    assert len({output_folder(None, "check") for _ in range(20)}) == 20

@@ -55,10 +55,10 @@ ALLOWED = {
         "profile": "arguments flops structures datasets speed runs evaluation training",
         "features": "arguments drawing files film flops formats installation lock neighbours page pictures processes "
         "trees structures encoders decoders losses metrics tasks datasets model speed runs evaluation",
-        "predict": "arguments drawing files film formats hub pictures trees tasks datasets model speed runs evaluation "
-        "training",
+        "predict": "arguments drawing files film formats hub pictures structures trees tasks datasets model speed runs "
+        "evaluation training",
         "export": "arguments files formats hub structures symbolic trees tasks datasets model runs evaluation",
-        "serve": "arguments predict runs",
+        "serve": "arguments predict runs structures",
         "demo": "arguments datasets features film formats page pictures predict runs speed trees",
         "compare": "arguments drawing files flops formats installation lock page tasks datasets model runs evaluation "
         "training",

@@ -387,7 +387,7 @@ def _find(root: Path, broken: dict[str, str]) -> list[tuple[Path, str]]:
         broken |= {printable(str(path.relative_to(root))): fault for path, fault in faults.items()}
         names = [printable(str(path.relative_to(root))) for path in files]
     elif root.suffix.lower() == ".txt" and root.is_file():
-        lines = root.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        lines = root.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
         listed = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
         files, names = [root.parent / line for line in listed], [printable(line) for line in listed]
     elif root.suffix.lower() in PICTURES + FILMS and root.exists():

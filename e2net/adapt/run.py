@@ -47,7 +47,7 @@ from e2net.runs.outputs import check_free, claim
 from e2net.runs.provenance import write_environment
 from e2net.runs.resume import check_same_run
 from e2net.structures import Tokens
-from e2net.training.callbacks import LastCheckpoint, ResumeState
+from e2net.training.callbacks import EarlyStopping, LastCheckpoint, ResumeState
 from e2net.training.memory import OutOfMemoryError, is_out_of_memory, without_auto
 from e2net.training.records import MetricsFile, WholeCheckpoints
 
@@ -255,6 +255,8 @@ def _check_same(content: dict[str, Any], fingerprint: str, pictures: Pictures, c
 
 def _trainer(config: dict[str, Any], run_dir: Path, step: int, follow: Follow, pictures: Pictures) -> L.Trainer:
     settings = config["trainer"]
+    callbacks = [build(one) for one in config["callbacks"].values()]
+    EarlyStopping.check(callbacks, validated=False)
     further = build(config["logger"]).open(run_dir, step)
     precision = choose_precision(settings["precision"], settings["accelerator"])
     # Lightning resumes a run of max_steps at another batch than it stopped at: Follow counts the steps instead.
@@ -266,7 +268,7 @@ def _trainer(config: dict[str, Any], run_dir: Path, step: int, follow: Follow, p
             ResumeState(names_hash(pictures)),
             follow,
             StepCheckpoint(run_dir / CHECKPOINTS / LAST, config["checkpoint_every_n_steps"]),
-            *(build(one) for one in config["callbacks"].values()),
+            *callbacks,
         ],
         plugins=[WholeCheckpoints()],
         default_root_dir=run_dir,
@@ -308,7 +310,8 @@ class StepCheckpoint(LastCheckpoint):
 def _set_length(module: SelfSupervised, pictures: Pictures, trainer: L.Trainer) -> None:
     """Of the run, in optimiser steps and epochs."""
     settings = module.config["trainer"]
-    batches = max(1, len(pictures) // pictures.batch_size)
+    batches, limit = max(1, len(pictures) // pictures.batch_size), trainer.limit_train_batches
+    batches = min(batches, limit) if isinstance(limit, int) else max(1, int(batches * limit))
     an_epoch = -(-batches // trainer.accumulate_grad_batches)
     steps = settings.get("max_steps") or -1
     module.steps = steps if steps > 0 else an_epoch * settings["max_epochs"]

@@ -19,7 +19,8 @@ from e2net.compare.result import Comparison
 from e2net.compare.runs import Run, Variant, check_comparable, common_seeds, differing_keys, group, read_run
 from e2net.compare.settings import CompareSettings
 from e2net.compare.statistics import LEVEL, Difference, mean_and_deviation, paired_bootstrap
-from e2net.evaluation.report import write_atomically
+from e2net.evaluation.report import plain
+from e2net.files import write_atomically
 from e2net.runs.checkpoint import find_checkpoint
 from e2net.runs.outputs import check_free, claim
 
@@ -118,7 +119,8 @@ def compare_variants(
         except (ValueError, OSError) as error:
             found.warnings.append(f"The gallery has no pictures: {' '.join(str(error).split())}")
     claim(output, FILES)
-    write_atomically(output / "comparison.json", json.dumps(_document(found), indent=2, default=str) + "\n")
+    document = json.dumps(plain(_document(found)), indent=2, default=str, allow_nan=False)
+    write_atomically(output / "comparison.json", document + "\n")
     write_atomically(output / "report.md", markdown(found))
     write_atomically(output / "report.html", page(found))
     return found

@@ -13,6 +13,7 @@ from e2net.datasets import DenseData, Source
 from e2net.datasets.pairs import PartOf, read_pair
 from e2net.evaluation import EvaluationJob, prepare_evaluation
 from e2net.evaluation.data import DataModule
+from e2net.evaluation.predictions import targets_of
 from e2net.page.pictures import Picture, encode_all
 from e2net.runs.checkpoint import find_checkpoint
 from e2net.runs.config import build_data
@@ -112,7 +113,10 @@ def _write_maps(run: Run, wanted: dict[str, list[str]], output: Path, device: st
         claim(folder, ["maps"])
         # A set that lacks nothing still needs an image: the model's sets and the loader's are matched by position.
         chosen = {name: missing.get(name) or [job.data.test_source(name).name(0)] for name in job.data.test_names}
-        job.trainer.test(job.module, datamodule=DataModule(_ChosenData(job.data, chosen)), verbose=False)
+        data = _ChosenData(job.data, chosen)
+        # Other scales and a second look read the pictures, as in the run's own test.
+        job.module.test_images = [targets_of(data, name).image for name in data.test_names]
+        job.trainer.test(job.module, datamodule=DataModule(data), verbose=False)
     return folder / "maps"
 
 

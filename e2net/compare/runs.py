@@ -4,6 +4,7 @@ import contextlib
 import csv
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from e2net.files import read_yaml
+from e2net.files import read_yaml, unescaped
 from e2net.formats import printable, some
 from e2net.runs.checkpoint import of_today
 from e2net.runs.config import build_task, flatten
@@ -68,14 +69,15 @@ class Run:
         found: dict[str, dict[str, dict[str, float]]] = {}
         with _rows(self.folder / PER_IMAGE) as rows:
             for row in rows:
-                name, stem = row.pop("test_set"), row.pop("name")
+                name, stem = row.pop("test_set"), unescaped(row.pop("name"))
                 found.setdefault(name, {})[stem] = {k: float(v) for k, v in row.items()}
         return found
 
     def curves(self) -> dict[str, list[tuple[float, float]]]:
         """Training loss and validation scores, {column: [(epoch, value)]}.
 
-        The loss is the mean over an epoch's logged steps; an epoch counts as the time at which it ends.
+        The loss is the mean over an epoch's logged steps, those that were skipped as not finite left out; an epoch
+        counts as the time at which it ends.
         """
         file = self.folder / METRICS
         values: dict[str, dict[int, list[float]]] = {}
@@ -83,8 +85,10 @@ class Run:
             with _rows(file) as rows:
                 for row in rows:
                     for key, text in row.items():
-                        if key not in ("epoch", "step") and text and row.get("epoch"):
-                            values.setdefault(key, {}).setdefault(int(float(row["epoch"])), []).append(float(text))
+                        if key in ("epoch", "step") or not text or not row.get("epoch"):
+                            continue
+                        if math.isfinite(value := float(text)):
+                            values.setdefault(key, {}).setdefault(int(float(row["epoch"])), []).append(value)
         return {k: [(e + 1, float(np.mean(v))) for e, v in sorted(epochs.items())] for k, epochs in values.items()}
 
 

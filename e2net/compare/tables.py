@@ -32,7 +32,8 @@ def p_value(p: float, resamples: int) -> str:
     """As a number, or as below what so many draws can tell."""
     least = 2 / (resamples + 1)
     if p <= least * 1.001:
-        return f"< {least * 1.1:.1g}"
+        step = 10.0 ** math.floor(math.log10(least))
+        return f"< {(math.floor(least / step) + 1) * step:.1g}"  # the next number of one digit
     return f"{p:.3f}" if p >= 0.001 else f"{p:.1g}"
 
 

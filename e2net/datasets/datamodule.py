@@ -641,13 +641,13 @@ class FolderData(DenseData):
     def _held_out(self, stems: Sequence[str]) -> list[bool]:
         if self.val is None:
             return super()._held_out(stems)
-        unmatched = [pattern for pattern in self.val if not any(fnmatchcase(stem, pattern) for stem in stems)]
+        unmatched = [pattern for pattern in self.val if not any(_is_meant(stem, pattern) for stem in stems)]
         if unmatched or not self.val:
             raise ValueError(
                 f"expected data.val as stems of {self.root / self.train}, such as {stems[0]}, found"
                 f" {some(unmatched) if unmatched else 'none'}"
             )
-        held_out = [any(fnmatchcase(stem, pattern) for pattern in self.val) for stem in stems]
+        held_out = [any(_is_meant(stem, pattern) for pattern in self.val) for stem in stems]
         if all(held_out):
             raise ValueError(
                 f"data.val={some(list(self.val))} holds out all {len(stems)} images: none is left to train; name fewer"
@@ -676,6 +676,11 @@ class FolderData(DenseData):
         return self.root / self.test_folder / self._test_paths[name]
 
 
+def _is_meant(stem: str, pattern: str) -> bool:
+    """Whether a stem is the one that is named, brackets and all, or one of those that a pattern means."""
+    return stem == pattern or fnmatchcase(stem, pattern)
+
+
 def listed(file: Path) -> list[str]:
     """The stems in a text file, one a line."""
     if not file.is_file():
@@ -683,7 +688,8 @@ def listed(file: Path) -> list[str]:
             f"no file {file}: expected data.val as a list of stems, [{file.stem}], or a text file of them under"
             " data.root"
         )
-    lines = file.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    # Editors of Windows begin a file with a mark of its encoding.
+    lines = file.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
     return [line.strip() for line in lines if line.strip()]
 
 

@@ -37,8 +37,8 @@ def curve_figure(curves: Mapping[str, Mapping[str, NDArray[np.float64]]]) -> byt
         # at threshold 256 nothing would be found; the first threshold that finds nothing is no point of the curve
         style = "--" if name.endswith("(binarised)") else "-"
         found = values["recall"] > 0
-        left.plot(values["recall"][found], values["precision"][found], style, label=name)
-        right.plot(np.arange(256), values["F"], style, label=name)
+        left.plot(values["recall"][found], values["precision"][found], style, label=_as_it_is(name))
+        right.plot(np.arange(256), values["F"], style, label=_as_it_is(name))
     left.set(xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(0, 1.01))
     right.set(xlabel="threshold", ylabel="F-measure (β² = 0.3)", xlim=(0, 255), ylim=(0, 1.01))
     for axes in (left, right):
@@ -63,7 +63,7 @@ def calibration_figure(calibrations: Mapping[str, Calibration]) -> bytes:
         pixels, probability, frequency = calibration.reliability
         some = pixels > 0
         (line,) = above.plot(
-            probability[some], frequency[some], "o-", ms=4, label=f"{name}: ECE {calibration.error:.3f}"
+            probability[some], frequency[some], "o-", ms=4, label=f"{_as_it_is(name)}: ECE {calibration.error:.3f}"
         )
         above.axvline(calibration.threshold, color=line.get_color(), ls="--", lw=1)
         below.stairs(pixels / pixels.sum(), np.linspace(0, 1, len(pixels) + 1), color=line.get_color())
@@ -94,7 +94,7 @@ def corruption_figure(curves: Mapping[str, Mapping[str, Sequence[float]]], score
             axes.plot(range(len(values)), values, marker=marker, markersize=4.5, linewidth=1.5, label=kind)
         mean = np.mean(list(kinds.values()), axis=0)
         axes.plot(range(len(mean)), mean, color="black", linewidth=3, label="mean")
-        axes.set(title=name, xlabel="strength (0: clean)", ylabel=score)
+        axes.set(title=_as_it_is(name), xlabel="strength (0: clean)", ylabel=_as_it_is(score))
         _plain(axes)
     for axes in panels[len(curves) :]:
         axes.set_visible(False)
@@ -124,6 +124,11 @@ def lines_figure(lines: Mapping[str, Sequence[tuple[float, float]]], x: str) -> 
     for axes in panels[len(lines) :]:
         axes.set_visible(False)
     return _png(figure)
+
+
+def _as_it_is(name: str) -> str:
+    """A name for a figure: no formula where it has dollar signs, and in the legend though it begins with "_"."""
+    return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
 
 
 def _figure(width: float, height: float) -> Any:

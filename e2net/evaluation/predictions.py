@@ -194,7 +194,8 @@ def find_maps(folder: Path, name: str, targets: Targets, task: Task) -> MapFolde
             f" a map has its {task.target_name}'s stem and ends in {', '.join(task.extensions)}"
         )
     extra = [path.name for stem, path in files.items() if stem not in known]
-    foreign = sorted(path.name for path in place.iterdir() if path.stem in known - files.keys())
+    lacking = known - files.keys()  # once: for each of thousands of files it would take seconds
+    foreign = sorted(path.name for path in place.iterdir() if path.stem in lacking)
     return MapFolder(name, task, targets, [files.get(stem) for stem in stems], extra, foreign)
 
 

@@ -415,12 +415,12 @@ def _json(document: dict[str, Any]) -> str:
 
 
 def plain(value: Any) -> Any:
-    """The same, with None for NaN, which JSON does not have: boundary scores of masks without a contour."""
+    """The same, with None for what JSON does not have: such as scores of masks without a contour, or infinite ones."""
     if isinstance(value, dict):
         return {k: plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(v) for v in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @dataclass

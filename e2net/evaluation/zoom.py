@@ -31,7 +31,8 @@ def check_zoom(zoom: float, task: Task) -> None:
 def found_box(certainty: Tensor, zoom: float) -> Box:
     """Where to look again: the box of what is more certain than not, its sides times ``zoom``, moved into the image.
 
-    Of an image where nothing is, the box of what is at least half as certain as the most certain pixel.
+    Of an image where nothing is, the box of what is at least half as certain as the most certain pixel; the whole image
+    where no number is one.
 
     Args:
         certainty: (H, W) in [0, 1], how certain each pixel is of an object.
@@ -39,7 +40,7 @@ def found_box(certainty: Tensor, zoom: float) -> Box:
     """
     found = certainty > 0.5
     if not found.any():
-        found = certainty >= certainty.max() / 2
+        found = ~(certainty < certainty.max() / 2)  # of NaN all: who gets the map refuses it by the image's name
     edges = []
     for axis, side in enumerate(certainty.shape):
         at = torch.nonzero(found.any(1 - axis))[:, 0]

@@ -80,7 +80,7 @@ class ScoreTable:
             images: index, name and scores of each, in any order.
         """
         ordered = sorted(images, key=lambda image: image[0])
-        names = check_scores(scores, ordered[0][2].values if ordered else ())
+        names = check_scores(scores, ordered[0][2].values if ordered else scores)
         rows = np.array([[scored.values[s] for s in names] for _, _, scored in ordered], np.float64)
         curves = np.array([scored.curves for _, _, scored in ordered], np.float64)
         levels = np.array([scored.levels for _, _, scored in ordered], np.int32)

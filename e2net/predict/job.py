@@ -148,6 +148,10 @@ class Job:
             ):
                 if asked:
                     raise ValueError(f"{key}: {checkpoint} is of task={task.name}, which has no objects; leave it out")
+        if settings.min_area > 1 and not settings.rle:
+            raise ValueError(
+                f"min_area={settings.min_area}: expected rle=true beside it, which writes {OBJECTS}; leave it out"
+            )
         self._objects = ObjectsFile(checkpoint, self.model.threshold, settings.min_area)
         self._threads = settings.threads or default_threads()
         self._timing = Timing()

@@ -26,6 +26,7 @@ from e2net.predict.settings import AUTO, LARGEST, THRESHOLD, check_value
 from e2net.runs.about import ABOUT
 from e2net.runs.checkpoint import KEY, find_checkpoint, model_of, read_checkpoint, trained_with
 from e2net.speed import AUTOCAST, choose_device
+from e2net.structures import NotFiniteError
 
 # Pixels of pictures in a batch, read ahead of it, or waiting to be written: a single larger one is taken alone.
 HELD_PIXELS = 1 << 25
@@ -36,7 +37,7 @@ _WAITING = 4
 
 @dataclass(frozen=True)
 class Failure:
-    """A picture that could not be read.
+    """A picture that could not be read, or whose result is none.
 
     Attributes:
         source: its file, None for an array.
@@ -351,19 +352,23 @@ class Segmenter:
         )
 
     @torch.inference_mode()
-    def _run(self, batch: list[_Loaded]) -> list[Prediction]:
+    def _run(self, batch: list[_Loaded]) -> list[Prediction | Failure]:
         inputs = torch.from_numpy(np.stack([item.inputs for item in batch])).to(self.device)
         for item in batch:
             item.inputs = item.inputs[:0].copy()
         inputs = inputs.permute(0, 3, 1, 2).contiguous()
         activated = self.activated(inputs, lambda index: batch[index].image)
         del inputs
-        check_finite(activated, [str(item.source or f"picture {item.index}") for item in batch])
+        return [self._result(item, one) for item, one in zip(batch, activated, strict=True)]
+
+    def _result(self, item: _Loaded, activated: Tensor) -> Prediction | Failure:
+        """Of one picture; (C, H, W) that are not all finite are none."""
+        try:
+            check_finite(activated[None], [str(item.source or f"picture {item.index}")])
+        except NotFiniteError as error:
+            return Failure(item.source, error)
         task = self.model.task
-        return [
-            Prediction(item.image, task, task.soft(one, item.image.shape[:2]), self.threshold, item.source)
-            for item, one in zip(batch, activated, strict=True)
-        ]
+        return Prediction(item.image, task, task.soft(activated, item.image.shape[:2]), self.threshold, item.source)
 
     def activated(self, image: Tensor, pictures: Pictures | None = None) -> Tensor:
         """The task's activated prediction (B, C, H, W), float32, for uint8 RGB images (B, 3, H, W) at a legal size.

@@ -7,6 +7,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from e2net.datasets.datamodule import VALIDATION
+from e2net.runs.config import find_target
 
 # What an evaluation by ready maps and one of a checkpoint have no use for.
 _OF_MODELS = (
@@ -67,8 +68,10 @@ def inherit(config: DictConfig, given: Sequence[str]) -> DictConfig:
 def _take_task(config: DictConfig, trained: Mapping[str, Any], keys: Sequence[str]) -> None:
     """Sets the task of a checkpoint, and the protocol that goes with it unless one was given.
 
+    What was given of how files are to be read is used, as another set's may be others.
+
     Raises:
-        ValueError: another task was given.
+        ValueError: another task was given, or something of it that is part of the trained network.
     """
     if config.task._target_ != trained["task"]["_target_"]:
         if any(key == "task" or key.startswith("task.") for key in keys):
@@ -78,7 +81,20 @@ def _take_task(config: DictConfig, trained: Mapping[str, Any], keys: Sequence[st
             )
         if not any(key == "protocol" or key.startswith("protocol.") for key in keys):
             config.protocol = trained["protocol"]
-    config.task = trained["task"]
+    asked: Any = OmegaConf.to_container(config.task)
+    task = dict(trained["task"])
+    for key in keys:
+        group, _, path = key.partition(".")
+        name = path.partition(".")[0]
+        if group != "task" or not name or (name in asked and asked[name] == task.get(name)):
+            continue
+        if name not in asked or name not in getattr(find_target(task["_target_"], "task._target_"), "of_files", ()):
+            raise ValueError(
+                f"task.{name}={asked.get(name)}: expected that of the checkpoint's training, {task.get(name)}; leave it"
+                " out"
+            )
+        task[name] = asked[name]
+    config.task = task
 
 
 def _carry_over(data: dict[str, Any], asked: dict[str, Any], path: Sequence[str], delete: bool) -> None:

@@ -82,7 +82,7 @@ def _may_differ(key: str) -> bool:
 def images_hash(data: DenseData) -> str:
     """SHA-256 of the names of the training and validation images, in their order."""
     parts = ("\n".join(data.train_names()), "\n".join(data.val_names()))
-    return hashlib.sha256("\n\n".join(parts).encode()).hexdigest()
+    return hashlib.sha256("\n\n".join(parts).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def check_same_images(before: str | None, data: DenseData, resume: str) -> None:

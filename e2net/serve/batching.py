@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from e2net.predict.result import Prediction
 from e2net.predict.segmenter import Failure, Segmenter
+from e2net.structures import NotFiniteError
 
 
 class FullError(Exception):
@@ -97,6 +98,7 @@ class Batcher:
             if len(batch) == 1:
                 batch[0].result.set_exception(error)
             else:  # one picture's fault is not the others'
+                self.pictures -= len(batch)
                 for one in batch:
                     self._predict([one])
             return
@@ -108,6 +110,6 @@ class Batcher:
 
 
 def _fault(error: Exception) -> Exception:
-    """Whose fault it is that a picture could not be read: its own, or that of this machine, whose disk is full, say."""
-    ours = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None)
+    """Whose fault it is that a picture has no map: its own, or that of the model, or of this machine, whose disk is full."""
+    ours = isinstance(error, MemoryError | NotFiniteError) or (isinstance(error, OSError) and error.errno is not None)
     return error if ours else PictureError(str(error))

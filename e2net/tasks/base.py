@@ -155,6 +155,8 @@ class Task(ABC):
     suspicions: ClassVar[Mapping[str, str]] = {}
     # What can be odd about a result on disk without stopping the evaluation: kind, in words.
     problems: ClassVar[Mapping[str, str]] = {"resized": "not of the target's size, resized"}
+    # Settings that say how files are read, not what a network has learned: an evaluation may have others.
+    of_files: ClassVar[tuple[str, ...]] = ()
     # Of what ``report_files`` writes, patterns of the names.
     extra_files: ClassVar[tuple[str, ...]] = ()
     # Scores that look at the image.

@@ -77,6 +77,7 @@ class Depth(Task):
         ("log10", r"$\log_{10}\downarrow$", "log10 ↓"),
         ("d1", r"$\delta_1\uparrow$", "δ1 ↑"),
     )
+    of_files = ("scale", "result_scale")
     protocol_fields = ("minimum", "maximum", "median_scaling", "eigen_crop")
     suspicions = {  # noqa: RUF012
         "empty": "No pixel has a depth that is known and between task.minimum and task.maximum: nothing to learn.",

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -29,6 +30,8 @@ from e2net.tasks.base import About, Array, Sampler, SetScores, Suspicion, Task, 
 Labels = NDArray[np.uint16]
 # Number, names, or names with colours.
 Classes = int | Sequence[str] | Mapping[str, Sequence[int] | None]
+
+log = logging.getLogger(__name__)
 
 _STRANGE = 65534  # of no class, and not to ignore
 
@@ -80,6 +83,7 @@ class Semantic(Task):
         "one class": "All pixels that count are of one class.",
     }
     problems = {"resized": "not of the target's size, resized to the nearest pixel"}  # noqa: RUF012
+    of_files = ("ignore", "first_label")
     extra_files = ("per_class.csv", "confusion_*.png")
 
     def __post_init__(self) -> None:
@@ -126,6 +130,14 @@ class Semantic(Task):
             raise ValueError("loss: expected one over classes, such as loss=semantic, found one over binary masks")
         if self.class_weights != "none" and not isinstance(loss, SemanticLoss):
             raise ValueError(f"task.class_weights: {type(loss).__name__} takes none; leave it at none")
+        if self.ignore is not None and 0 <= self.ignore - self.first_label < self.out_channels:
+            name = self.names[self.ignore - self.first_label]
+            log.warning(
+                "task.ignore=%d is the label of %s too: none of its pixels is learned from or scored; give "
+                "task.ignore=null, or a label of no class",
+                self.ignore,
+                name,
+            )
         counts = np.zeros(self.out_channels, np.int64)
         for target in targets:
             counts += np.bincount(target[target != IGNORED], minlength=self.out_channels)

@@ -4,6 +4,7 @@ import logging
 import signal
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -223,11 +224,27 @@ class EarlyStopping(early_stopping.EarlyStopping):
             )
         super().__init__("val", min_delta, patience, strict=False)
 
+    @classmethod
+    def check(cls, callbacks: Iterable[L.Callback], validated: bool) -> None:
+        """Raises ValueError if one of these is such a callback, and no validation would ever tell it to end."""
+        if not validated and any(isinstance(one, cls) for one in callbacks):
+            raise ValueError(
+                "callbacks=early_stopping: expected a validation whose score it goes by, found none; hold out images "
+                "by data.val_fraction=0.1 (python -m e2net.adapt has no validation), or leave it out"
+            )
+
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         task = pl_module.task
         self.monitor, self.mode = f"val/{task.monitor}", task.directions[task.monitor]
         self.min_delta = abs(self.min_delta) * (1 if self.mode == "max" else -1)
+        if stage == "fit":
+            # Set where the mode was not known yet. What a checkpoint holds is loaded later.
+            self.best_score = torch.tensor(-torch.inf if self.mode == "max" else torch.inf)
         super().setup(trainer, pl_module, stage)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # A resumed run may have another patience, which Lightning would take from the checkpoint.
+        super().load_state_dict({**state_dict, "patience": self.patience})
 
 
 class ResumeState(L.Callback):

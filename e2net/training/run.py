@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import lightning as L
 import yaml
+from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from e2net.datasets import DenseData
@@ -55,7 +56,7 @@ from e2net.structures import NotFiniteError
 from e2net.tasks.base import Task
 from e2net.training.averaging import WeightAverage
 from e2net.training.cache import FeatureCache
-from e2net.training.callbacks import BestCheckpoint, EpochLines, LastCheckpoint, ResumeState
+from e2net.training.callbacks import BestCheckpoint, EarlyStopping, EpochLines, LastCheckpoint, ResumeState
 from e2net.training.memory import OutOfMemoryError, Trial, advise, choose_batch_size, is_out_of_memory, without_auto
 from e2net.training.module import DenseModule
 from e2net.training.records import MetricsFile, WholeCheckpoints
@@ -132,6 +133,7 @@ def prepare_training(config: dict[str, Any]) -> TrainingJob:
     step = 0 if content is None else content["global_step"]
     trainer = _trainer(config, output, data, step, strategy)
     strategy.check(trainer, model, cached=cache.views > 0)
+    _warn_of_time(trainer, content)
     _check_batches(config, data, trainer.world_size, auto)
     if auto and content is None:
         data.batch_size = choose_batch_size(
@@ -163,6 +165,20 @@ def _warn_of(data: DenseData) -> None:
         log.warning("%spython -m e2net.check with the same data and task shows all, with pictures", more)
 
 
+def _warn_of_time(trainer: L.Trainer, content: dict[str, Any] | None) -> None:
+    """Says that a resumed run will not train, its time being used up: that of all its parts counts together."""
+    timer = next((c for c in trainer.callbacks if isinstance(c, Timer)), None)  # type: ignore[attr-defined]
+    if timer is None or content is None or timer.state_key not in content.get("callbacks", {}):
+        return
+    timer.load_state_dict(content["callbacks"][timer.state_key])
+    if (timer.time_remaining() or 0) <= 0:
+        log.warning(
+            "the run has trained for %.0f s, all that trainer.max_time gives it: it is tested as it is; give more to"
+            " go on",
+            timer.time_elapsed(),
+        )
+
+
 def _resumed(config: dict[str, Any], task: Task) -> tuple[Path | None, dict[str, Any] | None]:
     """The checkpoint to go on from and its content, if there is one; refuses a folder with another run."""
     resume = None if config["resume"] is None else find_checkpoint(config["resume"], prefer=LAST)
@@ -175,6 +191,8 @@ def _resumed(config: dict[str, Any], task: Task) -> tuple[Path | None, dict[str,
 def _trainer(config: dict[str, Any], output: Path, data: DenseData, step: int, strategy: Strategy) -> L.Trainer:
     """The Trainer of a run that begins at an optimiser step, with loggers and callbacks."""
     task = data.task
+    callbacks = [build(one) for one in config["callbacks"].values()]
+    EarlyStopping.check(callbacks, data.validated)
     checkpoints, further = output / CHECKPOINTS, build(config["logger"]).open(output, step)
     return build_trainer(
         {**config["trainer"], "precision": choose_precision(**_pick(config["trainer"], "precision", "accelerator"))},
@@ -194,7 +212,7 @@ def _trainer(config: dict[str, Any], output: Path, data: DenseData, step: int, s
             LastCheckpoint(checkpoints / LAST, config["checkpoint_every_n_steps"]),
             SamplePictures(output / SAMPLES, config["num_samples"]),
             EpochLines(),
-            *(build(one) for one in config["callbacks"].values()),
+            *callbacks,
         ],
         plugins=[WholeCheckpoints(), SharedLayers()],
         default_root_dir=output,

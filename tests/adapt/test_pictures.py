@@ -79,7 +79,7 @@ def test_a_list_says_which_and_in_which_order(tmp_path):
     absolute = _write(tmp_path / "other" / "a.png", 9)
     _film(tmp_path / "f.mp4", [50, 100])
     lines = ["pictures/03.png", "", f"{absolute}", "pictures/00.png ", "pictures/03.png", "pictures/99.png", "f.mp4"]
-    (tmp_path / "list.txt").write_text("\n".join(lines))
+    (tmp_path / "list.txt").write_text("\n".join(lines), encoding="utf-8-sig")  # as editors of Windows begin a file
     pictures = _pictures(tmp_path / "list.txt")
     assert _names(pictures) == [lines[0], lines[2], "pictures/00.png", "f.mp4 frame 0", "f.mp4 frame 1"]
     assert pictures.broken == {"pictures/99.png": "expected a file, found nothing there"}

@@ -246,6 +246,11 @@ def test_batch_size_auto(tmp_path):
     assert json.dumps(job.module.config)
 
 
+def test_shorter_epochs_are_more_of_them(tmp_path):
+    job = small_job(tmp_path / "run", "+trainer.limit_train_batches=2")  # of three
+    assert job.module.steps == 6 and job.trainer.max_epochs == 3
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
@@ -262,6 +267,7 @@ def test_batch_size_auto(tmp_path):
         (["mix=[[32,16]]"], r"mix=\[\[32, 16\]\]: expected \[\[global side, local side, share of the batches\]"),
         (["mix=[[32,16,1],[36,16,1]]"], r"mix: image size 36x36 .* is not a multiple of 8"),
         (["adapt.dino=-1"], r"adapt.dino must be at least 0, found -1"),
+        (["callbacks=early_stopping"], r"callbacks=early_stopping: expected a validation whose score it goes by"),
     ],
 )
 def test_wrong_settings_end_before_the_training(tmp_path, overrides, words):

@@ -1,6 +1,7 @@
 """Scores on corrupted pictures beside runs: averaged, shown only where all of them can be compared."""
 
 import json
+import math
 
 import pytest
 from fake import fake_run
@@ -51,6 +52,14 @@ def test_a_falling_score_rises_where_it_is_worse(tmp_path):
     runs = [_run(tmp_path / str(w), shift=0.1 * w, width=w) for w in (1, 2)]
     found = _compare(runs, tmp_path / "out", score="MAE")
     assert found.corruptions["test"][0].drop == pytest.approx(0.15)
+
+
+def test_a_drop_from_nothing_is_no_number_and_the_document_is_json(tmp_path):
+    runs = [_run(tmp_path / str(w), shift=-0.6, width=w) for w in (1, 2)]
+    found = _compare(runs, tmp_path / "out")
+    assert math.isnan(found.corruptions["test"][0].drop)
+    document = json.loads((tmp_path / "out" / "comparison.json").read_text(), parse_constant=pytest.fail)
+    assert document["corruptions"]["test"][found.variants[1].name]["drop"] is None
 
 
 def test_nothing_is_said_where_no_run_has_them(tmp_path):

@@ -1,6 +1,7 @@
 """Which runs belong together, what differs between them, and what cannot be compared."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from e2net.compare.runs import (
     group,
     read_run,
 )
+from e2net.files import write_atomically
 from e2net.runs.config import flatten
 from e2net.runs.provenance import config_hash
 from e2net.tasks import Camouflage
@@ -33,6 +35,13 @@ def test_runs_that_differ_in_the_seed_alone_are_one_variant(tmp_path):
     assert (wide.name, wide.seeds) == ("width=64", [0, 1])
     assert (narrow.name, narrow.seeds) == ("width=16", [0, 1])
     assert differing_keys([wide.config, narrow.config]) == {"decoder.width": [64, 16]}
+
+
+def test_names_that_are_no_utf8_are_those_of_the_files(tmp_path):
+    name = os.fsdecode(b"caf\xe9 \xff")
+    file = fake_run(tmp_path / "run") / "test_per_image.csv"
+    write_atomically(file, f"test_set,name,S,MAE\ntest,{name},0.5,0.1\n")
+    assert list(read_run(tmp_path / "run").images["test"]) == [name]
 
 
 def test_images_are_averaged_over_seeds(tmp_path):
@@ -104,7 +113,8 @@ def test_only_common_seeds_count(tmp_path):
 
 def test_curves_are_means_over_epochs(tmp_path):
     folder = fake_run(tmp_path / "run")
-    (folder / "metrics.csv").write_text("epoch,step,train/loss,val/S\n0,1,4,\n0,2,2,\n0,2,,.5\n1,3,1,\n1,4,,.75\n")
+    rows = "0,1,4,\n0,2,2,\n0,2,,.5\n0,2,nan,\n1,3,1,\n1,3,inf,\n1,4,,.75\n"
+    (folder / "metrics.csv").write_text(f"epoch,step,train/loss,val/S\n{rows}")
     assert read_run(folder).curves() == {"train/loss": [(1, 3.0), (2, 1.0)], "val/S": [(1, 0.5), (2, 0.75)]}
 
 

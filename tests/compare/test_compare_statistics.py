@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from e2net.compare.statistics import Difference, mean_and_deviation, paired_bootstrap
-from e2net.compare.tables import is_significant
+from e2net.compare.tables import is_significant, p_value
 
 
 def _by_hand(first, second, resamples, seed):
@@ -80,3 +80,10 @@ def test_few_images_are_not_sure_of_anything(n):
     (found,) = paired_bootstrap(np.zeros((n, 1)), change)
     assert found.p == pytest.approx(stats.binomtest(n, n).pvalue)
     assert is_significant(found) == (n >= 6)
+
+
+@pytest.mark.parametrize("resamples", [100, 150, 199, 1000, 1500, 9999, 10000, 15000])
+def test_the_smallest_p_is_below_what_is_shown(resamples):
+    least = 2 / (resamples + 1)
+    shown = p_value(least, resamples)
+    assert shown.startswith("< ") and least < float(shown[2:]) <= 2 * least + 1e-12

@@ -92,6 +92,13 @@ def test_stems_of_ones_own_are_held_out(root):
     assert folder_data(root, val="val.txt").val_names() == ["img_2", "img_7"]
 
 
+def test_stems_with_brackets_and_lists_of_other_editors(tmp_path):
+    write_set(tmp_path / "train", ["a[1]", "a1", "b"])
+    for line, held_out in (("a[1]", ["a1", "a[1]"]), ("b", ["b"])):
+        (tmp_path / "val.txt").write_text(f"{line}\n", encoding="utf-8-sig")
+        assert folder_data(tmp_path, val="val.txt").val_names() == held_out
+
+
 @pytest.mark.parametrize(
     ("val", "message"),
     [

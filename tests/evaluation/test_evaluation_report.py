@@ -1,13 +1,14 @@
 """Intervals, rows for papers, and files that are whole or not there."""
 
 import csv
+import io
 import json
 
 import cv2
 import numpy as np
 import pytest
 
-from e2net.evaluation.plots import calibration_figure, curve_figure, extremes_sheet
+from e2net.evaluation.plots import calibration_figure, corruption_figure, curve_figure, extremes_sheet
 from e2net.evaluation.report import (
     SetResult,
     clear_report,
@@ -206,6 +207,19 @@ def test_score_that_is_nowhere_defined(tmp_path):
     assert 0 < written["scores"]["set"]["S"] < 1
 
 
+def test_a_score_of_ones_own_that_is_infinite_does_not_lose_the_others(tmp_path):
+    class Task(Camouflage):
+        own_scores = {"PSNR": lambda values, mask: np.inf}  # noqa: RUF012
+        directions = {**Camouflage.directions, "PSNR": "max"}  # noqa: RUF012
+
+    task = Task(scores=("S", "PSNR"))
+    scored = [(i, f"n{i}", task.score(_image(i)[0], _image(i)[1])) for i in range(3)]
+    report(tmp_path, [SetResult("set", task, task.tabulate(scored), ["n0", "n1", "n2"])], "m", {})
+    written = json.loads((tmp_path / "scores.json").read_text(), parse_constant=pytest.fail)
+    assert written["scores"]["set"]["PSNR"] is None and 0 < written["scores"]["set"]["S"] < 1
+    assert len(task.tabulate([])) == 0  # where no map could be read, those are told of
+
+
 def test_picture_that_fails_does_not_lose_the_scores(tmp_path):
     def picture(position):
         raise ValueError("image is gone")
@@ -214,6 +228,23 @@ def test_picture_that_fails_does_not_lose_the_scores(tmp_path):
     written = json.loads((tmp_path / "test_scores.json").read_text())
     assert written["sets"]["set"]["problems"] == {"pictures": ["worst_best_set.png: image is gone"]}
     assert (tmp_path / "test_curves.png").is_file() and not (tmp_path / "test_worst_best_set.png").exists()
+
+
+def test_names_of_sets_are_no_formulas(monkeypatch):
+    legends = []
+    monkeypatch.setattr("e2net.evaluation.plots._png", lambda figure: _drawn(figure, legends))
+    values = {name: np.linspace(1, 0, 256) for name in ("F", "recall", "precision")}
+    for name in ("$^$", "_private", "$a"):
+        curve_figure({name: values})
+        corruption_figure({name: {"fog": [0.5, 0.4]}}, "S")
+    assert legends == ["$^$", " _private", "$a"]
+
+
+def _drawn(figure, legends):
+    figure.savefig(io.BytesIO(), format="png")
+    for legend in filter(None, (axes.get_legend() for axes in figure.axes)):
+        legends += [text.get_text().replace(r"\$", "$") for text in legend.get_texts()]
+    return b""
 
 
 def test_interrupted_report_has_no_score_file(tmp_path, monkeypatch):

@@ -13,6 +13,8 @@ from tiny import TINY
 from torch import nn
 from torch.nn import functional as F
 
+from e2net.compare.gallery import _write_maps
+from e2net.compare.runs import read_run
 from e2net.datasets.transforms import Resize
 from e2net.evaluation.inference import SECOND, Predictor
 from e2net.evaluation.zoom import check_zoom, cut_out, found_box
@@ -155,6 +157,11 @@ def test_a_cut_out_shows_what_the_box_shows(size, picture, begin, end):
     assert cut_out(places, (0, size[0], 0, size[1]), size).shape == places.shape
 
 
+def test_a_map_without_any_number_is_left_to_who_refuses_it():
+    for certainty in (torch.full((8, 6), torch.nan), torch.full((8, 6), 0.2).index_fill(1, torch.tensor(2), torch.nan)):
+        assert found_box(certainty, 1.5) == (0, 8, 0, 6)
+
+
 def test_off_is_the_first_look_alone():
     model, images = _Model(), _images()
     assert torch.equal(Predictor(zoom=0)(model, images), Predictor()(model, images)) and len(model.seen) == 2
@@ -183,3 +190,6 @@ def test_validation_and_test_look_again_at_their_files(tmp_path, monkeypatch):
     expected = [learned.read(i)[0] for i in job.data.split()[1]] + [tested.read(i)[0] for i in range(len(tested))]
     assert len(seen) == len(expected)
     assert all(np.array_equal(one, other) for one, other in zip(seen, expected, strict=True))
+    seen.clear()
+    _write_maps(read_run(tmp_path), {name: [tested.name(1)]}, tmp_path / "gallery", "cpu")
+    assert len(seen) == 1 and np.array_equal(seen[0], tested.read(1)[0])

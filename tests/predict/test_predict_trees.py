@@ -13,6 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_predict import PAIRS, _file_names, _film, _predict, _read, run
@@ -284,6 +285,27 @@ def photos(tmp_path):
         file.parent.mkdir(exist_ok=True)
         cv2.imwrite(str(file), PAIRS.read(i)[0][..., ::-1])
     return tmp_path / "photos"
+
+
+def test_a_result_that_is_not_finite_is_one_failure(run, photos, tmp_path, monkeypatch, capsys):
+    real = segmenter.Segmenter.activated
+
+    def broken(model, images, *more):
+        found = real(model, images, *more)
+        found[1] = torch.nan
+        return found
+
+    monkeypatch.setattr(segmenter.Segmenter, "activated", broken)
+    assert _predict(run, photos, tmp_path / "out") == 1
+    assert sorted(file.name for file in (tmp_path / "out" / "maps").iterdir()) == ["0.png", "2.png"]
+    told = capsys.readouterr().err
+    assert "1.png" in told and "expected finite results" in told
+
+
+def test_what_nothing_would_read_is_refused(run, photos, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        _predict(run, photos, tmp_path / "out", "min_area=9")
+    assert "min_area=9: expected rle=true beside it" in capsys.readouterr().err
 
 
 # What each setting is changed to, beside what; the rest is told in the test.

@@ -150,6 +150,25 @@ def test_size_and_seed_reach_the_data(trained):
     assert _prepare(trained, "data.size='${size}'").data.size == (32, 32)
 
 
+@pytest.mark.parametrize(
+    ("task", "used", "refused"),
+    [
+        ("depth", {"scale": 0.004, "result_scale": 0.002}, ["maximum=80", "head=bins", "fixed_camera=true"]),
+        ("semantic", {"ignore": 0, "first_label": 1}, ["classes=[a,b]", "class_weights=auto"]),
+    ],
+)
+def test_settings_of_the_checkpoints_task_are_used_or_refused(task, used, refused, monkeypatch):
+    trained = _compose("train", f"task={task}", f"protocol={task}", "run_dir=x")
+    monkeypatch.setattr("e2net.runs.checkpoint.read_checkpoint", lambda path: {KEY: {"config": trained}})
+    fixed = ["ckpt=run", "output=x", f"task={task}"]
+    given = [f"task.{key}={value}" for key, value in used.items()]
+    assert _compose("eval", *fixed)["task"] == trained["task"]
+    assert _compose("eval", *fixed, *given)["task"] == {**trained["task"], **used}
+    for setting in refused:
+        with pytest.raises(ValueError, match=f"task.{setting.partition('=')[0]}=.*expected that of the checkpoint's"):
+            _compose("eval", *fixed, f"task.{setting}")
+
+
 def test_deleting_and_adding(trained):
     assert _prepare(trained, "~data.batch_size").data.batch_size == 8  # the constructor's own
     assert _prepare(trained, "~data.augment").data.augment is None

@@ -24,6 +24,7 @@ from e2net.evaluation import evaluate, prepare_evaluation
 from e2net.evaluation.inference import Predictor
 from e2net.formats import read_labels, write_labels
 from e2net.losses.semantic import class_weights
+from e2net.losses.semantic_loss import SemanticLoss
 from e2net.metrics import LabelScores, LabelTable
 from e2net.metrics.semantic import score_labels, scores_from
 from e2net.runs import load_model, resolve
@@ -292,6 +293,15 @@ def _images(count, classes=3):
         target = rng.integers(0, classes, (9, 11)).astype(np.uint16)
         target[0, :3] = IGNORED
         yield index, rng.integers(0, classes, (9, 11)).astype(np.uint16), target
+
+
+def test_an_ignored_label_that_a_class_has_is_told(caplog):
+    targets = [np.array([[0, 1]], np.uint16)]
+    for settings in ({"ignore": 2}, {"ignore": None}, {"ignore": 0, "first_label": 1}):
+        Semantic(classes=["a", "b"], **settings).prepare_loss(SemanticLoss({"ce": 1}), targets)
+    assert not caplog.records
+    Semantic(classes=300).prepare_loss(SemanticLoss({"ce": 1}), targets)
+    assert "task.ignore=255 is the label of class 255 too" in caplog.text
 
 
 def test_collector_and_table_agree_with_plain_sums():

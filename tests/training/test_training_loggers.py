@@ -1,11 +1,17 @@
 """The groups callbacks and logger: each option through a whole small training, without a network."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
+import torch
 import yaml
 from conftest import ROOT
 from tiny import rows_of, tiny_job
 
+from e2net.tasks import Camouflage, Depth
 from e2net.training import train
+from e2net.training.callbacks import EarlyStopping
 
 LOGGERS = sorted(file.stem for file in (ROOT / "conf" / "logger").glob("*.yaml"))
 
@@ -42,6 +48,27 @@ def test_early_stopping_ends_a_run(tmp_path):
     job = tiny_job(tmp_path, *options)
     train(job)
     assert job.trainer.current_epoch < 8
+
+
+@pytest.mark.parametrize("task", [Camouflage(), Depth()], ids=lambda task: task.name)
+def test_early_stopping_goes_on_while_the_score_improves(task):
+    trainer: Any = SimpleNamespace(val_check_interval=1.0, check_val_every_n_epoch=1)
+    callback = EarlyStopping(patience=2, min_delta=0.1)
+    callback.setup(trainer, SimpleNamespace(task=task), "fit")
+    way = 1 if task.directions[task.monitor] == "max" else -1
+    better = [way * score for score in (0.0, 0.2, 0.4, 0.6, 0.8, 0.85, 0.85)]
+    stops = [callback._evaluate_stopping_criteria(torch.tensor(score))[0] for score in better]
+    assert stops == [False] * 6 + [True]
+    resumed = EarlyStopping(patience=4, min_delta=0.1)
+    resumed.setup(trainer, SimpleNamespace(task=task), "fit")
+    resumed.load_state_dict(callback.state_dict())
+    stops = [resumed._evaluate_stopping_criteria(torch.tensor(way * 0.85))[0] for _ in range(2)]
+    assert stops == [False, True]  # after two without improvement before
+
+
+def test_early_stopping_without_a_validation_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="callbacks=early_stopping: expected a validation"):
+        tiny_job(tmp_path, "callbacks=early_stopping", "data.val_fraction=0")
 
 
 def test_callbacks_are_callbacks(tmp_path):

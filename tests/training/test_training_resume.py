@@ -1,7 +1,10 @@
 """What may differ in a resumed run, and what a run folder holds after one."""
 
 import json
+import os
 import shutil
+from types import SimpleNamespace
+from typing import Any
 
 import lightning as L
 import pytest
@@ -18,6 +21,7 @@ from e2net.evaluation import evaluate, prepare_evaluation
 from e2net.formats import write_map
 from e2net.runs import inherit, resolve
 from e2net.runs.checkpoint import read_checkpoint
+from e2net.runs.resume import images_hash
 from e2net.training import prepare_training, train
 
 
@@ -213,6 +217,17 @@ def test_a_run_that_was_to_end_within_an_epoch_goes_on_within_it(tmp_path, worke
     assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
 
 
+@pytest.mark.parametrize(("time", "told"), [("00:00:00:00", True), ("00:01:00:00", False)])
+def test_a_resumed_run_whose_time_is_used_up_says_so(tmp_path, caplog, time, told):
+    options = ["decoder=linear", "+trainer.max_time='00:01:00:00'", "data.test={}"]
+    train(tiny_job(tmp_path / "run", *options, "trainer.max_epochs=1"))
+    options[1] = f"+trainer.max_time='{time}'"
+    job = tiny_job(tmp_path / "run", *options, "trainer.max_epochs=2", f"resume={tmp_path}/run")
+    assert ("all that trainer.max_time gives it" in caplog.text) == told
+    train(job)
+    assert (job.trainer.global_step > job.step) != told
+
+
 def test_a_run_of_so_many_steps_goes_on_within_an_epoch(tmp_path):
     """And ends where the uninterrupted one does, in the middle of another."""
     options = ["data.n_train=30", "data.num_workers=0", "trainer.max_epochs=100", "+trainer.max_steps=13"]
@@ -223,3 +238,10 @@ def test_a_run_of_so_many_steps_goes_on_within_an_epoch(tmp_path):
     states = [read_checkpoint(tmp_path / name / "checkpoints" / "last.ckpt") for name in ("run", "whole")]
     assert states[0]["global_step"] == states[1]["global_step"] == 13
     assert all(torch.equal(v, states[1]["state_dict"][key]) for key, v in states[0]["state_dict"].items())
+
+
+def test_images_are_told_apart_by_the_bytes_of_their_names():
+    """Which need be no UTF-8."""
+    names = [os.fsdecode(name) for name in (b"caf\xe9", b"caf\xe8", "caf\u00e9".encode())]
+    sets: list[Any] = [SimpleNamespace(train_names=[one].copy, val_names=list) for one in names]
+    assert len({images_hash(one) for one in sets}) == 3
