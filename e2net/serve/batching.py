@@ -110,6 +110,6 @@ class Batcher:
 
 
 def _fault(error: Exception) -> Exception:
-    """Whose fault it is that a picture has no map: its own, or that of the model, or of this machine, whose disk is full."""
+    """Whose fault it is that a picture has no map: its own, the model's, or this machine's, whose disk is full."""
     ours = isinstance(error, MemoryError | NotFiniteError) or (isinstance(error, OSError) and error.errno is not None)
     return error if ours else PictureError(str(error))
