@@ -40,10 +40,10 @@ LONG = (
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """One more than the cores of this process, as some wait; none for a single file or core, where it costs time."""
+    """One for each core that this process may use; none for a single file or core, where they would only cost time."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     single = len(config.args) == 1 and ".py" in config.args[0]
-    return 0 if single or cores == 1 else min(cores + 1, 8)
+    return 0 if single or cores == 1 else min(cores, 8)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -46,6 +46,7 @@ def _start(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
         signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.slow
 def test_some_of_each_kind_of_test_pass_in_a_hostile_environment(tmp_path):
     chosen = {
         "training/test_training_run.py": "Ctrl-C",

@@ -29,8 +29,9 @@ def main(arguments: Sequence[str]) -> int:
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # what is half written goes then too
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     # What the exporters say to their own authors.
-    for name in ("torch.onnx", "onnxscript", "onnx_ir", "root"):
+    for name in ("torch.onnx", "onnxscript", "onnx_ir"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger().addFilter(_is_error)  # of the root's own lines alone: e2net's come through its handlers
     warnings.filterwarnings("ignore", module=r"torch\.|onnx|copyreg")
     try:
         with user_errors():
@@ -51,6 +52,10 @@ def main(arguments: Sequence[str]) -> int:
         return 130
     print(f"written: {file}")
     return 0
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 if __name__ == "__main__":

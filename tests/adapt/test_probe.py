@@ -118,7 +118,7 @@ def test_linear_is_at_the_optimum_of_its_loss():
 
 
 def test_bad_input_is_one_line(tmp_path):
-    with pytest.raises(ValueError, match=r"probe.task=depth: expected masks or label maps"):
+    with pytest.raises(ValueError, match=r"probe.task=depth: expected a task of masks or label maps"):
         Probe(Blocks(), Depth())
     with pytest.raises(ValueError, match=r"found \d and \d of 1; give more, or another probe.held_out than 0.5"):
         Probe(Blocks(1))

@@ -142,7 +142,7 @@ def test_wrong_arguments_are_one_line(argument, message, capsys):
 
 
 def test_configs_that_are_not_there_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere; .* from a checkout"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere, found no such folder; .* or a checkout"):
         list_encoders(ListingSettings(), tmp_path / "nowhere")
 
 

@@ -1,6 +1,7 @@
 """The program from end to end, with a tiny trained model."""
 
 import json
+import logging
 import runpy
 import shutil
 import signal
@@ -85,6 +86,12 @@ def test_an_onnx_file_is_written_with_its_figures(run, exported):
     model, file = (figures["cost"][name] for name in ("model", "file"))
     assert 0 < file["p50"] <= file["p95"] and file["throughput"] > 0
     assert 1e7 < file["memory"] < model["memory"]  # without torch
+
+
+def test_warnings_of_e2net_are_still_seen(exported, caplog):
+    logging.getLogger("e2net.training.run").warning("a file lies in two sets")
+    logging.warning("what an exporter says to its authors")
+    assert "two sets" in caplog.text and "authors" not in caplog.text
 
 
 def test_a_file_says_what_it_is(run, exported):

@@ -127,6 +127,7 @@ def _encoders():
     yield ViTEncoder.from_config(siglip)
 
 
+@pytest.mark.slow
 def test_every_encoder_under_every_tuning(groups):
     criterion, tried = Criterion({"bce": 1.0}), 0
     tunings = [tuning for name, tuning in groups["tuning"].items() if name not in ("frozen", "scratch")]

@@ -209,7 +209,9 @@ def test_the_outline_along_what_is_ignored_is_none():
 @pytest.mark.parametrize("function", [confusion, image_counts])
 class TestRefuses:
     def test_a_label_outside_the_classes(self, function):
-        with pytest.raises(ValueError, match=r"labels: expected classes 0 to 2 or 255 to ignore, found 3, 7; does"):
+        with pytest.raises(
+            ValueError, match=r"labels: expected classes 0 to 2 or 255 to ignore, found 3, 7; check the number"
+        ):
             function(np.zeros((2, 2), int), np.array([[0, 3], [7, 255]]), 3)
         with pytest.raises(ValueError, match=r"labels: .*found -1"):
             function(np.zeros((1, 1), int), np.array([[-1]]), 3)

@@ -24,6 +24,7 @@ def _train(*overrides):
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
+@pytest.mark.slow
 def test_jobs_run_for_themselves_and_one_that_is_refused_says_why(tmp_path):
     sweep = ["-m", "hydra/launcher=submitit_local", "seed=1,-1", f"hydra.sweep.dir={tmp_path}"]
     done = _train(*sweep, *TINY, "trainer.max_epochs=1", "num_samples=0", "logger=csv", "callbacks={}")

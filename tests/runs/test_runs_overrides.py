@@ -255,6 +255,7 @@ ACCEPTED = {
 WRONG = ["nonsense", "", -1, 0, math.inf, -math.inf, math.nan, True, None, [], {}, [math.nan], {"a": 1}, 1e15, 10**15]
 
 
+@pytest.mark.slow
 def test_no_value_of_a_key_is_a_traceback(trained):
     """Every wrong type and number for every key ends in a line, or is a value that the key has."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):

@@ -159,7 +159,7 @@ def test_a_run_writes_what_is_tried_below(whole):
     assert written[-1] == "test_scores.json" and len(written) <= MOST
 
 
-@pytest.mark.parametrize("moment", mostly_slow(range(MOST), quick=range(0, MOST, 2)))
+@pytest.mark.parametrize("moment", mostly_slow(range(MOST), quick=range(0, MOST, 4)))
 def test_ended_while_it_trains(whole, tmp_path, moment):
     folder, written = whole
     if moment >= len(written):
