@@ -19,6 +19,7 @@ def script():
     return runpy.run_path(str(ROOT / "benchmarks" / "gpu_smoke.py"), run_name="gpu_smoke")
 
 
+@pytest.mark.slow
 def test_the_rehearsal_passes_and_says_what_it_skips(script, capsys):
     assert script["main"](["--device", "cpu"]) == 0
     head, found, printed = _lines(capsys)
