@@ -198,6 +198,7 @@ def test_a_file_is_no_folder(key, tmp_path, capsys):
     assert "found a file" in (line := capsys.readouterr().err) and line.startswith(f"error: {key}=")
 
 
+@pytest.mark.slow
 def test_a_store_is_for_one_sweep_and_sigterm_ends_it(tmp_path, capsys):
     """Its train.py holds the store's lock too: that the lock is free again says that nothing of it is left."""
     arguments = [*QUICK, "decoder=linear,caem", f"store={tmp_path}/store", f"output={tmp_path}/out"]

@@ -15,7 +15,7 @@ from conftest import hf_model, mostly_slow
 from small_recipes import one_of_each
 from tiny import tiny_config, tiny_job
 from torch import nn
-from two_processes import SPLIT, all_cases, split_cases
+from two_processes import QUICK, SPLIT, all_cases, split_cases
 
 from e2net.runs import build, compose_training
 from e2net.runs.checkpoint import load_model, read_checkpoint
@@ -23,6 +23,10 @@ from e2net.runs.config import check_training
 from e2net.training.strategies import FSDP, has_values, shards_on_cpus
 
 RECIPES = one_of_each()
+recipes = pytest.mark.parametrize(
+    "recipe, place",
+    mostly_slow([(one, "out" if i < QUICK else "split") for i, one in enumerate(RECIPES)], range(QUICK)),
+)
 splits = pytest.mark.skipif(not shards_on_cpus(), reason="this version of torch splits models on GPUs alone")
 
 
@@ -57,8 +61,9 @@ def _found(out, name):
     return [json.loads((out / "two" / f"{name}.{rank}.json").read_text()) for rank in (0, 1)]
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_two_processes_train_as_one_with_all_images(out, recipe):
+@recipes
+def test_two_processes_train_as_one_with_all_images(request, recipe, place):
+    out = request.getfixturevalue(place)
     one, (first, second) = json.loads((out / "one" / f"{recipe}.0.json").read_text()), _found(out, recipe)
     assert len(one["losses"]) == len(first["losses"]) == len(second["losses"]) == 4 * len(one["val"]) >= 8
     mean = [(a + b) / 2 for a, b in zip(first["losses"], second["losses"], strict=True)]
@@ -70,8 +75,10 @@ def test_two_processes_train_as_one_with_all_images(out, recipe):
     assert one["test"] == first["test"] == second["test"]
 
 
-def test_recipes_cover_what_differs_between_processes(out):
+@pytest.mark.slow
+def test_recipes_cover_what_differs_between_processes(split):
     """Or the test above would be about less than it says."""
+    out = split
     configs = {recipe: read_checkpoint(out / "one" / recipe)["e2net"]["config"] for recipe in RECIPES}
     assert any(config["ema"] for config in configs.values())
     assert any(config["flip_test"] for config in configs.values())
@@ -89,8 +96,9 @@ def test_the_mean_loss_is_that_of_all_images(out):
     assert len(first["means"]) == 1 and first["rates"][0] > 0
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_every_file_has_one_writer(out, recipe):
+@recipes
+def test_every_file_has_one_writer(request, recipe, place):
+    out = request.getfixturevalue(place)
     first, second = _found(out, recipe)
     names = {str(Path(file).relative_to(out / "two" / recipe)) for file in first["wrote"]}
     assert {"checkpoints/last.ckpt", "checkpoints/best.ckpt", "metrics.csv"} <= names

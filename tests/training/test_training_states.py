@@ -174,7 +174,7 @@ def test_ended_while_it_trains(whole, tmp_path, moment):
     assert_same_result(tmp_path, folder / "two")
 
 
-@pytest.mark.parametrize("moment, how", [(i, HOW[(i + 1) % 3]) for i in range(4)])
+@pytest.mark.parametrize("moment, how", mostly_slow([(i, HOW[(i + 1) % 3]) for i in range(4)], quick=(0, 3)))
 def test_ended_while_a_finished_run_is_extended(whole, tmp_path, moment, how):
     """Its old scores are gone before it is another run."""
     shutil.copytree(whole[0] / "one", tmp_path / "run")
@@ -188,7 +188,7 @@ def test_ended_while_a_finished_run_is_extended(whole, tmp_path, moment, how):
     assert yaml.safe_load((folder / "config.yaml").read_text())["trainer"]["max_epochs"] == 2
 
 
-@pytest.mark.parametrize("moment, how", [(i, HOW[(i + 1) % 3]) for i in range(5)])
+@pytest.mark.parametrize("moment, how", mostly_slow([(i, HOW[(i + 1) % 3]) for i in range(5)], quick=(0, 4)))
 def test_ended_while_a_run_moves_into_a_new_folder(whole, tmp_path, moment, how):
     source = whole[0] / "one"
     assert ended(tmp_path / "new", moment, how, f"resume={source}")

@@ -34,6 +34,8 @@ from e2net.training.strategies import shards_on_cpus
 RANK, SEVERAL, MACHINES = 0, False, 1
 # Of all processes together, at a step.
 BATCH = 4
+# Recipes that are not slow: the recommended one, and one whose rates go by a score.
+QUICK = 2
 # Tunings of which a split model is compared with copies.
 SPLIT = ("frozen", "full")
 WRITTEN: set[str] = set()
@@ -307,7 +309,7 @@ def all_cases(out):
     """Does them; in a process of its own, as it forks."""
     for family in ("dinov3", "dinov2", "dinov2_registers"):
         hf_model(family)
-    recipes = one_of_each()
+    recipes = one_of_each()[:QUICK]
     alone = started(out / "one", recipes, None, 0, 1)
     split = f"sharded:{SPLIT[0]}" if shards_on_cpus() else "refused:fsdp_refused"
     cases = [*recipes, "layers:layers", "losses:losses", split]
@@ -320,9 +322,12 @@ def all_cases(out):
 
 
 def split_cases(out):
-    """What takes longest, as FSDP is slow on CPUs."""
-    finish(pair(out / "two", ["sharded:full", "whole_run:fsdp_whole", "stopped:fsdp_stopped"]))
-    finish(pair(out / "two", ["resumed:fsdp_stopped_on"], machines=2))
+    """What takes longest: the other recipes, and FSDP, which is slow on CPUs."""
+    recipes = one_of_each()[QUICK:]
+    split = ["sharded:full", "whole_run:fsdp_whole", "stopped:fsdp_stopped"] if shards_on_cpus() else []
+    finish([started(out / "one", recipes, None, 0, 1), *pair(out / "two", [*recipes, *split])])
+    if split:
+        finish(pair(out / "two", ["resumed:fsdp_stopped_on"], machines=2))
 
 
 def finish(processes):
