@@ -61,7 +61,7 @@ def test_some_of_each_kind_of_test_pass_in_a_hostile_environment(tmp_path):
     assert found.returncode == 0, found.stdout[-3000:].decode(errors="replace")
 
 
-@pytest.mark.parametrize("program", mostly_slow(["train.py", "e2net.check", "e2net.encoders"], quick=(0, 1)))
+@pytest.mark.parametrize("program", mostly_slow(["train.py", "e2net.check", "e2net.encoders"]))
 def test_a_program_ends_well_in_a_terminal_that_is_not_utf_8(tmp_path, program):
     if program == "train.py":
         found = _start(

@@ -184,7 +184,7 @@ def test_batches_are_pinned_by_a_thread_and_keep_their_type(tmp_path, monkeypatc
     assert threading.active_count() < 50
 
 
-@pytest.mark.parametrize("name", mostly_slow(["16-mixed", "bf16-mixed"]))
+@pytest.mark.parametrize("name", mostly_slow(["16-mixed", "bf16-mixed"], quick=()))
 def test_compiled_under_autocast(name):
     torch._dynamo.reset()
     device = torch.device("cpu")

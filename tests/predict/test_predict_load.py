@@ -5,7 +5,7 @@ import threading
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, mostly_slow
 
 from e2net.evaluation.inference import Predictor
 from e2net.predict.segmenter import Segmenter
@@ -14,7 +14,7 @@ from e2net.runs import load_model
 COUNT = 100
 
 
-@pytest.mark.parametrize("way", ["arrays", "files", "mirrored", "windows"])
+@pytest.mark.parametrize("way", mostly_slow(["arrays", "files", "mirrored", "windows"], quick=(0, 1)))
 def test_a_hundred_threads_get_what_one_gets(tmp_path, way):
     rng = np.random.default_rng(0)
     predictor = {"mirrored": Predictor(flip=True, scales=(1.0, 2.0)), "windows": Predictor(window=32)}.get(way)
