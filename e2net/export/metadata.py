@@ -8,6 +8,7 @@ from typing import Any
 import e2net
 from e2net.export.network import OnePass
 from e2net.hub.card import licence_of, weights_of
+from e2net.runs.about import without_places
 from e2net.runs.checkpoint import trained_with
 
 # Of a run's config, what says how it was trained; no places on a disk.
@@ -45,7 +46,7 @@ def metadata_of(
         "sharpen": network.sharpen,
         "not_inside": looks,
         "encoder_licence": licence_words(config["encoder"]),
-        "training": _without_places({key: config[key] for key in _TRAINING if key in config}),
+        "training": without_places({key: config[key] for key in _TRAINING if key in config}),
         "epochs": config.get("trainer", {}).get("max_epochs"),
         "checkpoint_sha256": sha256,
     }
@@ -59,12 +60,3 @@ def licence_words(encoder: Mapping[str, Any]) -> str:
         return "none: the encoder was trained from random weights"
     licence = licence_of(path)
     return f"not known to e2net; see {PurePath(path).name}" if licence is None else licence.name
-
-
-def _without_places(value: Any) -> Any:
-    """A config in which absolute paths are their last names."""
-    if isinstance(value, Mapping):
-        return {key: _without_places(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_places(one) for one in value]
-    return PurePath(value).name if isinstance(value, str) and PurePath(value).is_absolute() else value
