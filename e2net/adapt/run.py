@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import inspect
 import logging
 import os
 import shutil
@@ -196,15 +197,25 @@ def _sized(settings: dict[str, Any], encoder: Encoder, anchor: Anchor, whole: st
 
 
 def _probe(config: dict[str, Any], data: DenseData | None) -> Probe | None:
-    """The probe on a labelled set; generated pictures have labels of their own."""
+    """The probe on a labelled set; generated pictures have labels of their own.
+
+    Raises:
+        ValueError: settings of a probe that there is not, or another task for the labels of generated pictures.
+    """
     settings = dict(config["probe"])
     if settings["root"] is not None:
         return build(settings)
-    if not isinstance(data, ProceduralData):
+    generated = isinstance(data, ProceduralData)
+    usual = {key: one.default for key, one in inspect.signature(Probe).parameters.items()} | {"size": config["size"]}
+    for key in ("task",) if generated else usual:
+        if key != "root" and settings[key] != usual[key]:
+            what = "generated pictures have masks" if generated else "there is no probe without probe.root=FOLDER"
+            raise ValueError(f"probe.{key}={settings[key]}: {what}; leave it out or give a labelled set")
+    if not generated:
         return None
     source = data.source("test", data.test_names[0])
     del settings["root"]
-    return build({**settings, "task": None}, _partial_=True)(root=source)
+    return build(settings, _partial_=True)(root=source)
 
 
 def _module(

@@ -89,7 +89,7 @@ def difference_table(found: Comparison, name: str, other: int, pictures: Mapping
     left_out = [s for s in found.scores if s not in found.differences[name][other]]
     if left_out:
         what = " and ".join(filter(None, (", ".join(left_out[:-1]), left_out[-1])))
-        table.note = f"{what}: no mean over images, so not in this table."
+        table.note = f"{what}: no mean over all images (of a whole set, or an image has none), so not in this table."
     return table
 
 
@@ -122,7 +122,7 @@ def verdict(found: Comparison, name: str, other: int) -> tuple[str, str]:
     first, second = found.variants[0].name, found.variants[other].name
     d = found.differences[name][other].get(found.score)
     if d is None:
-        return f"{found.score} is no mean over images; see the table.", "even"
+        return f"{found.score} is no mean over all images; see the table.", "even"
     numbers = f"95 % interval {signed(d.low)} to {signed(d.high)}, p {_equals(p_value(d.p, found.resamples))}"
     if not is_significant(d):
         return f"No difference between {second} and {first} can be told on these images ({numbers}).", "even"

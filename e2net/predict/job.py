@@ -123,7 +123,7 @@ class Job:
             )
         if not is_claimed(self._output, _RESULTS):
             self._check_free()
-        checkpoint = find_checkpoint(Path(settings.ckpt).expanduser())
+        checkpoint = find_checkpoint(settings.ckpt)
         if len(items) == 1:  # among many a broken one is reported at the end
             _try(items[0])
         self.model: Segmenter = load(

@@ -154,7 +154,7 @@ def find_checkpoint(path: str | Path, prefer: str = BEST) -> Path:
         FileNotFoundError: none of these.
         ValueError: a saved model is named where the last checkpoint is preferred.
     """
-    path = Path(str(path))  # a folder of a multirun is called 0, which YAML reads as a number
+    path = Path(str(path)).expanduser()  # a folder of a multirun is called 0, which YAML reads as a number
     candidates = (
         [path]
         if path.is_file()

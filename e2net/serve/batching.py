@@ -10,6 +10,10 @@ from e2net.predict.segmenter import Failure, Segmenter
 from e2net.structures import NotFiniteError
 
 
+# So many pictures in a row that the network failed on are not the pictures' fault: a GPU that is lost stays lost.
+FAILURES = 10
+
+
 class FullError(Exception):
     """As many pictures wait as may."""
 
@@ -29,6 +33,7 @@ class Batcher:
 
     Attributes:
         batches, pictures: how many were given to the network.
+        failures: in a row, of pictures that were none the worse.
 
     Args:
         model: which predicts.
@@ -39,7 +44,7 @@ class Batcher:
 
     def __init__(self, model: Segmenter, batch_size: int = 8, limit: int = 256, threads: int | None = None) -> None:
         self.model = model
-        self.batches = self.pictures = 0
+        self.batches = self.pictures = self.failures = 0
         self._batch_size, self._threads = batch_size, threads
         self._queue: queue.Queue[_Waiting | None] = queue.Queue(limit)
         self._thread = threading.Thread(target=self._work, name="e2net-serve", daemon=True)
@@ -52,8 +57,8 @@ class Batcher:
 
     @property
     def alive(self) -> bool:
-        """Whether pictures that come are predicted."""
-        return self._thread.is_alive()
+        """Whether pictures that come are predicted, as far as those before them tell."""
+        return self._thread.is_alive() and self.failures < FAILURES
 
     def submit(self, data: bytes) -> "Future[Prediction]":
         """The prediction for a picture's file, or what is wrong with it, when its turn has come.
@@ -96,6 +101,7 @@ class Batcher:
             found = list(self.model.stream([one.data for one in batch], self._batch_size, threads=self._threads))
         except Exception as error:  # whatever it is, who waits is told, and the next one may be a better one
             if len(batch) == 1:
+                self.failures += 1
                 batch[0].result.set_exception(error)
             else:  # one picture's fault is not the others'
                 self.pictures -= len(batch)
@@ -104,8 +110,11 @@ class Batcher:
             return
         for one, result in zip(batch, found, strict=True):
             if isinstance(result, Failure):
-                one.result.set_exception(_fault(result.error))
+                fault = _fault(result.error)
+                self.failures += not isinstance(fault, PictureError)
+                one.result.set_exception(fault)
             else:
+                self.failures = 0
                 one.result.set_result(result)
 
 

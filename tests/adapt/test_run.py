@@ -137,6 +137,8 @@ def _of(folder):
 def test_a_folder_without_labels(tmp_path, caplog):
     photos = _photos(tmp_path / "photos")
     (photos / "broken.jpg").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="probe.method=knn: there is no probe without probe.root=FOLDER"):
+        small_job(tmp_path / "run", "probe.method=knn", data=_of(photos))
     job = small_job(tmp_path / "run", data=_of(photos))
     assert "1 broken files" in caplog.text and "broken.jpg" in caplog.text
     assert job.follow.probe is None
@@ -267,6 +269,7 @@ def test_shorter_epochs_are_more_of_them(tmp_path):
         (["mix=[[32,16]]"], r"mix=\[\[32, 16\]\]: expected \[\[global side, local side, share of the batches\]"),
         (["mix=[[32,16,1],[36,16,1]]"], r"mix: image size 36x36 .* is not a multiple of 8"),
         (["adapt.dino=-1"], r"adapt.dino must be at least 0, found -1"),
+        (["probe.task={_target_: e2net.tasks.Camouflage}"], r"probe.task=.*: generated pictures have masks"),
         (["callbacks=early_stopping"], r"callbacks=early_stopping: expected a validation whose score it goes by"),
     ],
 )

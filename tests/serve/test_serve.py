@@ -23,7 +23,7 @@ from e2net.predict.segmenter import Failure
 from e2net.serve import Batcher, make_app
 from e2net.serve.__main__ import main
 from e2net.serve.app import SETTINGS, from_environment, to_environment
-from e2net.serve.batching import FullError, PictureError
+from e2net.serve.batching import FAILURES, FullError, PictureError
 from e2net.serve.settings import ServeSettings
 
 RUN = ROOT / "tests" / "runs" / "old" / "format_1.ckpt"
@@ -191,6 +191,20 @@ class Failing(Slow):
         return super().stream(images, batch_size, threads)
 
 
+def test_a_model_that_fails_on_one_picture_after_the_other_is_not_healthy():
+    """As on a GPU that is lost; a picture that it does predict shows that it is back."""
+    failing: Any = Failing()
+    failing.may.set()
+    batcher = Batcher(failing)
+    for left in range(FAILURES, 0, -1):
+        assert batcher.alive, left
+        assert isinstance(batcher.submit(b"bad").exception(10), RuntimeError)
+    assert not batcher.alive
+    batcher.submit(b"good").result(10)
+    batcher.close()
+    assert batcher.failures == 0
+
+
 def test_what_this_machine_lacks_is_not_the_clients_fault():
     errors = [OSError(errno.ENOSPC, "no space"), MemoryError(), OSError("truncated"), ValueError("no picture")]
 
@@ -203,6 +217,7 @@ def test_what_this_machine_lacks_is_not_the_clients_fault():
     found = [batcher.submit(b"%d" % i).exception(10) for i in range(4)]
     batcher.close()
     assert found[:2] == errors[:2] and [type(one) for one in found[2:]] == [PictureError] * 2
+    assert batcher.failures == 2
 
 
 def test_errors_and_clients_that_have_gone_are_counted():
