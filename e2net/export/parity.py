@@ -50,7 +50,7 @@ class Parity:
 
 
 def compare_runs(reference: Run, exported: Run, data: DenseData, task: Task, pictures: int | None) -> list[Parity]:
-    """Scores both on every test set, picture by picture, as evaluation does.
+    """Scores both on every test set, picture by picture, as evaluation does; the last two also go in as one batch.
 
     Args:
         reference: the model's one pass in float32.
@@ -68,6 +68,7 @@ def compare_runs(reference: Run, exported: Run, data: DenseData, task: Task, pic
         scored: tuple[list[Any], list[Any]] = ([], [])
         largest, difference = 1.0, 0.0
         samples: Any = loader.dataset
+        recent: list[tuple[np.ndarray, torch.Tensor]] = []
         for position in range(min(len(samples), pictures or len(samples))):
             sample = samples[position]
             image = np.ascontiguousarray(sample.image[None].numpy())
@@ -75,9 +76,14 @@ def compare_runs(reference: Run, exported: Run, data: DenseData, task: Task, pic
             check_finite(torch.cat(maps), [f"{sample.name} ({kind})" for kind in ("model", "file")])
             largest = max(largest, float(maps[0].max()))
             difference = max(difference, float((maps[0] - maps[1]).abs().max()))
+            recent = [*recent[-1:], (image, maps[0])]
             for found, one in zip(scored, maps, strict=True):
                 result = task.finish(one[0], sample.native_target.shape[:2])
                 found.append((sample.position, sample.name, task.score(result, sample.native_target)))
+        images, expected = zip(*recent, strict=True)
+        together = torch.from_numpy(exported(np.concatenate(images)))
+        check_finite(together, [f"{sample.name} (file, two at once)" for _ in recent])
+        difference = max(difference, float((together - torch.cat(expected)).abs().max()))
         values = [task.tabulate(one).values() for one in scored]
         results.append(Parity(name, len(scored[0]), values[0], values[1], difference / largest))
     return results

@@ -9,7 +9,6 @@ from e2net.predict.result import Prediction
 from e2net.predict.segmenter import Failure, Segmenter
 from e2net.structures import NotFiniteError
 
-
 # So many pictures in a row that the network failed on are not the pictures' fault: a GPU that is lost stays lost.
 FAILURES = 10
 

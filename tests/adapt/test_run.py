@@ -137,7 +137,7 @@ def _of(folder):
 def test_a_folder_without_labels(tmp_path, caplog):
     photos = _photos(tmp_path / "photos")
     (photos / "broken.jpg").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match="probe.method=knn: there is no probe without probe.root=FOLDER"):
+    with pytest.raises(ValueError, match=r"probe.method=knn: there is no probe without probe.root=FOLDER"):
         small_job(tmp_path / "run", "probe.method=knn", data=_of(photos))
     job = small_job(tmp_path / "run", data=_of(photos))
     assert "1 broken files" in caplog.text and "broken.jpg" in caplog.text

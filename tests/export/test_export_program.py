@@ -18,11 +18,12 @@ from tiny import TINY
 
 from e2net import load
 from e2net.arguments import read_settings
+from e2net.datasets import ProceduralData
 from e2net.export import job, network, onnx_file
 from e2net.export import settings as export_settings
 from e2net.export.__main__ import main
 from e2net.export.metadata import licence_words, metadata_of
-from e2net.export.parity import Parity
+from e2net.export.parity import Parity, compare_runs
 from e2net.export.settings import ExportSettings, torch_suffices
 from e2net.runs import compose_training, load_model
 from e2net.tasks import Camouflage, Depth, Semantic
@@ -316,3 +317,19 @@ def test_licences():
     assert licence_words({"path": "/home/me/frogs"}) == "not known to e2net; see frogs"
     drawn = licence_words({"path": "facebook/dinov2-base", "weights": "random"})
     assert drawn == licence_words({"config": {}}) == "none: the encoder was trained from random weights"
+
+
+@pytest.mark.parametrize("pictures", [1, 2, 3])
+def test_a_file_that_mixes_up_the_pictures_of_a_batch_differs(pictures):
+    data = ProceduralData(size=32, n_train=1, n_test=3, sides=(32, 40), num_workers=0)
+
+    def network(image):
+        return image[:, :1].astype(np.float32) / 255
+
+    def mixed(image):
+        return network(image)[::-1].copy()
+
+    for file in (network, mixed):
+        (found,) = compare_runs(network, file, data, Camouflage(), pictures)
+        assert found.reference == found.exported and found.pictures == pictures
+        assert (found.difference > 0.1) == (file is mixed and pictures > 1)
