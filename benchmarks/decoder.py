@@ -1,8 +1,9 @@
 """What the decoders cost: time of a training step, operations, peak memory, parameters.
 
 The variants take turns within one process, so that all of them see the same machine; times are medians and the ratio
-is the median of the ratios round by round, against E2Net's decoder with every level at the finest level's size. On a
-CPU each variant's memory is measured in a process of its own.
+is the median of the ratios round by round, against E2Net's decoder with every level at the finest level's size. The
+share is that of a large matrix product's rate, timed in the same process, which a step's operations reach. On a CPU
+each variant's memory is measured in a process of its own.
 
     python benchmarks/decoder.py --repeats 5 --json decoder.json
     python benchmarks/decoder.py --device cuda --size 1024 --dim 1024 --width 256
@@ -22,6 +23,7 @@ from torch import nn
 
 from e2net.decoders import CAEMDecoder, DPTDecoder, E2NetDecoder, LinearDecoder, UPerNetDecoder
 from e2net.flops import count_flops
+from e2net.profile import peak_flops
 
 PATCH = 16
 VARIANTS: dict[str, tuple[Callable[..., nn.Module], dict[str, str]]] = {
@@ -41,7 +43,7 @@ GIB = 2**30
 
 
 class Step:
-    """Forward and backward of one variant on random features of one image.
+    """Forward and backward of one variant on random features of images.
 
     Args:
         variant: a key of ``VARIANTS``.
@@ -49,15 +51,16 @@ class Step:
         size: of the image, in pixels a side.
         dim: channels of the encoder's four maps.
         width: channels inside the decoder.
+        batch: images.
     """
 
-    def __init__(self, variant: str, device: str, size: int, dim: int, width: int) -> None:
+    def __init__(self, variant: str, device: str, size: int, dim: int, width: int, batch: int = 1) -> None:
         make, options = VARIANTS[variant]
         sized = {} if make is LinearDecoder else {"width": width}
         with torch.device(device):
             self.decoder = make((dim,) * 4, (PATCH,) * 4, **sized, **options).train()
             # Channels last in memory, as maps made from tokens are.
-            grids = [torch.randn(1, size // PATCH, size // PATCH, dim) for _ in range(4)]
+            grids = [torch.randn(batch, size // PATCH, size // PATCH, dim) for _ in range(4)]
         self.features = [grid.permute(0, 3, 1, 2) for grid in grids]
         self.device, self.image_size = device, (size, size)
 
@@ -80,10 +83,10 @@ class Step:
             torch.cuda.synchronize()
 
 
-def gflops(variant: str, size: int, dim: int, width: int) -> float:
-    """10^9 floating-point operations of a forward pass; a multiply-add is two."""
-    step = Step(variant, "meta", size, dim, width)
-    return count_flops(step.forward) / 1e9
+def gflops(variant: str, *shape: int) -> tuple[float, float]:
+    """10^9 floating-point operations of a forward pass, and of a step; a multiply-add is two."""
+    step = Step(variant, "meta", *shape)
+    return count_flops(step.forward) / 1e9, count_flops(lambda: step.forward().backward()) / 1e9
 
 
 def resident(key: str) -> int:
@@ -94,10 +97,10 @@ def resident(key: str) -> int:
     raise OSError(f"/proc/self/status has no {key}")
 
 
-def peak_bytes(variant: str, device: str, size: int, dim: int, width: int, threads: int) -> int:
+def peak_bytes(variant: str, device: str, shape: tuple[int, ...], threads: int) -> int:
     """Most memory that steps took beyond what was there before the first one: decoder, features, PyTorch itself."""
     torch.set_num_threads(threads)
-    step = Step(variant, device, size, dim, width)
+    step = Step(variant, device, *shape)
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -114,15 +117,17 @@ def measure(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
     Returns:
         Variant to ``seconds`` (median), ``ratio`` (how many times faster than ``BASELINE``), ``gflops`` (forward),
-        ``peak_gib`` and ``parameters``.
+        ``share`` (of a matrix product's rate in float32), ``peak_gib`` and ``parameters``.
     """
-    shape = (options.size, options.dim, options.width)
+    shape = (options.size, options.dim, options.width, options.batch)
+    operations = {variant: gflops(variant, *shape) for variant in VARIANTS}
+    rate = peak_flops(torch.device(options.device), torch.float32) / 1e9
     report: dict[str, dict[str, Any]] = {}
     # A fresh process for each: memory that one variant gives back to its allocator would hide the next one's.
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         for variant in VARIANTS:
-            peak = pool.apply(peak_bytes, (variant, options.device, *shape, torch.get_num_threads()))
-            report[variant] = {"gflops": gflops(variant, *shape), "peak_gib": peak / GIB}
+            peak = pool.apply(peak_bytes, (variant, options.device, shape, torch.get_num_threads()))
+            report[variant] = {"gflops": operations[variant][0], "peak_gib": peak / GIB}
 
     steps = {variant: Step(variant, options.device, *shape) for variant in VARIANTS}
     times: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
@@ -133,6 +138,7 @@ def measure(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
         own, base = times[variant][1:], times[BASELINE][1:]  # without the warm-up
         row["seconds"] = statistics.median(own)
         row["ratio"] = statistics.median(b / a for a, b in zip(own, base, strict=True))
+        row["share"] = operations[variant][1] / row["seconds"] / rate
         row["parameters"] = sum(p.numel() for p in steps[variant].decoder.parameters())
     return report
 
@@ -144,6 +150,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=384, help=f"pixels a side, a multiple of {PATCH} (default 384)")
     parser.add_argument("--dim", type=int, default=768, help="channels of the encoder's maps (default 768)")
     parser.add_argument("--width", type=int, default=128, help="channels inside the decoders (default 128)")
+    parser.add_argument("--batch", type=int, default=1, help="images (default 1)")
     parser.add_argument("--repeats", type=int, default=5, help="measured steps per variant, at least 5 (default 5)")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
@@ -154,17 +161,19 @@ def main() -> None:
 
     report = measure(options)
     title = f"{options.device}, {options.size}², dim {options.dim}, width {options.width}"
-    print(f"{title:<34}{'s/step':>8}{'faster':>8}{'GFLOP':>8}{'GiB':>7}{'M par.':>8}")
+    print(f"{title:<34}{'s/step':>8}{'faster':>8}{'GFLOP':>8}{'share':>7}{'GiB':>7}{'M par.':>8}")
     for variant, row in report.items():
         print(
             f"  {variant:<32}{row['seconds']:>8.3f}{row['ratio']:>7.1f}x{row['gflops']:>8.1f}"
-            f"{row['peak_gib']:>7.2f}{row['parameters'] / 1e6:>8.2f}"
+            f"{row['share']:>7.0%}{row['peak_gib']:>7.2f}{row['parameters'] / 1e6:>8.2f}"
         )
-    print(f"batch 1, forward + backward, {torch.get_num_threads()} threads; GFLOP of the forward pass; faster than")
+    print(
+        f"batch {options.batch}, forward + backward, {torch.get_num_threads()} threads; GFLOP of the forward pass; faster than"
+    )
     print(f"'{BASELINE}'; GiB: peak beyond what the process held before its first step.")
     if options.json:
         settings = {k: v for k, v in vars(options).items() if k != "json"} | {"threads": torch.get_num_threads()}
-        settings |= {"torch": torch.__version__, "patch": PATCH, "batch": 1}
+        settings |= {"torch": torch.__version__, "patch": PATCH}
         options.json.write_text(json.dumps({"settings": settings, "variants": report}, indent=2) + "\n")
 
 

@@ -44,6 +44,7 @@ from e2net.training.step import precision_of
 # Width, blocks and heads, as DINOv3's; vit_tiny for machines without a GPU.
 MODELS = {
     "vit_tiny": (192, 4, 3),
+    "vit_ti": (192, 12, 3),
     "vit_s": (384, 12, 6),
     "vit_b": (768, 12, 12),
     "vit_l": (1024, 24, 16),
