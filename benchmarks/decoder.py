@@ -167,10 +167,8 @@ def main() -> None:
             f"  {variant:<32}{row['seconds']:>8.3f}{row['ratio']:>7.1f}x{row['gflops']:>8.1f}"
             f"{row['share']:>7.0%}{row['peak_gib']:>7.2f}{row['parameters'] / 1e6:>8.2f}"
         )
-    print(
-        f"batch {options.batch}, forward + backward, {torch.get_num_threads()} threads; GFLOP of the forward pass; faster than"
-    )
-    print(f"'{BASELINE}'; GiB: peak beyond what the process held before its first step.")
+    print(f"batch {options.batch}, forward + backward, {torch.get_num_threads()} threads; GFLOP of the forward pass;")
+    print(f"faster than '{BASELINE}'; GiB: peak beyond what the process held before its first step.")
     if options.json:
         settings = {k: v for k, v in vars(options).items() if k != "json"} | {"threads": torch.get_num_threads()}
         settings |= {"torch": torch.__version__, "patch": PATCH}
