@@ -1,11 +1,14 @@
 """Scores of a checkpoint as eval.py has them, without the report: for benchmarks that score dozens of them."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 
 from e2net.evaluation.inference import Predictor
+from e2net.evaluation.predictions import Targets, targets_of
 from e2net.model import DenseModel
 from e2net.runs.checkpoint import trained_with
 from e2net.runs.config import build_data
@@ -13,7 +16,7 @@ from e2net.runs.config import build_data
 
 @torch.inference_mode()
 def score(model: DenseModel, config: dict[str, Any], size: Sequence[int] | None = None) -> dict[str, float]:
-    """Scores of the test set of a run, with its own mirror images and scales.
+    """Scores of the test set of a run, looked at as its own test does.
 
     Args:
         model: of the run, where it shall run.
@@ -29,10 +32,21 @@ def score(model: DenseModel, config: dict[str, Any], size: Sequence[int] | None 
         raise ValueError(f"expected one test set, found {', '.join(data.test_names) or 'none'}")
     data.check("test")
     data.setup("test")
-    predictor = Predictor(trained_with(config, "flip_test"), trained_with(config, "test_scales"))
+    flip, scales, zoom, sharpen = (
+        trained_with(config, key) for key in ("flip_test", "test_scales", "zoom_test", "sharpen")
+    )
+    predictor, targets = Predictor(flip, scales, zoom=zoom, sharpen=sharpen), targets_of(data, data.test_names[0])
     (loader,), scores = data.test_dataloader(), task.set_scores()
     for batch in loader:
-        maps = predictor(model.eval(), batch.image)
+        pictures = partial(_picture, targets, batch.positions)
+        maps = predictor(model.eval(), batch.image, pictures)
         for position, name, prob, target in zip(batch.positions, batch.names, maps, batch.native_targets, strict=True):
             scores.add(position, scores.score(task.finish(prob, target.shape[:2]), target, position, None), name)
     return {name: float(value) for name, value in scores.compute().items()}
+
+
+def _picture(targets: Targets, positions: Sequence[int], index: int) -> np.ndarray:
+    """The picture that an image of a batch was made from."""
+    picture = targets.image(positions[index])
+    assert picture is not None
+    return picture

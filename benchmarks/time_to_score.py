@@ -6,15 +6,16 @@ start. "finish" is the end of the process: the last epoch, the test of the best 
 Validation after each epoch is part of it, as it is of a user's run.
 
 How: e2net puts each epoch's last.ckpt into place as a new file. This program keeps a hard link to each (which costs the
-training nothing), and scores them when the training has ended, as eval.py does. They are removed then; until then they
-take up to 100 MB an epoch for a ViT-Ti. Recipes run one after the other, and all of that again for each turn.
+training nothing), and scores them when all trainings have ended, as eval.py does, one after the other until the highest
+level is passed. They are removed then; until then they take up to 100 MB an epoch for a ViT-Ti. Recipes run one after
+the other, and all of that again for each turn.
 
     python benchmarks/time_to_score.py --root DATA --encoder FOLDER --precision bf16-mixed --turns 3
     python benchmarks/time_to_score.py --root DATA --encoder FOLDER --recipes published "mine: experiment=fast size=192"
     python benchmarks/time_to_score.py --root DATA --encoder FOLDER --recipes fast --profile       where the time goes
 
 DATA holds train/ and test/. Finished turns are kept in --output: the same command goes on where it stopped. Leaves
-table.md and times.json there. Run it on a machine with nothing else to do.
+table.md and times.json there. Run it on a machine with nothing else to do, at least until it scores.
 """
 
 import argparse
@@ -116,39 +117,62 @@ def watch(overrides: list[str], folder: Path, kept: Path, options: argparse.Name
     return {"start": start, "end": end}
 
 
-def measure(name: str, turn: int, options: argparse.Namespace) -> dict[str, Any]:
-    """One training: {"epochs": [[seconds, S], ...], "begins", "finish": seconds, "S": of the tested checkpoint}."""
+def train(name: str, turn: int, options: argparse.Namespace) -> None:
+    """One training; what :func:`watch` says of it goes into a file beside its folder."""
     folder = options.output / f"{name}_{turn}"
-    file, kept = folder.with_suffix(".json"), folder.with_name(f"{folder.name}_kept")
+    if not _clock(folder).is_file():
+        clock = watch(options.recipes[name], folder, _kept(folder), options)
+        write_atomically(_clock(folder), json.dumps(clock) + "\n")
+        print(f"{name} {turn}: {clock['end'] - clock['start']:.1f} s", flush=True)
+
+
+def measure(name: str, turn: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Of one training: {"epochs": [[seconds, S], ...], "begins", "finish": seconds, "S": of the tested checkpoint}.
+
+    S is None of the epochs behind the one that passes the highest level.
+    """
+    folder = options.output / f"{name}_{turn}"
+    file, kept = folder.with_suffix(".json"), _kept(folder)
     if file.is_file():
         return json.loads(file.read_text())
-    clock = watch(options.recipes[name], folder, kept, options)
-    epochs: list[list[float]] = []
-    due = 0
+    clock = json.loads(_clock(folder).read_text())
+    epochs: list[tuple[float, float | None]] = []
+    due, there = 0, False
     for checkpoint in sorted(kept.iterdir()):
         epoch = read_checkpoint(checkpoint)["epoch"]
         if epoch != due:
             print(f"{name} {turn}: expected the checkpoint of epoch {due}, found that of {epoch}: some are missing")
         due = epoch + 1
-        epochs.append([checkpoint.stat().st_mtime - clock["start"], score(*load_model(checkpoint))["S"]])
-        print(f"{name} {turn}: {epochs[-1][0]:.1f} s, S {epochs[-1][1]:.3f}", flush=True)
+        found = None if there else score(*load_model(checkpoint))["S"]
+        epochs.append((checkpoint.stat().st_mtime - clock["start"], found))
+        if found is not None:
+            print(f"{name} {turn}: {epochs[-1][0]:.1f} s, S {found:.3f}", flush=True)
+            there = found >= max(options.levels)
     ((_, tested),) = json.loads((folder / "test_scores.json").read_text())["scores"].items()
-    found = {
+    run = {
         "epochs": epochs,
         "begins": (folder / "config.yaml").stat().st_mtime - clock["start"],
         "finish": clock["end"] - clock["start"],
         "S": tested["S"],
     }
-    write_atomically(file, json.dumps(found) + "\n")
+    write_atomically(file, json.dumps(run) + "\n")
     for checkpoint in kept.iterdir():
         checkpoint.unlink()
     kept.rmdir()
-    return found
+    return run
+
+
+def _clock(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}_clock.json")
+
+
+def _kept(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}_kept")
 
 
 def passed(run: dict[str, Any], level: float) -> float | None:
     """Seconds until the first checkpoint that scores the level; None where none does."""
-    return next((seconds for seconds, s in run["epochs"] if s >= level), None)
+    return next((seconds for seconds, s in run["epochs"] if s is not None and s >= level), None)
 
 
 def middle(values: list[float | None], form: str = ".0f") -> str:
@@ -254,14 +278,16 @@ def main() -> None:
             print(profile(name, options), flush=True)
         return
     options.output.mkdir(parents=True, exist_ok=True)
-    for name, turn in ((name, turn) for turn in range(options.turns) for name in options.recipes):
+    every = [(name, turn) for turn in range(options.turns) for name in options.recipes]
+    for name, turn in every:
         place = options.output / f"{name}_{turn}"
-        if place.exists() and not place.with_suffix(".json").is_file():
+        if place.exists() and not _clock(place).is_file():
             parser.error(f"--output: {place} was begun and not finished; remove it, and {place.name}_kept beside it")
+    for name, turn in every:
+        train(name, turn, options)
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in options.recipes}
-    for turn in range(options.turns):
-        for name, turns in runs.items():
-            turns.append(measure(name, turn, options))
+    for name, turn in every:
+        runs[name].append(measure(name, turn, options))
     text = table(runs, options.levels)
     print(text)
     write_atomically(options.output / "table.md", text)

@@ -7,13 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
+from tiny import TINY
 
 sys.path.append(str(ROOT / "benchmarks"))
 import resolution
 import time_to_score
+from scoring import score
 
 from e2net.files import write_atomically
-from e2net.runs import build, compose_training
+from e2net.runs import build, compose_training, load_model
+from e2net.training import prepare_training, train
 
 OPTIONS = argparse.Namespace(
     root=Path("data"), encoder=Path("encoder"), val_fraction=0.1, precision="auto", set=[], size=32, epochs=1
@@ -48,7 +51,7 @@ def test_every_checkpoint_is_kept_though_the_next_one_takes_its_place(tmp_path):
 
 
 def test_a_level_is_passed_by_the_first_that_scores_it():
-    run = {"epochs": [[10.0, 0.5], [20.0, 0.7], [30.0, 0.6], [40.0, 0.8]]}
+    run = {"epochs": [[10.0, 0.5], [20.0, 0.7], [30.0, 0.6], [40.0, 0.8], [50.0, None]]}
     assert [time_to_score.passed(run, level) for level in (0.5, 0.6, 0.8, 0.9)] == [10.0, 20.0, 40.0, None]
     assert time_to_score.middle([1.0, None, 3.0]) == "2 (1–3), 1 never" and time_to_score.middle([None]) == "–"
 
@@ -71,3 +74,10 @@ def test_kinds_of_position_are_what_they_are_called(kind):
             parameter.normal_(std=0.3)
         plain, moved = (encoder(one)[-1].mean((2, 3)) for one in (image, image.roll(8, -1)))
     assert torch.allclose(plain, moved, atol=1e-4) == (kind == "none")
+
+
+def test_a_checkpoint_is_scored_as_its_run_tests_it(tmp_path):
+    looks = ["zoom_test=1.5", "sharpen=2", "test_scales=[1,0.5]", "flip_test=true"]
+    found = train(prepare_training(compose_training([*TINY, *looks, f"run_dir={tmp_path / 'run'}"])))
+    (tested,) = found.values()
+    assert score(*load_model(tmp_path / "run" / "checkpoints" / "best.ckpt")) == pytest.approx(tested)
