@@ -21,7 +21,8 @@ MAY_DIFFER = (
     # How long.
     "trainer.max_epochs",
     "trainer.max_time",
-    # On what it runs and how fast, which changes results by rounding at most. Precision too: auto follows the device.
+    # On what it runs and how fast, which changes results by rounding at most; but for another number of processes, of
+    # which ResumeState warns. Precision too: auto follows the device.
     "trainer.precision",
     "trainer.accelerator",
     "trainer.devices",

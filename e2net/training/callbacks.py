@@ -304,7 +304,13 @@ class ResumeState(L.Callback):
         if "finite" in self._state:
             pl_module.finite.load_state_dict(self._state["finite"])
             means, world = self._state["mean_loss"], trainer.world_size
-            if len(means) != world:  # it goes on with another number of processes
+            if len(means) != world:
+                if trainer.is_global_zero:
+                    log.warning(
+                        "resumed in %d processes, begun in %d: data.batch_size is that of each, so a step is of %s as many "
+                        "images as before, and the results are not those of a run without interruption",
+                        *(world, len(means), f"{world / len(means):g} times"),
+                    )
                 means = torch.cat([means.sum(0, keepdim=True), torch.zeros(world - 1, 2)])
             pl_module.mean_loss = means[trainer.global_rank].clone()
 

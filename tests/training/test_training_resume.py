@@ -23,6 +23,7 @@ from e2net.runs import inherit, resolve
 from e2net.runs.checkpoint import read_checkpoint
 from e2net.runs.resume import images_hash
 from e2net.training import prepare_training, train
+from e2net.training.callbacks import ResumeState
 
 
 class Stop(L.Callback):
@@ -245,3 +246,18 @@ def test_images_are_told_apart_by_the_bytes_of_their_names():
     names = [os.fsdecode(name) for name in (b"caf\xe9", b"caf\xe8", "caf\u00e9".encode())]
     sets: list[Any] = [SimpleNamespace(train_names=[one].copy, val_names=list) for one in names]
     assert len({images_hash(one) for one in sets}) == 3
+
+
+@pytest.mark.parametrize(("before", "now", "times"), [(1, 2, "2 times"), (4, 2, "0.5 times"), (2, 2, "")])
+def test_another_number_of_processes_is_warned_of_and_no_image_is_counted_twice(caplog, before, now, times):
+    means = torch.tensor([[3.0, 2.0]] * before)  # sum of losses, and images
+    finite = SimpleNamespace(load_state_dict=lambda state: None)
+    found = []
+    for rank in range(now):
+        module: Any = SimpleNamespace(finite=finite)
+        trainer: Any = SimpleNamespace(world_size=now, global_rank=rank, is_global_zero=rank == 0)
+        state = {"resume": {"finite": {}, "mean_loss": means}}
+        ResumeState().on_load_checkpoint(trainer, module, state)
+        found.append(module.mean_loss)
+    assert sum(found).tolist() == means.sum(0).tolist()
+    assert [times in record.getMessage() for record in caplog.records] == [True] * bool(times)
