@@ -211,7 +211,7 @@ def _probe(config: dict[str, Any], data: DenseData | None) -> Probe | None:
         if key != "root" and settings[key] != usual[key]:
             what = "generated pictures have masks" if generated else "there is no probe without probe.root=FOLDER"
             raise ValueError(f"probe.{key}={settings[key]}: {what}; leave it out or give a labelled set")
-    if not generated:
+    if not isinstance(data, ProceduralData):
         return None
     source = data.source("test", data.test_names[0])
     del settings["root"]

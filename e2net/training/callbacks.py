@@ -307,9 +307,11 @@ class ResumeState(L.Callback):
             if len(means) != world:
                 if trainer.is_global_zero:
                     log.warning(
-                        "resumed in %d processes, begun in %d: data.batch_size is that of each, so a step is of %s as many "
-                        "images as before, and the results are not those of a run without interruption",
-                        *(world, len(means), f"{world / len(means):g} times"),
+                        "resumed in %d processes, begun in %d: data.batch_size is that of each, so a step is of %g "
+                        "times as many images as before, and the results are not those of a run without interruption",
+                        world,
+                        len(means),
+                        world / len(means),
                     )
                 means = torch.cat([means.sum(0, keepdim=True), torch.zeros(world - 1, 2)])
             pl_module.mean_loss = means[trainer.global_rank].clone()
