@@ -9,17 +9,19 @@ import torch
 
 from e2net.evaluation.inference import Predictor
 from e2net.evaluation.predictions import Targets, targets_of
+from e2net.evaluation.test import choose_precision
 from e2net.model import DenseModel
 from e2net.runs.checkpoint import trained_with
 from e2net.runs.config import build_data
+from e2net.training.step import precision_of
 
 
 @torch.inference_mode()
 def score(model: DenseModel, config: dict[str, Any], size: Sequence[int] | None = None) -> dict[str, float]:
-    """Scores of the test set of a run, looked at as its own test does.
+    """Scores of the test set of a run, looked at as its own test does, in the same precision.
 
     Args:
-        model: of the run, where it shall run.
+        model: of the run, on the CPU.
         config: of the run.
         size: [H, W], pixels; None: that of training.
 
@@ -36,10 +38,12 @@ def score(model: DenseModel, config: dict[str, Any], size: Sequence[int] | None 
         trained_with(config, key) for key in ("flip_test", "test_scales", "zoom_test", "sharpen")
     )
     predictor, targets = Predictor(flip, scales, zoom=zoom, sharpen=sharpen), targets_of(data, data.test_names[0])
+    precision = precision_of(choose_precision(config["trainer"]["precision"], "cpu"), torch.device("cpu"))
     (loader,), scores = data.test_dataloader(), task.set_scores()
     for batch in loader:
         pictures = partial(_picture, targets, batch.positions)
-        maps = predictor(model.eval(), batch.image, pictures)
+        with precision.forward_context():
+            maps = predictor(model.eval(), batch.image, pictures)
         for position, name, prob, target in zip(batch.positions, batch.names, maps, batch.native_targets, strict=True):
             scores.add(position, scores.score(task.finish(prob, target.shape[:2]), target, position, None), name)
     return {name: float(value) for name, value in scores.compute().items()}
