@@ -205,17 +205,16 @@ def _probe(config: dict[str, Any], data: DenseData | None) -> Probe | None:
     settings = dict(config["probe"])
     if settings["root"] is not None:
         return build(settings)
-    generated = isinstance(data, ProceduralData)
+    if isinstance(data, ProceduralData):
+        if settings["task"] is not None:
+            raise ValueError(f"probe.task={settings['task']}: generated pictures have masks; leave it out")
+        del settings["root"]
+        return build(settings, _partial_=True)(root=data.source("test", data.test_names[0]))
     usual = {key: one.default for key, one in inspect.signature(Probe).parameters.items()} | {"size": config["size"]}
-    for key in ("task",) if generated else usual:
-        if key != "root" and settings[key] != usual[key]:
-            what = "generated pictures have masks" if generated else "there is no probe without probe.root=FOLDER"
-            raise ValueError(f"probe.{key}={settings[key]}: {what}; leave it out or give a labelled set")
-    if not isinstance(data, ProceduralData):
-        return None
-    source = data.source("test", data.test_names[0])
-    del settings["root"]
-    return build(settings, _partial_=True)(root=source)
+    for key, value in usual.items():
+        if key != "root" and settings[key] != value:
+            raise ValueError(f"probe.{key}={settings[key]}: there is no probe without probe.root=FOLDER; leave it out")
+    return None
 
 
 def _module(
