@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from e2net.evaluation.inference import Predictor
+from e2net.evaluation.inference import predictor_of
 from e2net.evaluation.predictions import Targets, targets_of
 from e2net.evaluation.test import choose_precision
 from e2net.model import DenseModel
-from e2net.runs.checkpoint import trained_with
 from e2net.runs.config import build_data
 from e2net.training.step import precision_of
 
@@ -34,10 +33,7 @@ def score(model: DenseModel, config: dict[str, Any], size: Sequence[int] | None 
         raise ValueError(f"expected one test set, found {', '.join(data.test_names) or 'none'}")
     data.check("test")
     data.setup("test")
-    flip, scales, zoom, sharpen = (
-        trained_with(config, key) for key in ("flip_test", "test_scales", "zoom_test", "sharpen")
-    )
-    predictor, targets = Predictor(flip, scales, zoom=zoom, sharpen=sharpen), targets_of(data, data.test_names[0])
+    predictor, targets = predictor_of(config), targets_of(data, data.test_names[0])
     precision = precision_of(choose_precision(config["trainer"]["precision"], "cpu"), torch.device("cpu"))
     (loader,), scores = data.test_dataloader(), task.set_scores()
     for batch in loader:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from e2net.evaluation.scales import check_scales, resize, scaled_size
 from e2net.evaluation.zoom import check_zoom, cut_out, found_box
 from e2net.formats import some
 from e2net.model import DenseModel
+from e2net.runs.checkpoint import trained_with
 from e2net.structures import Images, NotFiniteError, unit_range
 from e2net.tasks.base import Task
 
@@ -23,6 +25,8 @@ Pictures = Callable[[int], np.ndarray]
 SECOND = 0.7
 # Beyond it powers of probabilities leave the range of float32.
 _SHARPEST = 100
+# Predictor's arguments that are settings of a run, and their names there.
+_SETTINGS = {"flip": "flip_test", "scales": "test_scales", "zoom": "zoom_test", "sharpen": "sharpen"}
 
 
 def check_finite(activated: Tensor, names: Sequence[str]) -> None:
@@ -264,3 +268,17 @@ def starts(length: int, window: int, overlap: float) -> list[int]:
 def _bump(length: int, device: torch.device) -> Tensor:
     """sin² over ``length`` pixel centres, (length,): above 0 everywhere, 1 in the middle."""
     return torch.sin(torch.pi * (torch.arange(length, device=device) + 0.5) / length).square()
+
+
+def predictor_of(config: dict[str, Any], **chosen: Any) -> Predictor:
+    """How a run's images are looked at in its test.
+
+    Args:
+        config: of the run.
+        chosen: arguments of `Predictor` that go instead; None leaves one as the run has it, or as it is by default.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+    looks = {name: trained_with(config, key) for name, key in _SETTINGS.items() if chosen.get(name) is None}
+    return Predictor(**looks, **{name: value for name, value in chosen.items() if value is not None})

@@ -14,7 +14,7 @@ from e2net.datasets import DenseData
 from e2net.evaluation.callbacks import Bars, MapWriter, SamplePictures, TargetDigests
 from e2net.evaluation.corruptions import Corrupted, report_corruptions, score_corrupted
 from e2net.evaluation.data import DataModule
-from e2net.evaluation.inference import Predictor
+from e2net.evaluation.inference import Predictor, predictor_of
 from e2net.evaluation.module import EvaluationModule
 from e2net.evaluation.predictions import (
     ReportOptions,
@@ -25,7 +25,7 @@ from e2net.evaluation.predictions import (
 from e2net.evaluation.report import Scores, SetResult, clear_report, report
 from e2net.files import remove_file
 from e2net.formats import some
-from e2net.runs.checkpoint import find_checkpoint, load_model, trained_with
+from e2net.runs.checkpoint import find_checkpoint, load_model
 from e2net.runs.config import (
     build_data,
     build_trainer,
@@ -237,10 +237,6 @@ def choose_precision(precision: str, accelerator: str) -> str:
 
 def _predictor(config: dict[str, Any], trained: dict[str, Any]) -> Predictor:
     """That of a resolved ``conf/eval.yaml``; what it leaves null is as in training."""
-
-    def chosen(key: str) -> Any:
-        return trained_with(trained, key) if config[key] is None else config[key]
-
-    looks = {key: chosen(f"{key}_test") for key in ("flip", "zoom")}
+    looks = {"flip": config["flip_test"], "scales": config["test_scales"], "zoom": config["zoom_test"]}
     window = {"window": config["window"], "overlap": config["window_overlap"]}
-    return Predictor(scales=chosen("test_scales"), sharpen=chosen("sharpen"), **looks, **window)
+    return predictor_of(trained, sharpen=config["sharpen"], **looks, **window)

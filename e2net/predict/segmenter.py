@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from e2net.datasets import Resize
-from e2net.evaluation.inference import Pictures, Predictor, check_finite
+from e2net.evaluation.inference import Pictures, Predictor, check_finite, predictor_of
 from e2net.evaluation.test import choose_precision
 from e2net.model import DenseModel
 from e2net.pictures import FAULTS, Picture, check_many, decode, is_picture, take
@@ -426,13 +426,8 @@ def load(
     content = read_checkpoint(file)
     config = content[KEY]["config"]
     model = model_of(content, file, moved)
-    predictor = Predictor(
-        flip=trained_with(config, "flip_test") if flip is None else flip,
-        scales=trained_with(config, "test_scales") if scales is None else [float(s) for s in scales],
-        window=None if window is None else _pair(window),
-        zoom=trained_with(config, "zoom_test") if zoom is None else float(zoom),
-        sharpen=trained_with(config, "sharpen") if sharpen is None else float(sharpen),
-    )
+    sides = None if window is None else _pair(window)
+    predictor = predictor_of(config, flip=flip, scales=scales, window=sides, zoom=zoom, sharpen=sharpen)
     size = trained_with(config, "size") if size is None else size
     first = THRESHOLD if isinstance(threshold, str) else float(threshold)
     segmenter = Segmenter(model, size, device, predictor, precision, first)

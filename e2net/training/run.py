@@ -17,7 +17,7 @@ from e2net.datasets import DenseData
 from e2net.datasets.transforms import Size
 from e2net.evaluation.callbacks import SamplePictures
 from e2net.evaluation.data import DataModule
-from e2net.evaluation.inference import Predictor
+from e2net.evaluation.inference import predictor_of
 from e2net.evaluation.predictions import SourceTargets
 from e2net.evaluation.report import FILES, Scores, clear_report
 from e2net.evaluation.scales import RandomScale, scaled_size
@@ -110,8 +110,7 @@ def prepare_training(config: dict[str, Any]) -> TrainingJob:
         check_same_run(content[KEY]["config"], config)
     data = build_data(config["data"], task)
     criterion, optim = (build(config[key]) for key in ("loss", "optim"))
-    looks = {"flip": config["flip_test"], "scales": config["test_scales"], "zoom": config["zoom_test"]}
-    predictor = Predictor(**looks, sharpen=config["sharpen"])
+    predictor = predictor_of(config)
     rescale = RandomScale(config["train_scales"], config["seed"])
     strategy: Strategy = build(config["strategy"])
     model = strategy.build(config)

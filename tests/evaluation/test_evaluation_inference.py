@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from e2net.datasets.transforms import Resize
-from e2net.evaluation.inference import Predictor, starts
+from e2net.evaluation.inference import Predictor, predictor_of, starts
 from e2net.evaluation.scales import RandomScale, resize, scaled_size
 from e2net.structures import Output
 from e2net.tasks import Camouflage, Depth
@@ -345,3 +345,29 @@ def test_what_is_certain_stays_certain_and_only_objects_are_sharpened():
         assert torch.equal(Camouflage().sharpened(certain, factor), torch.tensor([0.0, 0.5, 1.0, 1.0]))
     with pytest.raises(ValueError, match="sharpen=2: task=depth has no probability of objects"):
         Predictor(sharpen=2.0).check(8, Depth())
+
+
+RUN: Any = {"flip_test": True, "test_scales": [1.0, 0.5], "zoom_test": 1.5, "sharpen": 2.0}
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {},
+        {"flip": False, "zoom": 0.0},  # off is a choice too
+        {"scales": (1.0,), "sharpen": 1.0},
+        {"window": (32, 48), "overlap": 0.25, "flip": None},
+        {"window": None, "scales": None},
+    ],
+)
+def test_a_run_is_looked_at_as_in_its_test_but_for_what_is_chosen(chosen):
+    expected = Predictor(flip=True, scales=(1.0, 0.5), zoom=1.5, sharpen=2.0)
+    for name, value in chosen.items():
+        setattr(expected, name, getattr(expected, name) if value is None else value)
+    assert vars(predictor_of(RUN, **chosen)) == vars(expected)
+
+
+def test_runs_of_before_a_setting_look_once():
+    assert vars(predictor_of({"zoom_test": 0.0, "sharpen": 1.0})) == vars(Predictor())
+    with pytest.raises(ValueError, match="checkpoint's config: zoom_test"):
+        predictor_of({**RUN, "zoom_test": "twice"})
