@@ -426,8 +426,15 @@ def load(
     content = read_checkpoint(file)
     config = content[KEY]["config"]
     model = model_of(content, file, moved)
-    sides = None if window is None else _pair(window)
-    predictor = predictor_of(config, flip=flip, scales=scales, window=sides, zoom=zoom, sharpen=sharpen)
+    predictor = predictor_of(
+        config,
+        flip=flip,
+        # NumPy's numbers are taken too.
+        scales=None if scales is None else [float(scale) for scale in scales],
+        window=None if window is None else _pair(window),
+        zoom=None if zoom is None else float(zoom),
+        sharpen=None if sharpen is None else float(sharpen),
+    )
     size = trained_with(config, "size") if size is None else size
     first = THRESHOLD if isinstance(threshold, str) else float(threshold)
     segmenter = Segmenter(model, size, device, predictor, precision, first)

@@ -220,10 +220,12 @@ def test_numbers_of_numpy_are_numbers(run, model):
     half: Any = np.float32(0.5)  # none of Python's floats, as np.float64 is
     window: Any = np.int32(64)
     size: Any = (np.int64(64), 64)
-    same = load(run, "cpu", size=np.array([64, 64]).tolist(), threshold=half, scales=(np.float64(1.0),))
+    one: Any = np.float32(1)
+    looks: Any = {"scales": (one,), "sharpen": one, "zoom": one - one}
+    same = load(run, "cpu", size=np.array([64, 64]).tolist(), threshold=half, **looks)
     again = load(run, "cpu", size=size, threshold=np.float64(0.5), window=window)
-    for one in (same, again):
-        assert np.array_equal(one.predict(IMAGES[0]).prob, model.predict(IMAGES[0]).prob)
+    for other in (same, again):
+        assert np.array_equal(other.predict(IMAGES[0]).prob, model.predict(IMAGES[0]).prob)
 
 
 def test_large_pictures_are_taken_one_by_one(model, monkeypatch):
